@@ -1,0 +1,17 @@
+"""Errors that a user can cause and mend; the command line prints their one line and exits with 2."""
+
+
+class TemaError(Exception):
+    """Base of the expected errors: the message names what was found, where, and what to do."""
+
+
+class ConfigError(TemaError):
+    """A model, dataset, key or value of the configuration is unknown or out of range."""
+
+
+class DataError(TemaError):
+    """A data file is missing, malformed, or contradicts another one."""
+
+
+class CheckpointError(TemaError):
+    """A checkpoint is missing, truncated, foreign, or belongs to another model or dataset."""
