@@ -1,0 +1,239 @@
+"""What every cross-domain dataset adds to a RecBole dataset class: domains, exact order, features.
+
+The mixin works on RecBole's ``Dataset``, ``SequentialDataset`` and their subclasses alike, so our
+models and RecBole's own see the same users, items, order of events and split.
+"""
+
+from logging import getLogger
+
+import numpy as np
+import torch
+from recbole.utils.enum_type import FeatureSource, FeatureType
+
+from recbole_tema.data.reading import read_frame
+from recbole_tema.data.schema import FEATURE_FILES
+from recbole_tema.data.sequences import build_sequences, thin_overlap, training_part
+from recbole_tema.errors import ConfigError, DataError
+
+
+class CrossDomainMixin:
+    """Domains, exactly ordered sequences and features on top of a RecBole dataset class.
+
+    Attributes:
+        item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
+        domain_names: names of the domains 1..D, in the order of the ``.item`` file.
+        sequences: every user's merged sequence (:class:`~recbole_tema.data.sequences.Sequences`).
+        train_sequences: its training part, thinned where ``overlap_ratio`` is below 1.
+        tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
+    """
+
+    def _get_field_from_config(self):
+        super()._get_field_from_config()
+        self.domain_field = self.config["DOMAIN_FIELD"] or "domain"
+
+    def _load_feat(self, filepath, source):
+        load, skip = self._get_load_and_unload_col(source)
+        if load == set():
+            return None
+        frame, types = read_frame(
+            filepath,
+            load,
+            skip,
+            separator=self.config["field_separator"],
+            seq_separator=self.config["seq_separator"],
+            encoding=self.config["encoding"],
+            required=(self.uid_field, self.iid_field, self.time_field, self.domain_field),
+        )
+        for name, kind in types.items():
+            if source != "link":
+                self.field2source[name] = source
+                self.field2type[name] = FeatureType(kind)
+            if kind.endswith("seq"):
+                self.field2seqlen[name] = max(map(len, frame[name]))
+                limit = (self.config["seq_len"] or {}).get(name)
+                if limit:
+                    frame[name] = [row[:limit] for row in frame[name]]
+                    self.field2seqlen[name] = min(limit, self.field2seqlen[name])
+            elif source != "link":
+                self.field2seqlen[name] = 1
+            if "float" in kind:
+                self.field2bucketnum[name] = 2
+        if source == FeatureSource.ITEM and self.domain_field in frame:
+            self._check_item_rows(filepath, frame)
+        return frame
+
+    def _check_item_rows(self, filepath, frame):
+        repeated = frame[self.iid_field].duplicated(keep="first")
+        if not repeated.any():
+            return
+        first = frame.drop_duplicates(self.iid_field).set_index(self.iid_field)[self.domain_field]
+        again = frame[repeated]
+        other = again[first.loc[again[self.iid_field]].to_numpy() != again[self.domain_field]]
+        if len(other):
+            row = other.iloc[0]
+            raise DataError(
+                f"{filepath}, line {other.index[0] + 2}: item '{row[self.iid_field]}' is in domain "
+                f"'{row[self.domain_field]}' here and in '{first[row[self.iid_field]]}' above; an "
+                f"item has one domain (prefix the ids by their domain if they collide)"
+            )
+        getLogger().warning(
+            f"{filepath}: {len(again)} repeated item rows left out, the first of each is kept "
+            f"(first repeated: line {again.index[0] + 2}, '{again[self.iid_field].iloc[0]}')"
+        )
+
+    def _init_alias(self):
+        # RecBole knows aliases of users and items; tags of items and of the tag list are one more.
+        tag_fields = [f for f in self.config["alias_of_tag_id"] or [] if f in self.field2type]
+        if tag_fields and "tags" in self.field2type:
+            self.alias["tag_id"] = np.array(["tags"] + [f for f in tag_fields if f != "tags"])
+        super()._init_alias()
+
+    def _data_processing(self):
+        super()._data_processing()
+        self._set_domains()
+        self._set_sequences()
+        self._set_tags()
+        self._log_summary()
+
+    def _set_domains(self):
+        if self.item_feat is None or self.domain_field not in self.item_feat:
+            raise DataError(
+                f"dataset '{self.dataset_name}' has no field '{self.domain_field}' in "
+                f"{self.dataset_name}.item; set DOMAIN_FIELD or add the column "
+                f"'{self.domain_field}:token'"
+            )
+        self.item_domain = self.item_feat[self.domain_field].to_numpy(dtype=np.int64)
+        self.domain_names = [str(name) for name in self.field2id_token[self.domain_field][1:]]
+        without = np.flatnonzero(self.item_domain[1:] == 0) + 1
+        if len(without):
+            tokens = ", ".join(f"'{t}'" for t in self.id2token(self.iid_field, without[:3]))
+            raise DataError(
+                f"{len(without)} items have events or features but no row in "
+                f"{self.dataset_name}.item, so no domain: {tokens}"
+                f"{', ...' if len(without) > 3 else ''}; add them there or remove their events"
+            )
+        if len(self.domain_names) < 2:
+            raise DataError(
+                f"{self.dataset_name}.item has one domain only ('{self.domain_names[0]}'); "
+                f"cross-domain recommendation needs two or more"
+            )
+
+    def _set_sequences(self):
+        split = self.config["eval_args"]["split"]
+        if split != {"LS": "valid_and_test"}:
+            raise ConfigError(
+                f"eval_args.split is {split}; this package evaluates leave-one-out on the merged "
+                f"sequence: set it to {{'LS': 'valid_and_test'}}"
+            )
+        order, self.sequences = build_sequences(
+            self.inter_feat[self.uid_field].to_numpy(),
+            self.inter_feat[self.iid_field].to_numpy(),
+            # Float64 here: RecBole's float32 tensors merge times that are a minute apart.
+            self.inter_feat[self.time_field].to_numpy(dtype=np.float64),
+            self.user_num,
+        )
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        self.train_sequences = training_part(self.sequences)
+        ratio = self.config["overlap_ratio"]
+        self.train_mask = None
+        if ratio is not None and ratio < 1.0:
+            full = self.train_sequences
+            self.train_sequences, self.train_mask = thin_overlap(
+                full, self.item_domain, len(self.domain_names), ratio, self.config["eval_neg_seed"]
+            )
+            getLogger().info(
+                f"overlap_ratio {ratio}: {len(full.items) - len(self.train_sequences.items)} of "
+                f"{len(full.items)} training events left out"
+            )
+
+    def _set_tags(self):
+        self.tags = None
+        if "tags" not in self.item_feat:
+            return
+        ids = self.item_feat["tags"].to_list()
+        width = max(1, max(map(len, ids)))
+        tag_ids = np.zeros((len(ids), width), dtype=np.int64)
+        weights = np.zeros((len(ids), width), dtype=np.float32)
+        given = self.item_feat["tag_weights"].to_list() if "tag_weights" in self.item_feat else None
+        for row, tags in enumerate(ids):
+            tag_ids[row, : len(tags)] = tags
+            weights[row, : len(tags)] = 1.0
+            if given is not None:
+                if len(given[row]) != len(tags):
+                    token = self.id2token(self.iid_field, row)
+                    raise DataError(
+                        f"{self.dataset_name}.item: item '{token}' has {len(tags)} tags and "
+                        f"{len(given[row])} tag_weights; write one weight for each tag"
+                    )
+                weights[row, : len(tags)] = given[row]
+        self.tags = torch.from_numpy(tag_ids), torch.from_numpy(weights)
+
+    def _preload_weight_matrix(self):
+        """Matrices of the feature files as float32, with a mask of the rows that are there."""
+        self._feature_rows = {}
+        for id_field, value_field in (self.config["preload_weight"] or {}).items():
+            feat_name = f"{self.field2source.get(id_field)}_feat"
+            frame = getattr(self, feat_name, None)
+            if frame is None or value_field not in frame:
+                raise ConfigError(
+                    f"preload_weight names '{id_field}: {value_field}', but no loaded file of "
+                    f"dataset '{self.dataset_name}' has these columns"
+                )
+            rows = frame[value_field].to_list()
+            widths = np.unique([len(row) for row in rows])
+            if len(widths) > 1:
+                odd = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
+                raise DataError(
+                    f"'{value_field}' of dataset '{self.dataset_name}': row {odd + 1} has "
+                    f"{len(rows[odd])} values, the first row has {len(rows[0])}"
+                )
+            matrix = np.zeros((self.num(id_field), widths[0]), dtype=np.float32)
+            present = np.zeros(len(matrix), dtype=bool)
+            ids = frame[id_field].to_numpy()
+            matrix[ids] = np.stack(rows)
+            present[ids] = True
+            self._preloaded_weight[id_field] = matrix
+            self._feature_rows[id_field] = present
+        # The matrix has it all: RecBole would copy the frame into one more padded tensor.
+        for suffix, (id_field, _, _) in FEATURE_FILES.items():
+            if id_field in self._preloaded_weight and f"{suffix}_feat" in self.feat_name_list:
+                self.feat_name_list.remove(f"{suffix}_feat")
+                setattr(self, f"{suffix}_feat", None)
+
+    def feature(self, id_field):
+        """The matrix of a feature file and which rows it has.
+
+        Args:
+            id_field: ``text_iid``, ``image_iid``, ``llm_iid``, ``profile_uid`` or ``tag_id``.
+
+        Returns:
+            None where the dataset has no such file, else (matrix ``(n, d)`` float32 tensor,
+            present ``(n,)`` bool tensor), rows by internal id; absent rows are 0 and not present.
+        """
+        if id_field not in self._feature_rows:
+            return None
+        matrix = torch.from_numpy(self._preloaded_weight[id_field])
+        present = torch.from_numpy(self._feature_rows[id_field])
+        needed = self.num(id_field)
+        return matrix[:needed], present[:needed]
+
+    def training_popularity(self):
+        """``(n_items,)`` int64 number of training events of each item."""
+        return np.bincount(self.train_sequences.items, minlength=self.item_num)
+
+    def _log_summary(self):
+        lengths = self.sequences.lengths[1:]
+        logger = getLogger()
+        few = int(((lengths > 0) & (lengths < 3)).sum())
+        if few:
+            logger.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
+        three = int((lengths == 3).sum())
+        if three:
+            logger.info(f"{three} users with 3 events have a test target but no validation target")
+        absent = [
+            f"{self.dataset_name}.{suffix}"
+            for suffix, (id_field, _, _) in FEATURE_FILES.items()
+            if id_field not in self._feature_rows
+        ]
+        if absent:
+            logger.info(f"not in this dataset (models go without): {', '.join(absent)}")

@@ -1,0 +1,109 @@
+"""What a dataset folder holds, read from the headers of its atomic files.
+
+A dataset in the form of the data contract needs no YAML file of its own: the columns to load, the
+aliases and the preloaded matrices follow from the files that are there. Keys set by the user or
+in ``properties/dataset/NAME.yaml`` win over these.
+"""
+
+from pathlib import Path
+
+from recbole_tema.atomic import read_header
+from recbole_tema.errors import DataError
+
+# suffix -> (id field, value field, field whose ids it shares)
+FEATURE_FILES = {
+    "itemtext": ("text_iid", "clip_text", "item_id"),
+    "itemimage": ("image_iid", "clip_image", "item_id"),
+    "itemllm": ("llm_iid", "llm_emb", "item_id"),
+    "userllm": ("profile_uid", "profile_emb", "user_id"),
+    "tag": ("tag_id", "tag_emb", "tag_id"),
+}
+
+# The types that the data contract gives to the fields that this package reads.
+FIELD_TYPES = {
+    "user_id": "token",
+    "item_id": "token",
+    "timestamp": "float",
+    "rating": "float",
+    "domain": "token",
+    "tags": "token_seq",
+    "tag_weights": "float_seq",
+    "tag_domain": "token_seq",
+} | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()} | {
+    value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()
+}
+
+TAG_FIELDS = ("tags", "tag_weights")
+
+
+def check_types(path: Path, header) -> None:
+    """Raise :class:`DataError` where a known field has another type than the data contract's."""
+    for field in header:
+        expected = FIELD_TYPES.get(field.name)
+        if expected and field.type != expected:
+            raise DataError(
+                f"{path}, line 1: field '{field.name}' has type '{field.type}', expected "
+                f"'{expected}'; write the column header as '{field.name}:{expected}'"
+            )
+
+
+def require(path: Path, header, names) -> None:
+    """Raise :class:`DataError` if one of ``names`` is not a column of ``path``."""
+    found = [field.name for field in header]
+    for name in names:
+        if name not in found:
+            raise DataError(
+                f"{path}, line 1: column '{name}' is missing; found {', '.join(found)}"
+            )
+
+
+def detect(folder, name: str, config=None) -> dict:
+    """Config defaults for the dataset ``name`` in ``folder``.
+
+    Returns a dict with ``load_col``, ``additional_feat_suffix``, ``alias_of_*`` and
+    ``preload_weight``, as RecBole reads them.
+
+    Raises:
+        DataError: the folder, ``NAME.inter`` or ``NAME.item`` is missing, or a header is wrong.
+    """
+    get = (lambda key, default: (config[key] or default)) if config is not None else (
+        lambda key, default: default
+    )
+    user, item = get("USER_ID_FIELD", "user_id"), get("ITEM_ID_FIELD", "item_id")
+    time, domain = get("TIME_FIELD", "timestamp"), get("DOMAIN_FIELD", "domain")
+    folder = Path(folder)
+    inter_path, item_path = folder / f"{name}.inter", folder / f"{name}.item"
+    for path, holds in ((inter_path, "interactions"), (item_path, "items and their domains")):
+        if not path.is_file():
+            raise DataError(f"{path} not found: dataset '{name}' has no file of {holds}")
+    inter_header, item_header = read_header(inter_path), read_header(item_path)
+    check_types(inter_path, inter_header)
+    check_types(item_path, item_header)
+    require(inter_path, inter_header, [user, item, time])
+    require(item_path, item_header, [item, domain])
+
+    item_names = {field.name for field in item_header}
+    load_col = {"inter": [user, item, time], "item": [item, domain]}
+    has_tags = "tags" in item_names
+    if has_tags:
+        load_col["item"] += [field for field in TAG_FIELDS if field in item_names]
+    aliases = {"user_id": [], "item_id": [], "tag_id": []}
+    suffixes, preload = [], {}
+    for suffix, (id_field, value_field, alias) in FEATURE_FILES.items():
+        path = folder / f"{name}.{suffix}"
+        if not path.is_file() or (suffix == "tag" and not has_tags):
+            continue
+        header = read_header(path)
+        check_types(path, header)
+        require(path, header, [id_field])
+        if value_field not in {field.name for field in header}:
+            continue  # a tag list without vectors
+        suffixes.append(suffix)
+        load_col[suffix] = [id_field, value_field]
+        aliases[alias].append(id_field)
+        preload[id_field] = value_field
+    return {
+        "load_col": load_col,
+        "additional_feat_suffix": suffixes or None,
+        "preload_weight": preload or None,
+    } | {f"alias_of_{alias}": fields for alias, fields in aliases.items() if fields}

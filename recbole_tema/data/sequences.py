@@ -1,0 +1,122 @@
+"""Every user's merged sequence as flat arrays, and the leave-one-out split on them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Users' item sequences, oldest event first.
+
+    Attributes:
+        items: ``(n_events,)`` int64 internal item ids, user after user.
+        offsets: ``(n_users + 1,)`` int64; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
+            User 0 is RecBole's padding user and owns nothing.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """``(n_users,)`` number of events of each user."""
+        return np.diff(self.offsets)
+
+    def of(self, user: int) -> np.ndarray:
+        """``(length,)`` item ids of one user."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def users(self) -> np.ndarray:
+        """``(n_events,)`` the user of each event."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def keep(self, mask: np.ndarray) -> "Sequences":
+        """The sequences of the events where ``mask`` ``(n_events,)`` is true."""
+        kept = np.concatenate([[0], np.cumsum(mask)])
+        return Sequences(self.items[mask], kept[self.offsets])
+
+
+def build_sequences(users: np.ndarray, items: np.ndarray, times: np.ndarray, n_users: int):
+    """Group events by user and order them by time, ties in the order of the input.
+
+    Args:
+        users, items: ``(n_events,)`` internal ids. times: ``(n_events,)`` float64, any unit.
+        n_users: number of user ids, the padding user included.
+
+    Returns:
+        (order, sequences): ``order`` ``(n_events,)`` sorts the input by user, then time.
+    """
+    # Two stable sorts are cheaper than lexsort, and the last one is a radix sort on integers.
+    by_time = np.argsort(times, kind="stable")
+    order = by_time[np.argsort(users[by_time], kind="stable")]
+    counts = np.bincount(users, minlength=n_users)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return order, Sequences(np.ascontiguousarray(items[order], dtype=np.int64), offsets)
+
+
+def train_lengths(lengths: np.ndarray) -> np.ndarray:
+    """``(n_users,)`` number of leading events that belong to training.
+
+    RecBole's leave-one-out on its augmented rows: with 4 or more events the last two are the
+    validation and the test target; with 3, the last is the test target and there is no
+    validation target; with fewer, everything is training data.
+    """
+    return np.where(lengths >= 3, np.maximum(lengths - 2, 2), lengths)
+
+
+def split_targets(sequences: Sequences, phase: str):
+    """Users that have a target in a phase, and the position of the target in their sequence.
+
+    Args:
+        phase: ``valid`` or ``test``.
+
+    Returns:
+        (users, positions): both ``(n,)`` int64, users ascending; the history of the target is
+        ``sequences.of(user)[:position]``.
+    """
+    lengths = sequences.lengths
+    if phase == "test":
+        users = np.flatnonzero(lengths >= 3)
+        return users, lengths[users] - 1
+    if phase == "valid":
+        users = np.flatnonzero(lengths >= 4)
+        return users, lengths[users] - 2
+    raise ValueError(f"phase is {phase!r}, expected 'valid' or 'test'")
+
+
+def training_part(sequences: Sequences) -> Sequences:
+    """The training events of every user."""
+    position = np.arange(len(sequences.items)) - np.repeat(
+        sequences.offsets[:-1], sequences.lengths
+    )
+    return sequences.keep(position < np.repeat(train_lengths(sequences.lengths), sequences.lengths))
+
+
+def domain_counts(sequences: Sequences, item_domain: np.ndarray, n_domains: int) -> np.ndarray:
+    """``(n_users, n_domains)`` number of events of each user in each domain (domains from 1)."""
+    n_users = len(sequences.offsets) - 1
+    key = sequences.users() * n_domains + item_domain[sequences.items] - 1
+    return np.bincount(key, minlength=n_users * n_domains).reshape(n_users, n_domains)
+
+
+def thin_overlap(train: Sequences, item_domain: np.ndarray, n_domains: int, ratio: float, seed: int):
+    """Make some overlapping users single-domain, in the training data only.
+
+    Of the users with training events in two or more domains the share ``ratio`` keeps everything;
+    each of the others keeps the events of one domain, drawn at random among its own.
+
+    Returns:
+        (sequences, mask): the thinned sequences and the kept events ``(n_events,)``.
+    """
+    counts = domain_counts(train, item_domain, n_domains)
+    overlapping = np.flatnonzero((counts > 0).sum(axis=1) >= 2)
+    rng = np.random.default_rng(seed)
+    thinned = rng.permutation(overlapping)[int(round(ratio * len(overlapping))) :]
+    # The largest of independent uniform numbers over the user's own domains is a fair draw.
+    kept_domain = np.zeros(len(counts), dtype=np.int64)
+    draw = rng.random((len(thinned), n_domains)) * (counts[thinned] > 0)
+    kept_domain[thinned] = draw.argmax(axis=1) + 1
+    wanted = kept_domain[train.users()]
+    mask = (wanted == 0) | (item_domain[train.items] == wanted)
+    return train.keep(mask), mask
