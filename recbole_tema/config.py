@@ -1,0 +1,213 @@
+"""The configuration of a run: RecBole's ``Config``, read without running code and fully checked."""
+
+import copy
+import os
+from logging import getLogger
+
+import torch
+from recbole.config import Config
+from recbole.utils import ModelType
+
+from recbole_tema.config_checks import check_values
+from recbole_tema.config_files import (
+    PlainYamlLoader,
+    load_yaml,
+    merge_layer,
+    parse_value,
+    properties_dir,
+)
+from recbole_tema.config_keys import check_keys
+from recbole_tema.errors import ConfigError
+from recbole_tema.names import get_model_class
+from recbole_tema.paths import default_data_path
+
+OUR_CATEGORIES = {
+    "General": ["threads", "resume"],
+    "Evaluation": ["candidates", "exclude_history", "eval_groups", "eval_neg_seed"],
+    "Dataset": ["DOMAIN_FIELD", "overlap_ratio"],
+}
+SAMPLED_LOSSES = ("BCE", "BPR")
+
+
+class TemaConfig(Config):
+    """RecBole's ``Config`` with this project's defaults, safe parsing and checks.
+
+    From weak to strong: RecBole's YAML files, then ``properties/overall.yaml``,
+    ``properties/model/MODEL.yaml``, ``properties/dataset/DATASET.yaml``, the config files in their
+    order, ``config_dict``, ``cmd_config_dict``. ``sys.argv`` is never read. ``eval_args`` is merged
+    key by key. Keys that no model knows are refused; a key that only other models know is accepted
+    with a warning, because one config file often serves several models.
+
+    Args:
+        model: name of a model (this project's or RecBole's) or a model class; None: the key
+            ``model`` of the layers below.
+        dataset: name of the dataset; None: the key ``dataset`` of the layers below.
+        config_file_list: paths of YAML files.
+        config_dict: ``{key: value}``; text is parsed as a Python literal where it is one.
+        cmd_config_dict: the command line's ``{key: value}``, parsed likewise.
+
+    Attributes:
+        sources: ``{key: where the user set it}`` for messages.
+
+    Raises:
+        ConfigError: an unknown model or key, a value out of range, an unreadable file.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        dataset=None,
+        config_file_list=None,
+        config_dict=None,
+        cmd_config_dict=None,
+    ):
+        self.sources = {}
+        self._given_cmd_config_dict = copy.deepcopy(dict(cmd_config_dict or {}))
+        try:
+            # RecBole parses the values of config_dict in place: it gets a copy.
+            super().__init__(model, dataset, config_file_list, copy.deepcopy(config_dict))
+        except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+
+    def _init_parameters_category(self):
+        super()._init_parameters_category()
+        # RecBole appends to these module-wide lists: a copy keeps one Config out of the next.
+        self.parameters = {
+            category: [*keys, *OUR_CATEGORIES.get(category, [])]
+            for category, keys in self.parameters.items()
+        }
+
+    def _build_yaml_loader(self):
+        return PlainYamlLoader
+
+    def _convert_config_dict(self, config_dict):
+        return {key: parse_value(value) for key, value in config_dict.items()}
+
+    def _load_config_files(self, file_list):
+        if isinstance(file_list, str | os.PathLike):
+            file_list = [file_list]
+        merged = {}
+        for path in file_list or []:
+            values = load_yaml(path)
+            self.sources.update(dict.fromkeys(values, f"config file '{path}'"))
+            merged = merge_layer(merged, values)
+        return merged
+
+    def _load_variable_config_dict(self, config_dict):
+        self.sources.update(dict.fromkeys(config_dict or {}, "config_dict"))
+        return super()._load_variable_config_dict(config_dict)
+
+    def _load_cmd_line(self):
+        self.sources.update(dict.fromkeys(self._given_cmd_config_dict, "command line"))
+        return self._convert_config_dict(self._given_cmd_config_dict)
+
+    def _merge_external_config_dict(self):
+        merged = merge_layer(self.file_config_dict, self.variable_config_dict)
+        self.external_config_dict = merge_layer(merged, self.cmd_config_dict)
+
+    def _get_model_and_dataset(self, model, dataset):
+        model = self.external_config_dict.get("model") if model is None else model
+        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
+        for name, value in (("model", model), ("dataset", dataset)):
+            if value is None:
+                raise ConfigError(f"no {name} given: set {name} as argument, in a file or dict")
+        dataset = str(dataset)
+        if dataset in ("", ".", "..") or "/" in dataset or os.sep in dataset:
+            raise ConfigError(
+                f"dataset '{dataset}' must be a folder's name; data_path is its parent"
+            )
+        if isinstance(model, str):
+            model_class = get_model_class(model)
+        else:
+            model, model_class = model.__name__, model
+        self._check_keys(model, model_class)
+        return model, model_class, dataset
+
+    def _check_keys(self, model, model_class):
+        foreign = check_keys(self.sources, model, model_class)
+        if foreign:
+            named = ", ".join(f"{key} ({self.sources[key]})" for key in foreign)
+            getLogger().warning(f"keys of other models, without effect on {model}: {named}")
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self.dataset_file_keys = set()
+        for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
+            path = properties_dir() / f"{part}.yaml"
+            if not path.is_file():
+                continue
+            values = load_yaml(path)
+            self.internal_config_dict = merge_layer(self.internal_config_dict, values)
+            if part.startswith("dataset/"):
+                self.dataset_file_keys = set(values)
+
+    def _get_final_config_dict(self):
+        final = merge_layer(self.internal_config_dict, self.external_config_dict)
+        # The layers may share lists and dicts, which RecBole and models change in place.
+        final = copy.deepcopy(final)
+        final["data_path"] = os.path.expanduser(final.get("data_path") or default_data_path())
+        if self._trains_without_negatives(final):
+            final["train_neg_sample_args"] = None
+        check_values(final, self.sources)
+        return final
+
+    def _trains_without_negatives(self, final):
+        """Say whether the loss compares a target with all items, so that RecBole demands None."""
+        if "train_neg_sample_args" in self.external_config_dict:
+            return False
+        modules = (base.__module__ for base in self.model_class.__mro__)
+        if any(module.startswith("recbole_tema.") for module in modules):
+            return final.get("loss_type") not in SAMPLED_LOSSES
+        return (
+            self.model_class.type == ModelType.SEQUENTIAL
+            and not hasattr(self.model_class, "input_type")
+            and final.get("loss_type") == "CE"
+        )
+
+    def set_data_defaults(self, values: dict) -> None:
+        """Set keys that the dataset's files imply, except where the user or a YAML file did.
+
+        Args:
+            values: ``{key: value}``, as ``load_col`` or ``additional_feat_suffix``; a key from a
+                config file, ``config_dict``, the command line or ``properties/dataset`` stays.
+        """
+        for key, value in values.items():
+            if key not in self.external_config_dict and key not in self.dataset_file_keys:
+                self.final_config_dict[key] = copy.deepcopy(value)
+
+    def _init_device(self):
+        final = self.final_config_dict
+        gpu_id = final["gpu_id"]
+        gpu_id = ",".join(map(str, gpu_id)) if isinstance(gpu_id, tuple | list) else str(gpu_id)
+        final["gpu_id"] = gpu_id
+        wants_gpu = bool(gpu_id) and final["use_gpu"] and torch.version.cuda is not None
+        # A scheduler's choice of GPU counts more than the default '0'.
+        assigned = "gpu_id" not in self.sources and "CUDA_VISIBLE_DEVICES" in os.environ
+        if wants_gpu and not assigned:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu_id
+        has_gpu = wants_gpu and torch.cuda.is_available()
+        final["device"] = torch.device("cuda" if has_gpu else "cpu")
+        final["single_spec"] = "local_rank" not in final
+        if final["single_spec"]:
+            final["local_rank"] = 0
+        else:
+            self._join_processes(has_gpu, gpu_id)
+
+    def _join_processes(self, has_gpu, gpu_id):
+        final = self.final_config_dict
+        if has_gpu and len(gpu_id.split(",")) < final["nproc"]:
+            raise ConfigError(f"nproc is {final['nproc']}, but gpu_id names only '{gpu_id}'")
+        torch.distributed.init_process_group(
+            # RecBole asks for nccl always, which a machine without CUDA does not have.
+            backend="nccl" if has_gpu else "gloo",
+            rank=final["local_rank"] + final["offset"],
+            world_size=final["world_size"],
+            init_method=f"tcp://{final['ip']}:{final['port']}",
+        )
+        if has_gpu:
+            final["device"] = torch.device("cuda", final["local_rank"])
+            torch.cuda.set_device(final["local_rank"])
+        if final["local_rank"] != 0:
+            final["state"] = "error"
+            final["show_progress"] = False
+            final["verbose"] = False

@@ -1,0 +1,157 @@
+"""Checks of configuration values: types, ranges and enumerations, each error in one line."""
+
+import re
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import NamedTuple
+
+from recbole_tema.errors import ConfigError
+
+# Metrics of RecBole that follow from the rank of the target alone.
+RANK_METRICS = ("hit", "ndcg", "mrr", "recall", "precision", "map")
+GROUPS = ("overlap", "popularity", "length")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+EVAL_ARGS = ("split", "order", "group_by", "mode")
+NEG_SAMPLE_ARGS = ("distribution", "sample_num", "alpha", "dynamic", "candidate_num")
+CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
+
+
+class Rule(NamedTuple):
+    """What a value may be: a test, and the words for it."""
+
+    holds: Callable
+    allowed: str
+
+
+def _is_int(value, low=0):
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+
+
+def _is_real(value):
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _integer(low):
+    return Rule(lambda v: _is_int(v, low), f"an integer >= {low}")
+
+
+def _choice(options):
+    words = ", ".join(options)
+    return Rule(lambda v: isinstance(v, str) and v.lower() in options, f"one of {words}")
+
+
+def _listed(test, one=True):
+    return lambda v: (
+        (one and test(v)) or (isinstance(v, list | tuple) and len(v) > 0 and all(map(test, v)))
+    )
+
+
+BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
+TEXT = Rule(lambda v: isinstance(v, str) and v != "", "text")
+RULES = {
+    "seed": _integer(0),
+    "reproducibility": BOOL,
+    "threads": Rule(lambda v: v is None or _is_int(v, 1), "an integer >= 1, or none"),
+    "use_gpu": BOOL,
+    "state": _choice(LEVELS),
+    "show_progress": BOOL,
+    "data_path": TEXT,
+    "checkpoint_dir": TEXT,
+    "resume": BOOL,
+    "save_dataset": BOOL,
+    "save_dataloaders": BOOL,
+    "log_wandb": BOOL,
+    "shuffle": BOOL,
+    "worker": _integer(0),
+    "nproc": _integer(1),
+    "DOMAIN_FIELD": TEXT,
+    "MAX_ITEM_LIST_LENGTH": _integer(1),
+    "overlap_ratio": Rule(lambda v: _is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "epochs": _integer(0),
+    "train_batch_size": _integer(1),
+    "learner": _choice(LEARNERS),
+    "learning_rate": Rule(lambda v: _is_real(v) and v > 0, "a number > 0"),
+    "weight_decay": Rule(lambda v: _is_real(v) and v >= 0, "a number >= 0"),
+    "eval_step": _integer(0),
+    "stopping_step": _integer(0),
+    "candidates": Rule(lambda v: v in ("in_domain", "all"), "in_domain or all"),
+    "exclude_history": BOOL,
+    "eval_neg_seed": _integer(0),
+    "eval_groups": Rule(
+        lambda v: isinstance(v, list | tuple) and all(g in GROUPS for g in v),
+        f"a list of {', '.join(GROUPS)}",
+    ),
+    "metrics": Rule(
+        _listed(lambda m: isinstance(m, str) and m.lower() in RANK_METRICS),
+        f"a list of {', '.join(RANK_METRICS)}",
+    ),
+    "topk": Rule(_listed(lambda k: _is_int(k, 1)), "a list of integers >= 1"),
+    "metric_decimal_place": _integer(1),
+    "loss_decimal_place": _integer(1),
+    "eval_batch_size": _integer(1),
+}
+
+
+def _fail(key, value, allowed, sources):
+    source = sources.get(key.split(".")[0])
+    where = f" ({source})" if source else ""
+    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
+
+
+def check_values(values: dict, sources: dict[str, str]) -> None:
+    """Check the values that this package or RecBole reads in every run.
+
+    Args:
+        values: the merged configuration; keys that are absent are not checked.
+        sources: where the user's keys came from, for the message.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    for key, rule in RULES.items():
+        if key in values and not rule.holds(values[key]):
+            _fail(key, values[key], rule.allowed, sources)
+    if "eval_args" in values:
+        _check_eval_args(values["eval_args"], sources)
+    for key, parts in (("clip_grad_norm", CLIP_ARGS), ("train_neg_sample_args", NEG_SAMPLE_ARGS)):
+        if values.get(key) not in (None, "None"):
+            _check_parts(key, values[key], parts, sources)
+    if {"valid_metric", "metrics", "topk"} <= set(values):
+        _check_valid_metric(values, sources)
+
+
+def _check_parts(key, value, parts, sources):
+    if not isinstance(value, dict):
+        _fail(key, value, f"a dict of {', '.join(parts)}", sources)
+    for part in value:
+        if part not in parts:
+            _fail(
+                f"{key}.{part}", value[part], f"no such part; {key} has {', '.join(parts)}", sources
+            )
+
+
+def _check_eval_args(value, sources):
+    _check_parts("eval_args", value, EVAL_ARGS, sources)
+    if value.get("split") not in (None, {"LS": "valid_and_test"}):
+        _fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
+    if value.get("order", "TO") != "TO":
+        _fail("eval_args.order", value["order"], "TO, by time", sources)
+    if value.get("group_by") not in ("user", "none", None):
+        _fail("eval_args.group_by", value["group_by"], "user or none", sources)
+    mode = value.get("mode", "full")
+    if isinstance(mode, dict):
+        _check_parts("eval_args.mode", mode, ("valid", "test"), sources)
+    for phase, one in (mode if isinstance(mode, dict) else {"": mode}).items():
+        if not isinstance(one, str) or not re.fullmatch(r"full|uni[1-9]\d*", one):
+            name = f"eval_args.mode.{phase}".rstrip(".")
+            _fail(name, one, "full, or uniN for N negatives as uni100", sources)
+
+
+def _check_valid_metric(values, sources):
+    metrics = [values["metrics"]] if isinstance(values["metrics"], str) else values["metrics"]
+    topk = values["topk"] if isinstance(values["topk"], list | tuple) else [values["topk"]]
+    offered = [f"{metric}@{k}" for metric in metrics for k in topk]
+    chosen = values["valid_metric"]
+    if not isinstance(chosen, str) or chosen.lower() not in [name.lower() for name in offered]:
+        _fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)

@@ -1,0 +1,110 @@
+"""Reading of configuration text, YAML files and ``--key=value`` strings, without running it."""
+
+import ast
+import re
+from pathlib import Path
+
+import yaml
+
+from recbole_tema.errors import ConfigError
+
+WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
+PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
+MERGED_KEYS = ("eval_args",)
+
+
+class PlainYamlLoader(yaml.SafeLoader):
+    """YAML's safe loader that reads ``1e-3`` as a number, as RecBole does; no key stands twice."""
+
+    def construct_mapping(self, node, deep=False):
+        """Build the dict of a mapping node; raise ``yaml.YAMLError`` where a key stands twice."""
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
+                )
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML copies the resolver table onto the subclass, so the global SafeLoader stays as it is.
+PlainYamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:
+         [-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)
+        |\.[0-9_]+(?:[eE][-+][0-9]+)?
+        |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.X,
+    ),
+    list("-+0123456789."),
+)
+
+
+def properties_dir() -> Path:
+    """Return the folder ``properties``: in the installed package, else beside it (a checkout)."""
+    package = Path(__file__).resolve().parent
+    inside = package / "properties"
+    return inside if inside.is_dir() else package.parent / "properties"
+
+
+def load_yaml(path) -> dict:
+    """Read one YAML file into a dict of plain values.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, holds a Python tag, or is no mapping of keys.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"config file '{path}' cannot be read: {reason}") from error
+    loader = PlainYamlLoader(text)
+    try:
+        values = loader.get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"config file '{path}'{line}: {problem}") from error
+    finally:
+        loader.dispose()
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"config file '{path}' must hold 'key: value' lines with text keys")
+    return values
+
+
+def parse_value(value):
+    """Turn a string into the plain value that it spells, else give it back as it is.
+
+    Python literals (``[5, 10]``, ``{'LS': 'valid_and_test'}``, ``1e-3``) and true, false and none
+    in any case are understood; everything else, Python code included, stays text.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in WORDS:
+        return WORDS[value.strip().lower()]
+    try:
+        parsed = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+    return parsed if isinstance(parsed, PLAIN_TYPES) else value
+
+
+def merge_layer(base: dict, layer: dict) -> dict:
+    """Return ``base`` overlaid by ``layer``.
+
+    Keys replace keys as in RecBole, with one exception: ``eval_args`` is merged key by key, so that
+    ``{'mode': 'uni100'}`` keeps the split (RecBole would fall back to a random 8:1:1 split).
+    """
+    merged = {**base, **layer}
+    for key in MERGED_KEYS:
+        if isinstance(base.get(key), dict) and isinstance(layer.get(key), dict):
+            merged[key] = {**base[key], **layer[key]}
+    return merged

@@ -1,0 +1,110 @@
+"""Names of models and datasets: what there is, and what a mistyped name was meant to be."""
+
+import difflib
+import importlib
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from recbole_tema.errors import ConfigError
+
+OUR_MODELS = {
+    "TEMA": "recbole_tema.model.tema",
+    "LLM4CDSR": "recbole_tema.model.llm4cdsr",
+}
+BUILTIN_DATASETS = ("ml-100k-genre",)
+RECBOLE_DATASETS = ("ml-100k",)
+RECBOLE_MODEL_TYPES = ("sequential", "general", "context_aware", "knowledge_aware", "exlib")
+
+
+def recbole_dir() -> Path:
+    """Return RecBole's folder without importing it (that import takes seconds)."""
+    spec = find_spec("recbole")
+    if spec is None:
+        raise ConfigError("RecBole is not installed: pip install 'recbole==1.2.1'")
+    return Path(spec.submodule_search_locations[0])
+
+
+@lru_cache(maxsize=1)
+def recbole_models() -> dict[str, dict[str, Path]]:
+    """Return RecBole's models ``{type: {class name: source file}}``, read from its source."""
+    found = {}
+    for kind in RECBOLE_MODEL_TYPES:
+        folder = recbole_dir() / "model" / f"{kind}_recommender"
+        found[kind] = {}
+        for path in sorted(folder.glob("*.py")):
+            # RecBole looks a model up by the lower-case name of its class: module = name.lower().
+            for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.M):
+                if name.lower() == path.stem:
+                    found[kind][name] = path
+    return found
+
+
+def model_names() -> list[str]:
+    """Return the names of all models, this project's first."""
+    theirs = [name for models in recbole_models().values() for name in models]
+    return [*OUR_MODELS, *theirs]
+
+
+def nearest(name: str, options, n: int = 3) -> list[str]:
+    """Return up to ``n`` of ``options`` that look like ``name``, the most alike first."""
+    by_lower = {}
+    for option in options:
+        by_lower.setdefault(option.lower(), option)
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=n, cutoff=0.6)
+    return [by_lower[lower] for lower in close]
+
+
+def hint(name: str, options) -> str:
+    """Return ``"; did you mean A, B?"`` for a mistyped name, or nothing where none is near."""
+    close = nearest(name, options)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def check_model(name: str) -> None:
+    """Raise ``ConfigError`` with the nearest names unless ``name`` is a model's exact name."""
+    if name not in model_names():
+        close = hint(name, model_names()) or "; --help lists all"
+        raise ConfigError(f"unknown model '{name}'{close}")
+
+
+def get_model_class(name: str):
+    """Import and return the class of the model called ``name``, this project's or RecBole's.
+
+    Raises:
+        ConfigError: no model has that name, or a package that the model needs is not installed.
+    """
+    check_model(name)
+    try:
+        if name in OUR_MODELS:
+            return getattr(importlib.import_module(OUR_MODELS[name]), name)
+        from recbole.utils import get_model
+
+        return get_model(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model '{name}' needs the package '{error.name}', which is not installed"
+        ) from error
+
+
+def dataset_names(data_path, builtin=BUILTIN_DATASETS) -> list[str]:
+    """Return the datasets to choose from: the built-in ones, then the folders of ``data_path``.
+
+    A folder counts when it holds interactions: ``<data_path>/<name>/<name>*.inter``.
+    """
+    folder = Path(data_path).expanduser()
+    found = []
+    if folder.is_dir():
+        found = sorted(p.name for p in folder.iterdir() if any(p.glob(f"{p.name}*.inter")))
+    return list(dict.fromkeys([*builtin, *found]))
+
+
+def check_dataset(name: str, data_path, builtin=BUILTIN_DATASETS) -> None:
+    """Raise ``ConfigError`` with the nearest names unless ``name`` is built in or has a folder."""
+    names = dataset_names(data_path, builtin)
+    if name in names or name in RECBOLE_DATASETS:
+        return
+    close = hint(name, names) or f"; there are {', '.join(names)}"
+    wanted = Path(data_path) / name / f"{name}.inter"
+    raise ConfigError(f"unknown dataset '{name}': no file '{wanted}'{close}")
