@@ -66,7 +66,7 @@ class TemaConfig(Config):
         try:
             # RecBole parses the values of config_dict in place: it gets a copy.
             super().__init__(model, dataset, config_file_list, copy.deepcopy(config_dict))
-        except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
+        except (ValueError, NotImplementedError) as error:
             raise ConfigError(" ".join(str(error).split())) from error
 
     def _init_parameters_category(self):

@@ -48,10 +48,13 @@ def model_names() -> list[str]:
 
 
 def nearest(name: str, options, n: int = 3) -> list[str]:
-    """Return up to ``n`` of ``options`` that look like ``name``, the most alike first."""
+    """Return up to ``n`` of ``options`` that look like ``name``, the most alike first; one where
+    only the case differs."""
     by_lower = {}
     for option in options:
         by_lower.setdefault(option.lower(), option)
+    if str(name).lower() in by_lower:
+        return [by_lower[str(name).lower()]]
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=n, cutoff=0.6)
     return [by_lower[lower] for lower in close]
 

@@ -1,0 +1,151 @@
+"""The command line: ``recbole-tema`` and ``run_recbole_tema.py``, in RecBole's style.
+
+Arguments are checked before torch and RecBole are imported, which takes seconds; a wrong one ends
+the program with one line on stderr and exit code 2.
+"""
+
+import os
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from recbole_tema.config_checks import BOOL, RULES, check_values
+from recbole_tema.config_files import load_yaml, merge_layer, parse_value, properties_dir
+from recbole_tema.config_keys import check_keys
+from recbole_tema.errors import ConfigError, TemaError
+from recbole_tema.names import check_dataset, check_model
+from recbole_tema.paths import default_data_path
+
+DEFAULT_MODEL = "TEMA"
+DEFAULT_DATASET = "ml-100k-genre"
+SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
+FLAGS = ("help", "version")
+
+
+def main(argv=None) -> int:
+    """Run the command line and return the exit code: 0, 2 (wrong input) or 130 (interrupted)."""
+    arguments = {}
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else list(argv))
+        if "help" in arguments:
+            return _print_help(arguments)
+        if "version" in arguments:
+            print(f"recbole-tema {_version('recbole-tema')}, RecBole {_version('recbole')}")
+            return 0
+        return _train(arguments)
+    except TemaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
+        command = f"{_program()} {shlex.join(again)}"
+        print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
+        return 130
+
+
+def parse_arguments(argv: list[str]) -> dict[str, str | bool]:
+    """Split ``--key=value`` and ``--key value`` words into ``{key: text}``.
+
+    A boolean key without a value is True, as in ``--resume``. Values may contain ``=``.
+
+    Raises:
+        ConfigError: a word that belongs to no key, a key without value, or one key given twice
+            with different values.
+    """
+    arguments = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        short, equals, rest = word.partition("=")
+        word = SHORT.get(short, short) + equals + rest
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise ConfigError(f"unexpected argument '{word}'; write --key=value (see --help)")
+        if name in FLAGS:
+            value = True
+        elif not equals:
+            value = _next_value(name, words)
+        if name in arguments and arguments[name] != value:
+            raise ConfigError(f"--{name} is given twice: '{arguments[name]}' and '{value}'")
+        arguments[name] = value
+    return arguments
+
+
+def _next_value(name, words):
+    following = words[0] if words else "--"
+    if RULES.get(name) is BOOL and following.lower() not in ("true", "false"):
+        return True
+    if following.startswith("--"):
+        raise ConfigError(f"--{name} has no value; write --{name}=VALUE")
+    return words.pop(0)
+
+
+def _config_files(text) -> list[str]:
+    if not text:
+        return []
+    # One path with blanks in it is more likely than several files that spell an existing path.
+    return [text] if Path(text).is_file() else text.split()
+
+
+def _train(arguments):
+    keys = dict(arguments)
+    files = _config_files(keys.pop("config_files", ""))
+    cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
+    values, sources = _merged(files, cmd)
+    model = str(keys.get("model") or values.get("model") or DEFAULT_MODEL)
+    dataset = str(keys.get("dataset") or values.get("dataset") or DEFAULT_DATASET)
+    _check(model, dataset, values, sources)
+
+    from recbole_tema.quick_start import run_recbole_tema
+
+    run_recbole_tema(model=model, dataset=dataset, config_file_list=files, cmd_config_dict=cmd)
+    return 0
+
+
+def _merged(files, cmd):
+    """Return the user's keys and where each came from, as ``TemaConfig`` will see them."""
+    values, sources = {}, {}
+    for path in files:
+        layer = load_yaml(path)
+        values = merge_layer(values, layer)
+        sources.update(dict.fromkeys(layer, f"config file '{path}'"))
+    sources.update(dict.fromkeys(cmd, "command line"))
+    return merge_layer(values, {key: parse_value(text) for key, text in cmd.items()}), sources
+
+
+def _check(model, dataset, values, sources):
+    check_model(model)
+    check_keys(sources, model)
+    defaults = {}
+    for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
+        path = properties_dir() / f"{part}.yaml"
+        if path.is_file():
+            defaults = merge_layer(defaults, load_yaml(path))
+    values = merge_layer(defaults, values)
+    values["data_path"] = values["data_path"] or default_data_path()
+    check_values(values, sources)
+    check_dataset(dataset, os.path.expanduser(values["data_path"]))
+
+
+def _print_help(arguments):
+    from recbole_tema.cli_help import help_text
+
+    model = arguments.get("model")
+    if model is not None:
+        check_model(model)
+    data_path = os.path.expanduser(arguments.get("data_path") or default_data_path())
+    print(help_text(_program(), DEFAULT_MODEL, DEFAULT_DATASET, data_path, model))
+    return 0
+
+
+def _program():
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed, run from a checkout)"

@@ -1,0 +1,120 @@
+"""The text of ``--help``: models, datasets and keys, read from where they are defined."""
+
+import re
+import textwrap
+from typing import NamedTuple
+
+from recbole_tema.config_files import load_yaml, properties_dir
+from recbole_tema.names import OUR_MODELS, RECBOLE_DATASETS, dataset_names, recbole_models
+
+WIDTH = 100
+USED_KEYS = (
+    "data_path",
+    "epochs",
+    "train_batch_size",
+    "learning_rate",
+    "stopping_step",
+    "MAX_ITEM_LIST_LENGTH",
+    "seed",
+    "eval_args",
+    "candidates",
+    "eval_groups",
+    "metrics",
+    "topk",
+    "valid_metric",
+    "overlap_ratio",
+    "resume",
+    "checkpoint_dir",
+    "threads",
+    "gpu_id",
+)
+HEAD = """\
+usage: {prog} [--model=MODEL] [--dataset=DATASET] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
+
+Train and evaluate a recommender on a cross-domain dataset; the result is a table of metrics,
+overall and per domain. Without arguments: --model={model} --dataset={dataset}.
+
+  -m, --model=MODEL        model to train (default: {model})
+  -d, --dataset=DATASET    dataset to train it on (default: {dataset})
+  --config_files="A B"     YAML files of keys, the last one counts most
+  --KEY=VALUE              any key; counts more than the files; text, numbers, lists and dicts
+  -h, --help               this text; with --model=MODEL also the keys of that model
+  --version                the versions of recbole-tema and RecBole
+"""
+EXAMPLES = """\
+examples:
+  {prog} --model=TEMA
+  {prog} --model=LLM4CDSR --dataset=ml-100k-genre --epochs=20
+  {prog} --model=SASRec --config_files="a.yaml b.yaml" --learning_rate=5e-4
+  {prog} --model=TEMA --eval_args="{{'mode': 'uni100'}}" --eval_groups="['overlap', 'popularity']"
+"""
+
+
+class Documented(NamedTuple):
+    """One key of a properties file: its name, default and comment."""
+
+    key: str
+    default: object
+    comment: str
+
+
+def documented_keys(path) -> list[Documented]:
+    """Return the keys of a YAML file in their order, each with the comment beside or above it."""
+    values = load_yaml(path)
+    keys, above = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"(\w+):", line)
+        if match:
+            beside = re.search(r"\s#\s?(.*)$", line)
+            comment = beside.group(1) if beside else " ".join(above)
+            keys.append(Documented(match.group(1), values[match.group(1)], comment.strip()))
+        above = [*above, line.lstrip("# ")] if line.startswith("#") else []
+    return keys
+
+
+def help_text(prog: str, model: str, dataset: str, data_path, asked_model=None) -> str:
+    """Return the whole help.
+
+    Args:
+        prog: how the program was called.
+        model: the default model.
+        dataset: the default dataset.
+        data_path: the folder of datasets.
+        asked_model: a model whose keys are listed too.
+    """
+    parts = [HEAD.format(prog=prog, model=model, dataset=dataset)]
+    parts.append("models:\n" + _wrapped("this package", OUR_MODELS))
+    for kind, models in recbole_models().items():
+        parts[-1] += _wrapped(f"RecBole, {kind.replace('_', ' ')}", models)
+    names = [*dataset_names(data_path), *RECBOLE_DATASETS]
+    parts.append(f"datasets (in {data_path}):\n" + _wrapped("", names))
+    overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
+    parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")
+    parts[-1] += "".join(_line(overall[key]) for key in USED_KEYS)
+    path = properties_dir() / "model" / f"{asked_model}.yaml"
+    if asked_model and path.is_file():
+        parts.append(f"keys of {asked_model}, with their defaults:\n")
+        parts[-1] += "".join(_line(entry) for entry in documented_keys(path))
+    parts.append(EXAMPLES.format(prog=prog))
+    return "\n".join(parts).rstrip()
+
+
+def _wrapped(title, names):
+    text = (f"{title}: " if title else "") + ", ".join(names)
+    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="      ") + "\n"
+
+
+def _line(entry):
+    # A comment reads "(type) meaning; range; source": the source is for readers of the file.
+    meaning = re.sub(r"^\(\w+\)\s*", "", entry.comment).split("; ")
+    text = "; ".join(meaning[:-1] if len(meaning) > 1 else meaning).rstrip(".")
+    default = "none" if entry.default is None else entry.default
+    shown = f"  --{entry.key}={default}"
+    if len(shown) > 30:
+        return f"{shown}\n{_filled(text)}"
+    return f"{shown:<30} " + _filled(text).lstrip()
+
+
+def _filled(text):
+    indent = " " * 31
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent) + "\n"
