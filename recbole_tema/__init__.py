@@ -1,0 +1,21 @@
+"""recbole-tema: LLM-enhanced cross-domain sequential recommendation for RecBole 1.2.1."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Resolved on first use: RecBole's imports take seconds, `recbole_tema.errors` should not.
+_HOME = {
+    "run_recbole_tema": "recbole_tema.quick_start",
+    "load_model": "recbole_tema.quick_start",
+    "recommend": "recbole_tema.recommend",
+    "TEMA": "recbole_tema.model.tema",
+    "LLM4CDSR": "recbole_tema.model.llm4cdsr",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'recbole_tema' has no attribute '{name}'")

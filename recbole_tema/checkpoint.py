@@ -1,0 +1,182 @@
+"""Checkpoints of plain values and tensors: written atomically, read with ``weights_only=True``.
+
+RecBole's own checkpoints pickle the whole Config object; loading one runs code. Ours hold the
+state dict, the config as plain values, the optimizer and the states of the random generators.
+"""
+
+import hashlib
+import os
+import pickle
+import random
+import tempfile
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recbole_tema.errors import CheckpointError
+
+FORMAT = "recbole-tema checkpoint 1"
+
+
+def plain(value):
+    """``value`` as plain Python values; what has no plain form becomes its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def plain_config(config) -> dict:
+    """All keys and values of a config, plain."""
+    return plain(dict(config.final_config_dict))
+
+
+def dataset_fingerprint(dataset) -> str:
+    """A hash of what a model knows of its dataset: ids, domains and frozen features."""
+    digest = hashlib.sha256()
+    for field in (dataset.uid_field, dataset.iid_field, dataset.domain_field):
+        digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
+    digest.update(np.ascontiguousarray(dataset.item_domain).tobytes())
+    for name, matrix in sorted(dataset._preloaded_weight.items()):
+        digest.update(name.encode() + np.ascontiguousarray(matrix).tobytes())
+    if dataset.tags is not None:
+        for tensor in dataset.tags:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def random_state(loader=None) -> dict:
+    """States of every generator that training draws from, as tensors and plain values."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    generator = getattr(loader, "generator", None)
+    if generator is not None:
+        state["loader"] = generator.get_state()
+    return state
+
+
+def set_random_state(state: dict, loader=None) -> None:
+    """Put every generator back where :func:`random_state` found it."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if "loader" in state and getattr(loader, "generator", None) is not None:
+        loader.generator.set_state(state["loader"].cpu())
+
+
+def pack_other(value):
+    """Values that RecBole's models keep beside their parameters, in a loadable form.
+
+    Raises:
+        CheckpointError: a value is neither a tensor, an array, a SciPy matrix nor plain.
+    """
+    from scipy import sparse
+
+    if sparse.issparse(value):
+        coo = value.tocoo()
+        kind = value.format
+        parts = [torch.from_numpy(np.ascontiguousarray(a)) for a in (coo.row, coo.col, coo.data)]
+        return {"__kind__": "sparse", "format": kind, "shape": list(coo.shape), "parts": parts}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return {"__kind__": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, dict):
+        return {key: pack_other(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [pack_other(item) for item in value]
+    if value is None or isinstance(value, torch.Tensor | bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    raise CheckpointError(
+        f"a {type(value).__name__} cannot be kept in a checkpoint that is safe to load"
+    )
+
+
+def unpack_other(value):
+    """The inverse of :func:`pack_other`."""
+    if isinstance(value, dict) and value.get("__kind__") == "array":
+        return value["value"].numpy()
+    if isinstance(value, dict) and value.get("__kind__") == "sparse":
+        from scipy import sparse
+
+        row, column, data = (part.numpy() for part in value["parts"])
+        matrix = sparse.coo_matrix((data, (row, column)), shape=tuple(value["shape"]))
+        return matrix.asformat(value["format"])
+    if isinstance(value, dict):
+        return {key: unpack_other(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unpack_other(item) for item in value]
+    return value
+
+
+def write_checkpoint(path, state: dict) -> None:
+    """Write ``state`` to ``path``; an interruption leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path, device="cpu") -> dict:
+    """Load a checkpoint of this package; no code in the file is run.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, or another program's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} not found")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of recbole-tema: it holds objects beyond tensors and "
+            f"plain values, and loading those could run code. Train it again with this package"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({str(error).splitlines()[0]}); restore it from a "
+            f"copy or train again"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of recbole-tema ('{FORMAT}')")
+    return state
+
+
+def check_belongs(state: dict, path, model: str, fingerprint: str | None = None) -> None:
+    """Raise :class:`CheckpointError` if a checkpoint is another model's or another dataset's."""
+    if state["model"] != model:
+        raise CheckpointError(f"{path} holds a {state['model']}, not a {model}")
+    if fingerprint is not None and state["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on other files of dataset '{state['dataset']}': ids, domains, "
+            f"tags or features have changed since; use the files it was trained on or train again"
+        )

@@ -1,0 +1,1 @@
+"""TEMA and LLM4CDSR, and the parts they share."""

@@ -1,0 +1,171 @@
+"""What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
+
+from logging import getLogger
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
+from recbole_tema.model.encoder import SequenceEncoder
+
+
+class CrossDomainRecommender(SequentialRecommender):
+    """Base of the sequence-level models: every step of a sequence is trained at once.
+
+    A subclass gives :meth:`item_tables` and :meth:`domain_states`; the score of an item is the
+    dot product of its row of the scoring table with the state for its domain.
+    """
+
+    input_type = InputType.POINTWISE
+    sequence_level = True
+    # Rows of a random batch are encoded in this many groups of like length: padding costs little,
+    # and the batch stays a random draw of users.
+    LENGTH_GROUPS = 6
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.TARGET_SEQ, self.NEGATIVE_SEQ = TARGET_SEQ, NEGATIVE_SEQ
+        self.hidden_size = config["hidden_size"]
+        self.domain_names = list(dataset.domain_names)
+        self.n_domains = len(self.domain_names)
+        item_domain = torch.from_numpy(dataset.item_domain).long()
+        self.register_buffer("item_domain", item_domain, persistent=False)
+        # Items domain by domain: the order of the columns of the softmax.
+        by_domain = torch.argsort(item_domain, stable=True)[int((item_domain == 0).sum()) :]
+        self.register_buffer("by_domain", by_domain, persistent=False)
+        column = torch.zeros(self.n_items, dtype=torch.long)
+        column[by_domain] = torch.arange(len(by_domain))
+        self.register_buffer("column", column, persistent=False)
+        sizes = torch.bincount(item_domain, minlength=self.n_domains + 1)[1:]
+        self.domain_sizes = sizes.tolist()
+        popularity = torch.from_numpy(dataset.training_popularity()).double()
+        self.register_buffer("popularity", popularity, persistent=False)
+        self._tables = None
+
+    def encoder(self, config, causal=True):
+        """A :class:`SequenceEncoder` with the sizes of the config."""
+        return SequenceEncoder(
+            self.hidden_size,
+            self.max_seq_length,
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            inner_size=config["inner_size"],
+            dropout=config["hidden_dropout_prob"],
+            attn_dropout=config["attn_dropout_prob"],
+            act=config["hidden_act"],
+            eps=config["layer_norm_eps"],
+            causal=causal,
+        )
+
+    def frozen_feature(self, dataset, name, id_field, rows):
+        """Register a frozen feature matrix as buffers; False, said once, where there is none.
+
+        Rows that the feature file lacks are marked in ``{name}_present``.
+        """
+        found = dataset.feature(id_field)
+        if found is None:
+            getLogger().info(f"{type(self).__name__}: no {name} features, trained without")
+            return False
+        matrix, present = found
+        lacking = int((~present[1:rows]).sum())
+        if lacking:
+            getLogger().info(f"{type(self).__name__}: {lacking} of {rows - 1} rows lack {name}")
+        self.register_buffer(name, matrix[:rows], persistent=False)
+        self.register_buffer(f"{name}_present", present[:rows], persistent=False)
+        return True
+
+    # ---------------------------------------------------------------- threads
+
+    def length_groups(self, length):
+        """Slices of rows, longest first, of about the same number of padded steps each."""
+        steps = torch.cumsum(length, 0)
+        group = (steps - 1) * self.LENGTH_GROUPS // max(1, int(steps[-1]))
+        ends = torch.searchsorted(group, torch.arange(self.LENGTH_GROUPS, device=group.device) + 1)
+        first = 0
+        for end in ends.tolist():
+            if end > first:
+                yield slice(first, end)
+            first = end
+
+    def split_domain(self, item_seq, domain):
+        """The subsequence of one domain, moved to the left.
+
+        Returns:
+            (items ``(B, L_d)``, length ``(B,)``, seen ``(B, L)``): ``seen`` counts the domain's
+            items at or before each step of the merged sequence.
+        """
+        mine = self.item_domain[item_seq] == domain
+        seen = mine.cumsum(1)
+        length = seen[:, -1]
+        items = item_seq.new_zeros(len(item_seq), max(1, int(length.max())))
+        row, step = mine.nonzero(as_tuple=True)
+        items[row, seen[row, step] - 1] = item_seq[row, step]
+        return items, length, seen
+
+    def state_of_domain(self, table, item_seq, domain, encoder, empty):
+        """State of one domain at every merged step: its last state so far, or ``empty``.
+
+        Args:
+            table: ``(n_items, H)`` input vectors. empty: ``(H,)`` learned vector for steps before
+                the domain's first item.
+
+        Returns:
+            ``(B, L, H)``.
+        """
+        items, length, seen = self.split_domain(item_seq, domain)
+        states = encoder(table[items], length)
+        states = torch.cat([empty.expand(len(items), 1, -1), states], dim=1)
+        return states.gather(1, seen[..., None].expand(-1, -1, states.size(-1)))
+
+    # ---------------------------------------------------------------- scoring
+
+    def item_tables(self):
+        """Whatever :meth:`domain_states` and the scoring need of the items, computed once a step.
+
+        Returns:
+            (input tables, scoring table ``(n_items, S)``).
+        """
+        raise NotImplementedError("a subclass gives the item tables")
+
+    def last_states(self, tables, item_seq, item_seq_len):
+        """``(B, D, S)`` states after the whole sequence, one for each domain's items."""
+        raise NotImplementedError("a subclass gives the states")
+
+    def train(self, mode=True):
+        """Switch modes; item tables kept for an evaluation are dropped."""
+        self._tables = None
+        return super().train(mode)
+
+    def _evaluation_tables(self):
+        if self.training or torch.is_grad_enabled():
+            return self.item_tables()
+        if self._tables is None:
+            self._tables = self.item_tables()
+        return self._tables
+
+    def full_sort_predict(self, interaction):
+        """Scores of every item: ``(B, n_items)``; the padding item gets minus infinity."""
+        tables = self._evaluation_tables()
+        states = self.last_states(
+            tables, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        )
+        blocks = tables[-1][self.by_domain].split(self.domain_sizes)
+        scores = torch.cat([states[:, d] @ block.T for d, block in enumerate(blocks)], dim=1)
+        full = scores.new_full((len(scores), self.n_items), -torch.inf)
+        full[:, self.by_domain] = scores
+        return full
+
+    def predict(self, interaction):
+        """Score of ``item_id`` for each row: ``(B,)``."""
+        tables = self._evaluation_tables()
+        states = self.last_states(
+            tables, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        )
+        item = interaction[self.ITEM_ID]
+        rows = torch.arange(len(item), device=item.device)
+        return (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
+
+    def last_step(self, states, item_seq_len):
+        """``(B, L, H)`` -> ``(B, H)`` at the last real step."""
+        return self.gather_indexes(states, item_seq_len - 1)

@@ -1,0 +1,98 @@
+"""Transformer encoders over item vectors, with the blocks of RecBole's SASRec.
+
+Post-norm blocks (attention, then feed-forward, each followed by LayerNorm of the residual sum),
+LayerNorm and dropout on item + position. Trained on whole sequences they end where RecBole's end
+on prefix rows (``results/`` has the comparison).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": torch.tanh}
+
+
+class Block(nn.Module):
+    """Multi-head self-attention and feed-forward, post-norm."""
+
+    def __init__(self, hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps):
+        super().__init__()
+        self.n_heads = n_heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        self.attn_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.inner = nn.Linear(hidden_size, inner_size)
+        self.outer = nn.Linear(inner_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, x, mask=None):
+        """``x (B, L, H)`` -> ``(B, L, H)``; ``mask`` ``(B, 1, L, L)`` bool or None for causal."""
+        batch, length, hidden = x.shape
+        heads = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            *heads,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.attn_dropout if self.training else 0.0,
+        )
+        attended = self.out(attended.transpose(1, 2).reshape(batch, length, hidden))
+        x = self.attn_norm(x + self.dropout(attended))
+        return self.norm(x + self.dropout(self.outer(self.act(self.inner(x)))))
+
+
+class SequenceEncoder(nn.Module):
+    """Positions, LayerNorm, dropout and ``n_layers`` blocks over right-padded sequences.
+
+    With right padding and a causal mask no real step can see a padded one, so no key mask is
+    needed; the states of padded steps are meaningless and must not be read.
+    """
+
+    def __init__(
+        self,
+        hidden_size,
+        max_length,
+        *,
+        n_layers,
+        n_heads,
+        inner_size,
+        dropout,
+        attn_dropout,
+        act="gelu",
+        eps=1e-12,
+        causal=True,
+    ):
+        super().__init__()
+        self.causal = causal
+        self.position = nn.Embedding(max_length, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps)
+            for _ in range(n_layers)
+        )
+
+    def forward(self, vectors, length):
+        """``vectors (B, L, H)``, ``length (B,)`` real steps of each row -> ``(B, L, H)``."""
+        steps = torch.arange(vectors.size(1), device=vectors.device)
+        x = self.dropout(self.norm(vectors + self.position(steps)))
+        mask = None
+        if not self.causal:
+            # A row of length 0 attends to its first padded step: softmax of nothing is NaN.
+            mask = (steps < length.clamp(min=1)[:, None])[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+def init_as_recbole(module, std=0.02):
+    """RecBole's initialisation: N(0, std) for Linear and Embedding, no bias, unit LayerNorm."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        module.weight.data.normal_(mean=0.0, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        module.bias.data.zero_()
+    if isinstance(module, nn.LayerNorm):
+        module.bias.data.zero_()
+        module.weight.data.fill_(1.0)

@@ -1,0 +1,87 @@
+"""TEMA's item construction: id, tag, text and image vectors become one item vector."""
+
+import torch
+from torch import nn
+
+FUSIONS = ("sum", "gate", "concat")
+
+
+def principal_components(matrix, present, size):
+    """Principal components of the rows that are there, scaled to unit standard deviation.
+
+    Args:
+        matrix: ``(n, d)``. present: ``(n,)`` bool. size: number of components.
+
+    Returns:
+        ``(n, size)``; absent rows are 0. Components beyond the rank are 0.
+    """
+    rows = matrix[present].double()
+    centred = rows - rows.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    leading = vectors.flip(1)[:, :size]
+    # The sign of an eigenvector is arbitrary: fix it, so that every run starts alike.
+    sign = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))
+    components = centred @ (leading * sign)
+    scaled = components / components.std().clamp(min=1e-12)
+    result = matrix.new_zeros(len(matrix), size)
+    result[present, : scaled.size(1)] = scaled.to(matrix.dtype)
+    return result
+
+
+def tag_matrix(tag_ids, weights, vectors, weighting):
+    """The tag vector of each item: ``sum_t w_it * e_t`` with the weights of an item summing to 1.
+
+    Args:
+        tag_ids, weights: ``(n, T)``, tag 0 is padding. vectors: ``(n_tags, d)``.
+        weighting: ``matched`` takes the given weights, ``binary`` gives each tag the same.
+
+    Returns:
+        ``(n, d)``; an item without tags has 0.
+    """
+    used = (tag_ids > 0).to(vectors.dtype)
+    weights = used if weighting == "binary" else used * weights.to(vectors.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return torch.einsum("nt,ntd->nd", weights, vectors[tag_ids])
+
+
+class Projection(nn.Module):
+    """Projects frozen vectors; a row without one gets a learned vector instead of zeros."""
+
+    def __init__(self, size, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(size, hidden_size)
+        self.missing = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, vectors, present):
+        """``vectors (n, d)``, ``present (n,)`` -> ``(n, H)``."""
+        return torch.where(present[:, None], self.linear(vectors), self.missing)
+
+
+class Fusion(nn.Module):
+    """Joins the parts of an item, each ``(n, H)``, into one ``(n, H)``.
+
+    ``sum`` adds them; ``gate`` weighs them item by item and dimension by dimension (softmax over
+    the parts, times their number, so that equal gates are the sum); ``concat`` maps their
+    concatenation to ``H``.
+    """
+
+    def __init__(self, kind, n_parts, hidden_size):
+        super().__init__()
+        self.kind = kind
+        self.n_parts = n_parts
+        if kind == "gate" and n_parts > 1:
+            self.gate = nn.Linear(n_parts * hidden_size, n_parts * hidden_size)
+        if kind == "concat" and n_parts > 1:
+            self.join = nn.Linear(n_parts * hidden_size, hidden_size)
+
+    def forward(self, parts):
+        """``parts``: list of ``(n, H)`` -> ``(n, H)``."""
+        if len(parts) == 1:
+            return parts[0]
+        if self.kind == "sum":
+            return torch.stack(parts).sum(0)
+        joined = torch.cat(parts, dim=-1)
+        if self.kind == "concat":
+            return self.join(joined)
+        gates = self.gate(joined).view(len(joined), self.n_parts, -1).softmax(1) * self.n_parts
+        return (gates * torch.stack(parts, dim=1)).sum(1)

@@ -1,0 +1,192 @@
+"""LLM4CDSR: global LLM thread, local threads per domain, profile alignment (arXiv 2504.18383)."""
+
+from logging import getLogger
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.model.base import CrossDomainRecommender
+from recbole_tema.model.contrast import soft_contrastive_loss
+from recbole_tema.model.encoder import init_as_recbole
+from recbole_tema.model.fusion import principal_components
+from recbole_tema.model.softmax import linear_cross_entropy
+
+
+def adapter(size, hidden_size):
+    """The paper's adapter: Linear(d, d/2), Linear(d/2, hidden)."""
+    return nn.Sequential(nn.Linear(size, size // 2), nn.Linear(size // 2, hidden_size))
+
+
+class LLM4CDSR(CrossDomainRecommender):
+    """Two views of a user: the merged sequence in LLM space, each domain's sequence in its own.
+
+    An item of domain ``d`` is scored by ``<g_t, A(v_i)> + <l_{d,t}, e_i>``: the global state times
+    the adapted LLM vector of the item, plus the state of the domain's own thread times the item's
+    own vector. Both states are taken at the user's last event; a domain that the user has not
+    visited yet has a learned state.
+
+    Loss: BCE with one in-domain negative a step (``loss_type: BCE``), or the cross-entropy over
+    the catalogue (``CE``), plus ``alpha`` times the contrastive regularisation between the items
+    of the domains, plus ``beta`` times the alignment of the user's profile with the global state.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.loss_type = config["loss_type"]
+        self.alpha, self.beta = config["alpha"], config["beta"]
+        self.tau, self.tau_reg = config["tau"], config["tau_reg"]
+        if self.loss_type not in ("BCE", "CE"):
+            raise ConfigError(f"loss_type is '{self.loss_type}'; LLM4CDSR takes BCE or CE")
+        if not config["causal"]:
+            getLogger().warning(
+                "causal is False: a step sees the items it has to predict, as in the official "
+                "code; training losses and results are not comparable"
+            )
+        self._item_vectors(config, dataset)
+        self._profiles(config, dataset)
+        causal = config["causal"]
+        self.global_encoder = self.encoder(config, causal)
+        self.local_encoders = nn.ModuleList(
+            self.encoder(config, causal) for _ in range(self.n_domains)
+        )
+        self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
+        self.local_items = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self._initialise(config)
+
+    def _item_vectors(self, config, dataset):
+        if not self.frozen_feature(dataset, "llm", "llm_iid", self.n_items):
+            raise DataError(
+                f"LLM4CDSR needs LLM item vectors: {config['dataset']}.itemllm (llm_iid, llm_emb) "
+                f"is not in {config['data_path']}"
+            )
+        size = config["llm_size"]
+        self.pca = principal_components(self.llm, self.llm_present, self.hidden_size)
+        if size and self.llm.size(1) > size:
+            self.llm = principal_components(self.llm, self.llm_present, size)
+        self.adapter = adapter(self.llm.size(1), self.hidden_size)
+        self.missing = nn.Parameter(torch.zeros(self.hidden_size))
+
+    def _profiles(self, config, dataset):
+        self.has_profiles = self.beta > 0 and self.frozen_feature(
+            dataset, "profile", "profile_uid", dataset.user_num
+        )
+        if self.has_profiles:
+            self.profile_adapter = adapter(self.profile.size(1), self.hidden_size)
+
+    def _initialise(self, config):
+        std = config["initializer_range"]
+        self.apply(lambda module: init_as_recbole(module, std))
+        for module in (self.adapter, getattr(self, "profile_adapter", None)):
+            if module is not None:
+                for layer in module:
+                    nn.init.xavier_normal_(layer.weight)
+        nn.init.normal_(self.empty, std=std)
+        self.local_items.weight.data.copy_(self.pca * config["local_scale"])
+        del self.pca
+
+    # ---------------------------------------------------------------- threads
+
+    def item_tables(self):
+        """(global ``(n_items, H)``, local ``(n_items, H)``, scoring ``(n_items, 2H)``)."""
+        adapted = torch.where(self.llm_present[:, None], self.adapter(self.llm), self.missing)
+        local = self.local_items.weight
+        return adapted, local, torch.cat([adapted, local], dim=1)
+
+    def threads(self, tables, item_seq, item_seq_len):
+        """(global ``(B, L, H)``, local ``(B, L, D, H)``) states at every step."""
+        shared, local, _ = tables
+        global_states = self.global_encoder(shared[item_seq], item_seq_len)
+        local_states = [
+            self.state_of_domain(local, item_seq, d + 1, self.local_encoders[d], self.empty[d])
+            for d in range(self.n_domains)
+        ]
+        return global_states, torch.stack(local_states, dim=2)
+
+    def last_states(self, tables, item_seq, item_seq_len):
+        """``(B, D, 2H)``: the global state beside each domain's local state."""
+        shared, local = self.threads(tables, item_seq, item_seq_len)
+        last = item_seq_len - 1
+        shared = self.gather_indexes(shared, last)
+        local = local[torch.arange(len(last), device=last.device), last]
+        return torch.cat([shared[:, None].expand_as(local), local], dim=-1)
+
+    # ---------------------------------------------------------------- losses
+
+    def calculate_loss(self, interaction):
+        """Recommendation loss, contrastive regularisation, profile alignment: three terms."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        target_seq = interaction[self.TARGET_SEQ]
+        tables = self.item_tables()
+        states, targets, final = [], [], []
+        for rows in self.length_groups(length):
+            seq = item_seq[rows, : int(length[rows].max())]
+            shared, local = self.threads(tables, seq, length[rows])
+            counted = target_seq[rows, : seq.size(1)] > 0
+            states.append((shared[counted], local[counted]))
+            targets.append(target_seq[rows, : seq.size(1)][counted])
+            final.append(self.last_step(shared, length[rows]))
+        shared, local = (torch.cat(part) for part in zip(*states, strict=True))
+        targets = torch.cat(targets)
+        if self.loss_type == "CE":
+            loss = self._cross_entropy(tables, shared, local, targets)
+        else:
+            drawn = self._in_group_order(interaction[self.NEGATIVE_SEQ], target_seq, length)
+            loss = self._binary_cross_entropy(tables, shared, local, targets, drawn)
+        regular = self.alpha * self._regularisation(tables, item_seq)
+        profile = self.beta * self._alignment(interaction[self.USER_ID], torch.cat(final))
+        return loss, regular, profile
+
+    def _in_group_order(self, values, target_seq, length):
+        """Values at the counted steps, in the order in which the groups were encoded."""
+        return torch.cat([values[rows][target_seq[rows] > 0] for rows in self.length_groups(length)])
+
+    def _cross_entropy(self, tables, shared, local, targets):
+        scoring = tables[-1][self.by_domain].split(self.domain_sizes)
+        blocks = [
+            (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
+        ]
+        weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
+        return linear_cross_entropy(blocks, self.column[targets], weight)
+
+    def _binary_cross_entropy(self, tables, shared, local, targets, negatives):
+        adapted, own, _ = tables
+        domain = self.item_domain[targets]
+        local = local[torch.arange(len(domain), device=domain.device), domain - 1]
+
+        def logit(items):
+            return (shared * adapted[items]).sum(-1) + (local * own[items]).sum(-1)
+
+        per_step = F.softplus(-logit(targets)) + F.softplus(logit(negatives))
+        # The official loss adds the domains' means: a small domain counts as much as a large one.
+        return sum(
+            per_step[domain == d].mean()
+            for d in range(1, self.n_domains + 1)
+            if bool((domain == d).any())
+        )
+
+    def _regularisation(self, tables, item_seq):
+        """One random item of each domain of each sequence, every pair of domains contrasted."""
+        if self.alpha == 0:
+            return item_seq.new_zeros((), dtype=torch.float)
+        noise = torch.rand(item_seq.shape, device=item_seq.device)
+        domain = self.item_domain[item_seq]
+        picks = []
+        for d in range(1, self.n_domains + 1):
+            value, step = torch.where(domain == d, noise, -1.0).max(1)
+            picks.append((value >= 0, item_seq.gather(1, step[:, None]).squeeze(1)))
+        losses = []
+        for a in range(self.n_domains):
+            for b in range(a + 1, self.n_domains):
+                both = picks[a][0] & picks[b][0]
+                x, y = tables[0][picks[a][1][both]], tables[0][picks[b][1][both]]
+                losses.append(soft_contrastive_loss(x, y, self.tau_reg))
+        return torch.stack(losses).mean()
+
+    def _alignment(self, users, final_states):
+        if not self.has_profiles:
+            return final_states.new_zeros(())
+        known = self.profile_present[users]
+        profiles = self.profile_adapter(self.profile[users[known]])
+        return soft_contrastive_loss(profiles, final_states[known], self.tau)

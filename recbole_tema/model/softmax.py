@@ -1,0 +1,88 @@
+"""Cross-entropy over a catalogue: exact without storing the logits, or sampled with log-q."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+# Logits held at once: 64 MB of float32 keep within the caches' reach and any memory.
+CHUNK_ELEMENTS = 1 << 21
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of weighted cross-entropies whose logits are blocks ``states_b @ table_b.T``.
+
+    The gradients are made in the forward pass, a chunk of rows at a time: the ``(n, N)`` logits
+    are neither kept nor computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, column, weight, *blocks):
+        states, tables = blocks[0::2], blocks[1::2]
+        width = [len(table) for table in tables]
+        grad_states = [torch.zeros_like(state) for state in states]
+        grad_tables = [torch.zeros_like(table) for table in tables]
+        total = weight.new_zeros(())
+        rows = max(16, CHUNK_ELEMENTS // max(1, sum(width)))
+        for first in range(0, len(column), rows):
+            part = slice(first, first + rows)
+            logits = torch.cat(
+                [state[part] @ table.T for state, table in zip(states, tables, strict=True)], 1
+            )
+            wanted = logits.gather(1, column[part, None]).squeeze(1)
+            top = logits.amax(1, keepdim=True)
+            logits.sub_(top).exp_()
+            mass = logits.sum(1, keepdim=True)
+            loss = top.squeeze(1) + mass.squeeze(1).log() - wanted
+            total = total + (weight[part] * loss).sum()
+            # From here the buffer is d loss / d logits.
+            logits.mul_(weight[part, None] / mass)
+            logits.scatter_add_(1, column[part, None], -weight[part, None])
+            for block, piece in enumerate(logits.split(width, dim=1)):
+                grad_states[block][part] = piece @ tables[block]
+                grad_tables[block].addmm_(piece.T, states[block][part])
+        ctx.save_for_backward(*grad_states, *grad_tables)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        saved = ctx.saved_tensors
+        half = len(saved) // 2
+        grads = []
+        for state, table in zip(saved[:half], saved[half:], strict=True):
+            grads += [grad * state, grad * table]
+        return None, None, *grads
+
+
+def linear_cross_entropy(blocks, column, weight):
+    """``sum_i weight_i * CE(logits_i, column_i)`` with ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
+
+    Args:
+        blocks: list of (states ``(n, H_b)``, table ``(N_b, H_b)``); the blocks' columns stand side
+            by side, so that each domain's items can be scored by that domain's own state.
+        column: ``(n,)`` index of the target among all columns.
+        weight: ``(n,)`` weights, 1/n for the mean.
+    """
+    flat = [tensor for block in blocks for tensor in block]
+    if not torch.is_grad_enabled():
+        logits = torch.cat([state @ table.T for state, table in blocks], 1)
+        return (weight * F.cross_entropy(logits, column, reduction="none")).sum()
+    return _LinearCrossEntropy.apply(column, weight, *flat)
+
+
+def sampled_cross_entropy(target_logit, negative_logits, expected_count, is_target, weight):
+    """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
+
+    Each negative's logit is lowered by the log of its expected count K * q (log-q correction), so
+    the estimate is unbiased and tends to the full softmax as K grows.
+
+    Args:
+        target_logit: ``(n,)``. negative_logits: ``(n, K)``.
+        expected_count: ``(K,)`` K * q of each drawn negative.
+        is_target: ``(n, K)`` true where the drawn negative is the row's own target; left out.
+        weight: ``(n,)``.
+    """
+    corrected = negative_logits - expected_count.log()
+    corrected = corrected.masked_fill(is_target, -math.inf)
+    partition = torch.logsumexp(torch.cat([target_logit[:, None], corrected], dim=1), dim=1)
+    return (weight * (partition - target_logit)).sum()

@@ -1,0 +1,283 @@
+"""TEMA: tag-enriched multi-attention for cross-domain sequences (TEMA-LLM, arXiv 2510.09224)."""
+
+from logging import getLogger
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_tema.errors import ConfigError
+from recbole_tema.model.base import CrossDomainRecommender
+from recbole_tema.model.encoder import init_as_recbole
+from recbole_tema.model.fusion import (
+    FUSIONS,
+    Fusion,
+    Projection,
+    principal_components,
+    tag_matrix,
+)
+from recbole_tema.model.preference import PreferenceAttention
+from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
+
+
+class TEMA(CrossDomainRecommender):
+    """Stages 3 and 4 of TEMA-LLM: item construction and tag-enriched multi-attention.
+
+    Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, projected text vector,
+    projected image vector). Sequence: causal self-attention over the merged sequence
+    (inter-domain) and over each domain's subsequence (intra-domain); a second attention level
+    joins these states into one preference for each domain of candidates. The score is
+    cosine(preference, item) / temperature, or the plain dot product (``similarity``).
+
+    Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
+    cross-entropy of the intra-domain state of the target's domain over that domain's items.
+    Above ``full_softmax_items`` items the softmax is sampled, with log-q correction.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.fusion_kind = config["fusion"]
+        self.similarity = config["similarity"]
+        self.intra_weight = config["intra_weight"]
+        self.full_softmax_items = config["full_softmax_items"]
+        self.sampled_items = config["sampled_softmax_items"]
+        self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
+        self._check(config)
+        self._item_parts(config, dataset)
+        self._threads(config)
+        self._initialise(config)
+
+    def _check(self, config):
+        for key, allowed in (
+            ("fusion", FUSIONS),
+            ("similarity", ("dot", "cosine")),
+            ("tag_weighting", ("matched", "binary")),
+            ("id_init", ("normal", "text_pca")),
+        ):
+            if config[key] not in allowed:
+                raise ConfigError(f"{key} is '{config[key]}'; allowed: {', '.join(allowed)}")
+        if not (self.use_intra or self.use_inter):
+            raise ConfigError("use_intra and use_inter are both False: no thread is left")
+
+    # ---------------------------------------------------------------- construction
+
+    def _item_parts(self, config, dataset):
+        self.use_id = config["use_id"]
+        self.item_embedding = (
+            nn.Embedding(self.n_items, self.hidden_size, padding_idx=0) if self.use_id else None
+        )
+        self.projections = nn.ModuleDict()
+        if config["use_tags"] and self._tag_vectors(config, dataset):
+            self.projections["tag"] = Projection(self.tag.size(1), self.hidden_size)
+        for name, key, id_field in (
+            ("text", "use_text", "text_iid"),
+            ("image", "use_image", "image_iid"),
+        ):
+            if config[key] and self.frozen_feature(dataset, name, id_field, self.n_items):
+                size = getattr(self, name).size(1)
+                self.projections[name] = Projection(size, self.hidden_size)
+        n_parts = len(self.projections) + self.use_id
+        if not n_parts:
+            raise ConfigError(
+                "nothing is left to make items of: use_id is False and the dataset has none of the "
+                "features that are switched on (use_tags, use_text, use_image)"
+            )
+        self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
+        self.item_dropout = nn.Dropout(config["item_dropout_prob"])
+
+    def _tag_vectors(self, config, dataset):
+        """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
+        if dataset.tags is None:
+            getLogger().info("TEMA: no tags in this dataset, trained without")
+            return False
+        tag_ids, weights = dataset.tags
+        vectors = dataset.feature("tag_id")
+        if vectors is None:
+            # One-hot vectors behind a projection are a trained table of tag vectors.
+            getLogger().info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
+            matrix = torch.eye(int(tag_ids.max()) + 1)
+        else:
+            matrix = vectors[0]
+        tag = tag_matrix(tag_ids, weights, matrix, config["tag_weighting"])
+        self.register_buffer("tag", tag[: self.n_items], persistent=False)
+        self.register_buffer("tag_present", (tag_ids > 0).any(1)[: self.n_items], persistent=False)
+        return True
+
+    def _threads(self, config):
+        if self.use_inter:
+            self.inter_encoder = self.encoder(config)
+        if self.use_intra:
+            n_encoders = 1 if config["share_intra"] else self.n_domains
+            self.intra_encoders = nn.ModuleList(self.encoder(config) for _ in range(n_encoders))
+            self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
+        if self.use_intra and self.use_inter:
+            self.preference = PreferenceAttention(
+                self.hidden_size,
+                self.n_domains,
+                config["n_heads"],
+                config["hidden_dropout_prob"],
+                config["layer_norm_eps"],
+            )
+        if self.similarity == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(1.0 / config["temperature"]).log())
+
+    def _initialise(self, config):
+        std = config["initializer_range"]
+        self.apply(lambda module: init_as_recbole(module, std))
+        if self.use_intra:
+            nn.init.normal_(self.empty, std=std)
+        if self.use_id and config["id_init"] == "text_pca":
+            if "text" in self.projections:
+                start = principal_components(self.text, self.text_present, self.hidden_size)
+                present = self.text_present & (start.abs().sum(1) > 0)
+                self.item_embedding.weight.data[present] = start[present] * config["id_scale"]
+            else:
+                getLogger().info("TEMA: id_init is text_pca, but no text is used: drawn at random")
+
+    # ---------------------------------------------------------------- items
+
+    def item_vectors(self, rows=None):
+        """Fused item vectors.
+
+        Args:
+            rows: ``(k,)`` the only items needed, or None for all.
+
+        Returns:
+            ``(n_items, H)``; rows that were not asked for are 0.
+        """
+        everything = slice(None) if rows is None else rows
+        parts = [self.item_embedding.weight[everything]] if self.use_id else []
+        for name, projection in self.projections.items():
+            vectors, present = getattr(self, name), getattr(self, f"{name}_present")
+            parts.append(projection(vectors[everything], present[everything]))
+        fused = self.item_dropout(self.fusion(parts))
+        if rows is None:
+            return fused
+        return fused.new_zeros(self.n_items, self.hidden_size).index_copy(0, rows, fused)
+
+    def item_tables(self, rows=None):
+        """(input ``(n_items, H)``, scoring ``(n_items, H)``)."""
+        vectors = self.item_vectors(rows)
+        scoring = F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+        return vectors, scoring
+
+    # ---------------------------------------------------------------- threads
+
+    def threads(self, table, item_seq, length):
+        """(inter ``(B, L, H)`` or None, intra ``(B, L, D, H)`` or None) at every step."""
+        inter = self.inter_encoder(table[item_seq], length) if self.use_inter else None
+        if not self.use_intra:
+            return inter, None
+        intra = [
+            self.state_of_domain(
+                table,
+                item_seq,
+                d + 1,
+                self.intra_encoders[d % len(self.intra_encoders)],
+                self.empty[d],
+            )
+            for d in range(self.n_domains)
+        ]
+        return inter, torch.stack(intra, dim=2)
+
+    def join(self, inter, intra):
+        """``inter (n, H)``, ``intra (n, D, H)`` -> scoring states ``(n, D, H)``, one a domain."""
+        if intra is None:
+            states = inter[:, None].expand(-1, self.n_domains, -1)
+        elif inter is None:
+            states = intra
+        else:
+            states = self.preference(inter, intra)
+        return self._scaled(states)
+
+    def _scaled(self, states):
+        if self.similarity == "cosine":
+            return F.normalize(states, dim=-1) * self.log_scale.exp()
+        return states
+
+    def last_states(self, tables, item_seq, item_seq_len):
+        """``(B, D, H)``: the preference for each domain after the whole sequence."""
+        inter, intra = self.threads(tables[0], item_seq, item_seq_len)
+        last = item_seq_len - 1
+        rows = torch.arange(len(last), device=last.device)
+        inter = None if inter is None else inter[rows, last]
+        return self.join(inter, None if intra is None else intra[rows, last])
+
+    # ---------------------------------------------------------------- loss
+
+    def calculate_loss(self, interaction):
+        """Inter-domain term, and the weighted intra-domain term where there is one."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        target_seq = interaction[self.TARGET_SEQ]
+        negatives = self._draw_negatives() if self.n_items > self.full_softmax_items else None
+        rows = None
+        if negatives is not None:
+            rows = torch.unique(torch.cat([item_seq.flatten(), target_seq.flatten(), negatives]))
+        tables = self.item_tables(rows)
+        inter, intra, targets = [], [], []
+        for group in self.length_groups(length):
+            seq = item_seq[group, : int(length[group].max())]
+            wanted = target_seq[group, : seq.size(1)]
+            counted = wanted > 0
+            states = self.threads(tables[0], seq, length[group])
+            inter.append(states[0][counted] if self.use_inter else None)
+            intra.append(states[1][counted] if self.use_intra else None)
+            targets.append(wanted[counted])
+        targets = torch.cat(targets)
+        inter = torch.cat(inter) if self.use_inter else None
+        intra = torch.cat(intra) if self.use_intra else None
+        main = self._next_item_loss(tables[1], self.join(inter, intra), targets, negatives)
+        if not (self.use_intra and self.use_inter and self.intra_weight):
+            return main
+        return main, self.intra_weight * self._intra_loss(tables[1], intra, targets)
+
+    def _next_item_loss(self, scoring, states, targets, negatives):
+        weight = scoring.new_full((len(targets),), 1.0 / max(1, len(targets)))
+        if negatives is None:
+            tables = scoring[self.by_domain].split(self.domain_sizes)
+            blocks = [(states[:, d], table) for d, table in enumerate(tables)]
+            if self.use_inter and not self.use_intra:
+                blocks = [(states[:, 0], scoring[self.by_domain])]
+            return linear_cross_entropy(blocks, self.column[targets], weight)
+        return self._sampled_loss(scoring, states, targets, negatives, weight)
+
+    def _intra_loss(self, scoring, intra, targets):
+        """Each target by its own domain's thread, among that domain's items."""
+        domain = self.item_domain[targets] - 1
+        tables = scoring[self.by_domain].split(self.domain_sizes)
+        first, loss = 0, 0.0
+        for d, table in enumerate(tables):
+            mine = domain == d
+            states = self._scaled(intra[mine, d])
+            weight = states.new_full((len(states),), 1.0 / max(1, len(targets)))
+            column = self.column[targets[mine]] - first
+            loss = loss + linear_cross_entropy([(states, table)], column, weight)
+            first += len(table)
+        return loss
+
+    def _proposal(self):
+        """``(n_items,)`` probability of drawing each item: training popularity, smoothed."""
+        mass = (self.popularity + 1.0) ** 0.75
+        mass[0] = 0.0
+        return mass / mass.sum()
+
+    def _draw_negatives(self):
+        return torch.multinomial(self._proposal(), self.sampled_items, replacement=True)
+
+    def _sampled_loss(self, scoring, states, targets, negatives, weight):
+        rows = torch.arange(len(targets), device=targets.device)
+        own = states[rows, self.item_domain[targets] - 1]
+        target_logit = (own * scoring[targets]).sum(-1)
+        order = torch.argsort(self.item_domain[negatives], stable=True)
+        negatives = negatives[order]
+        sizes = torch.bincount(self.item_domain[negatives], minlength=self.n_domains + 1)[1:]
+        logits = torch.cat(
+            [
+                states[:, d] @ scoring[part].T
+                for d, part in enumerate(negatives.split(sizes.tolist()))
+            ],
+            dim=1,
+        )
+        expected = (self._proposal()[negatives] * len(negatives)).to(logits.dtype)
+        is_target = negatives == targets[:, None]
+        return sampled_cross_entropy(target_logit, logits, expected, is_target, weight)

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from recbole_tema.model.contrast import soft_contrastive_loss
+from recbole_tema.model.fusion import Fusion, Projection, principal_components, tag_matrix
+
+
+def test_components_are_sklearns_up_to_sign_and_scale():
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 8) @ torch.randn(8, 8)
+    present = torch.ones(30, dtype=torch.bool)
+    present[[0, 7]] = False
+    found = principal_components(matrix, present, 4)
+    expected = torch.from_numpy(PCA(4).fit_transform(matrix[present].double().numpy()))
+    expected = expected / expected.std()
+    assert torch.allclose(found[present].abs().double(), expected.abs(), atol=1e-4)
+    assert found[~present].abs().sum() == 0
+    assert principal_components(matrix, present, 12).shape == (30, 12)
+
+
+def test_tag_vectors_by_hand():
+    tag_ids = torch.tensor([[0, 0], [1, 2], [2, 0]])
+    weights = torch.tensor([[0.0, 0.0], [0.9, 0.3], [0.5, 0.0]])
+    vectors = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
+    matched = tag_matrix(tag_ids, weights, vectors, "matched")
+    assert torch.allclose(matched, torch.tensor([[0.0, 0.0], [0.75, 0.25], [0.0, 1.0]]))
+    binary = tag_matrix(tag_ids, weights, vectors, "binary")
+    assert torch.allclose(binary, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
+
+
+def test_a_missing_row_gets_the_learned_vector():
+    projection = Projection(3, 2)
+    projection.missing.data = torch.tensor([4.0, 5.0])
+    out = projection(torch.ones(2, 3), torch.tensor([True, False]))
+    assert torch.allclose(out[1], torch.tensor([4.0, 5.0]))
+    assert torch.allclose(out[0], projection.linear(torch.ones(3)))
+
+
+@pytest.mark.parametrize("kind", ["sum", "gate", "concat"])
+def test_fusions(kind):
+    torch.manual_seed(0)
+    parts = [torch.randn(5, 4) for _ in range(3)]
+    fusion = Fusion(kind, 3, 4)
+    out = fusion(parts)
+    assert out.shape == (5, 4)
+    if kind == "sum":
+        assert torch.allclose(out, parts[0] + parts[1] + parts[2])
+    if kind == "gate":  # equal gates are the sum
+        fusion.gate.weight.data.zero_()
+        fusion.gate.bias.data.zero_()
+        assert torch.allclose(fusion(parts), sum(parts), atol=1e-6)
+    assert torch.equal(Fusion(kind, 1, 4)([parts[0]]), parts[0])
+
+
+def test_contrastive_loss_of_two_orthogonal_pairs_by_hand():
+    x = torch.eye(2)
+    temperature = 0.5
+    # Logits are 2 on the diagonal, 0 beside it; soft targets are softmax([0.5, 0]).
+    right = math.exp(0.5) / (math.exp(0.5) + 1)
+    log_right = 2 - math.log(math.exp(2) + 1)
+    log_wrong = -math.log(math.exp(2) + 1)
+    expected = -(right * log_right + (1 - right) * log_wrong)
+    assert soft_contrastive_loss(x, x, temperature).item() == pytest.approx(expected, abs=1e-6)
+    assert soft_contrastive_loss(x[:1], x[:1], temperature).item() == 0.0

@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+import torch
+
+from recbole_tema.config import TemaConfig
+from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.errors import ConfigError, DataError
+
+
+def build(settings, model="TEMA", name="tiny", **keys):
+    config = TemaConfig(model, name, config_dict={**settings, **keys})
+    dataset = create_dataset(config, config.model_class)
+    prepared = data_preparation(config, dataset, config.model_class)
+    torch.manual_seed(0)
+    return config.model_class(config, prepared.train_data.dataset), prepared, dataset
+
+
+def total(loss):
+    return sum(loss) if isinstance(loss, tuple) else loss
+
+
+TEMA_SWITCHES = [
+    {},
+    {"use_tags": False},
+    {"use_id": False},
+    {"use_text": False},
+    {"use_intra": False},
+    {"use_inter": False},
+    {"tag_weighting": "binary"},
+    {"fusion": "gate"},
+    {"fusion": "concat"},
+    {"similarity": "cosine"},
+    {"share_intra": True},
+    {"full_softmax_items": 5, "sampled_softmax_items": 20},
+    {"full_softmax_items": 5, "sampled_softmax_items": 20, "use_intra": False},
+    {"use_tags": False, "use_text": False, "id_init": "normal", "use_intra": False},
+]
+
+
+@pytest.mark.parametrize("keys", TEMA_SWITCHES, ids=str)
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_tema_trains_with_every_switch(settings, name, keys):
+    model, prepared, _ = build(settings, name=name, **keys)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batch = next(iter(prepared.train_data))
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = total(model.calculate_loss(batch))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not unused
+    check_scores(model, prepared)
+
+
+@pytest.mark.parametrize("keys", [{}, {"loss_type": "CE", "train_neg_sample_args": None}, {"alpha": 0, "beta": 0}, {"llm_size": 8}], ids=str)
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_llm4cdsr_trains(settings, name, keys):
+    model, prepared, _ = build(settings, "LLM4CDSR", name, **keys)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batch = next(iter(prepared.train_data))
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        terms = model.calculate_loss(batch)
+        assert len(terms) == 3
+        sum(terms).backward()
+        optimizer.step()
+        losses.append(terms[0].item())
+    assert losses[-1] < losses[0]
+    check_scores(model, prepared)
+
+
+def check_scores(model, prepared):
+    """``predict`` agrees with ``full_sort_predict``; scores are finite; training is unchanged."""
+    model.eval()
+    with torch.no_grad():
+        for rows, batch in prepared.eval_data["test"]:
+            scores = model.full_sort_predict(batch)
+            assert scores.shape == (len(rows), model.n_items)
+            assert torch.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -torch.inf).all()
+            for item in (1, 7, model.n_items - 1):
+                batch.interaction["item_id"] = torch.full((len(rows),), item)
+                assert torch.allclose(model.predict(batch), scores[:, item], atol=1e-4)
+    model.train()
+
+
+@pytest.mark.parametrize("model_name", ["TEMA", "LLM4CDSR"])
+def test_training_states_are_those_of_the_truncated_history(settings, model_name):
+    """What is trained at step t is what evaluation computes after t events: no step sees ahead."""
+    model, _, dataset = build(settings, model_name)
+    model.eval()
+    sequence = torch.from_numpy(dataset.sequences.of(7)[:8])[None]
+    length = torch.tensor([sequence.size(1)])
+    tables = model.item_tables()
+    if model_name == "TEMA":
+        inter, intra = model.threads(tables[0], sequence, length)
+        at_step = lambda t: model.join(inter[:, t], intra[:, t])  # noqa: E731
+    else:
+        shared, local = model.threads(tables, sequence, length)
+        at_step = lambda t: torch.cat(  # noqa: E731
+            [shared[:, t, None].expand(-1, 2, -1), local[:, t]], dim=-1
+        )
+    for t in range(sequence.size(1)):
+        alone = model.last_states(tables, sequence[:, : t + 1], torch.tensor([t + 1]))
+        assert torch.allclose(at_step(t), alone, atol=1e-5)
+
+
+def test_domain_thread_by_brute_force(settings):
+    model, _, dataset = build(settings)
+    model.eval()
+    items = [dataset.token2id("item_id", t) for t in ("book1", "film2", "film3", "book4", "film5")]
+    seq = torch.tensor([items, items[:2] + [0, 0, 0]])
+    table = model.item_vectors()
+    states = model.state_of_domain(table, seq, 2, model.intra_encoders[1], model.empty[1])
+    assert torch.allclose(states[0, 0], model.empty[1])
+    films = torch.tensor([[items[1], items[2], items[4]]])
+    alone = model.intra_encoders[1](table[films], torch.tensor([3]))[0]
+    for step, expected in ((1, alone[0]), (2, alone[1]), (3, alone[1]), (4, alone[2])):
+        assert torch.allclose(states[0, step], expected, atol=1e-5)
+    assert torch.allclose(states[1, 1], alone[0], atol=1e-5)
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_scores(settings):
+    """The fused loss over chunks of rows equals cross-entropy of full_sort_predict's scores."""
+    model, prepared, _ = build(settings, intra_weight=0.0, hidden_dropout_prob=0, attn_dropout_prob=0)
+    batch = next(iter(prepared.train_data))
+    fused = total(model.calculate_loss(batch)).item()
+    expected = []
+    with torch.no_grad():
+        for row in range(len(batch)):
+            for step in torch.nonzero(batch["target_id_list"][row]).flatten().tolist():
+                history = batch["item_id_list"][row : row + 1, : step + 1]
+                scores = model.full_sort_predict(
+                    {"item_id_list": history, "item_length": torch.tensor([step + 1])}
+                )
+                target = batch["target_id_list"][row, step]
+                expected.append(torch.logsumexp(scores[0, 1:], 0) - scores[0, target])
+    assert fused == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+def test_bce_loss_by_hand(settings):
+    model, prepared, _ = build(
+        settings, "LLM4CDSR", alpha=0.0, beta=0.0, hidden_dropout_prob=0, attn_dropout_prob=0
+    )
+    batch = next(iter(prepared.train_data))
+    found = total(model.calculate_loss(batch)).item()
+    per_domain = {1: [], 2: []}
+    with torch.no_grad():
+        for row in range(len(batch)):
+            for step in torch.nonzero(batch["target_id_list"][row]).flatten().tolist():
+                scores = model.full_sort_predict(
+                    {
+                        "item_id_list": batch["item_id_list"][row : row + 1, : step + 1],
+                        "item_length": torch.tensor([step + 1]),
+                    }
+                )[0]
+                target = batch["target_id_list"][row, step]
+                negative = batch["neg_item_id_list"][row, step]
+                loss = -torch.log(torch.sigmoid(scores[target]))
+                loss = loss - torch.log(1 - torch.sigmoid(scores[negative]))
+                per_domain[int(model.item_domain[target])].append(loss.item())
+    assert found == pytest.approx(sum(np.mean(x) for x in per_domain.values()), rel=1e-3)
+
+
+def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
+    model, prepared, _ = build(settings)
+    calls = []
+    original = type(model).item_vectors
+    monkeypatch.setattr(type(model), "item_vectors", lambda *a: calls.append(1) or original(*a))
+    model.eval()
+    with torch.no_grad():
+        batches = [b for _, b in prepared.eval_data["test"]]
+        assert len(batches) > 1
+        before = [model.full_sort_predict(b) for b in batches]
+        assert len(calls) == 1
+        model.item_embedding.weight.add_(torch.randn_like(model.item_embedding.weight))
+        model.eval()  # a new evaluation
+        after = model.full_sort_predict(batches[0])
+    assert len(calls) == 2 and not torch.allclose(before[0], after)
+
+
+def test_absent_features_are_said_once(settings, caplog):
+    caplog.set_level("INFO")
+    model, _, _ = build(settings, name="bare")
+    assert set(model.projections) == set()
+    assert caplog.text.count("no text features") == 1
+    with pytest.raises(DataError, match="bare.itemllm"):
+        build(settings, "LLM4CDSR", "bare")
+    with pytest.raises(ConfigError, match="nothing is left"):
+        build(settings, name="bare", use_id=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"fusion": "add"}, "fusion is 'add'"),
+        ({"similarity": "euclid"}, "similarity"),
+        ({"use_intra": False, "use_inter": False}, "no thread is left"),
+        ({"window_stride": 9}, "window_stride is 9"),
+    ],
+)
+def test_bad_values(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, **keys)
