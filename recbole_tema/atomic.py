@@ -1,0 +1,319 @@
+"""RecBole's atomic files: typed headers, checked tables, sound ids, files replaced atomically.
+
+An atomic file is UTF-8 text, tab-separated, whose first line types every column (`name:type`).
+This module is the only home of that format; feature matrices build on it in `feature_file`.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from recbole_tema.errors import DataError
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+# Texts that pandas, and so stock RecBole, reads as "missing": an id of this form would be dropped.
+READ_AS_MISSING = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"]
+    + ["<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+)
+PADDING_TOKEN = "[PAD]"  # RecBole's own id for padding
+STALE_SECONDS = 3600
+
+
+class Field(NamedTuple):
+    """One header cell `name:type`."""
+
+    name: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.type}"
+
+
+def parse_header(line: bytes, path: str | Path) -> list[Field]:
+    """Fields of the header `line` of `path`.
+
+    Raises:
+        DataError: empty line, byte order mark, not UTF-8, a cell that is not `name:type`, an
+            unknown type, or two columns of one name.
+    """
+    if line.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{path}, line 1: starts with a byte order mark; save it as plain UTF-8 without BOM"
+        )
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line 1: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: no header in line 1; write one such as 'item_id:token<TAB>...'")
+    fields = [_parse_cell(cell, path) for cell in text.split("\t")]
+    seen = set()
+    for field in fields:
+        if field.name in seen:
+            raise DataError(f"{path}, line 1: two columns named '{field.name}'; rename one of them")
+        seen.add(field.name)
+    return fields
+
+
+def _parse_cell(cell: str, path: str | Path) -> Field:
+    name, colon, kind = cell.partition(":")
+    if not colon or not name or ":" in kind or name != name.strip():
+        raise DataError(
+            f"{path}, line 1: header cell {cell!r} is not of the form name:type "
+            f"(types: {', '.join(TYPES)}; columns are separated by tabs)"
+        )
+    if kind not in TYPES:
+        raise DataError(
+            f"{path}, line 1: type {kind!r} of field '{name}' is unknown; use one of "
+            f"{', '.join(TYPES)}"
+        )
+    return Field(name, kind)
+
+
+def read_header(path: str | Path) -> list[Field]:
+    """Fields of an atomic file, in the order of its columns.
+
+    Raises:
+        DataError: the file is missing or empty, or its header is malformed (see `parse_header`).
+    """
+    with open_atomic(path) as file:
+        return parse_header(file.readline(), path)
+
+
+@contextmanager
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open an atomic file for reading bytes; DataError where it is missing, a folder, or empty."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the dataset's name and data_path") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise DataError(f"{path}: the file is empty; write it again")
+        yield file
+
+
+def require_fields(
+    path: str | Path, fields: Sequence[Field], required: Mapping[str, str | None]
+) -> None:
+    """Check that `fields` holds each name of `required` with its type (None: any type).
+
+    Raises:
+        DataError: a column is missing or has another type.
+    """
+    types = dict(fields)
+    for name, kind in required.items():
+        if name not in types:
+            found = ", ".join(map(str, fields))
+            wanted = f"{name}:{kind}" if kind else name
+            raise DataError(
+                f"{path}, line 1: column '{wanted}' is missing (found: {found}); add it"
+            )
+        if kind and types[name] != kind:
+            raise DataError(
+                f"{path}, line 1: field '{name}' has type {types[name]}, expected {kind}; "
+                f"change the header to '{name}:{kind}'"
+            )
+
+
+def check_rows(path: str | Path) -> int:
+    """Check each row's shape and encoding in one pass of constant memory; the number of rows.
+
+    Raises:
+        DataError: no rows, a row with another number of cells than the header, a NUL byte, text
+            that is not UTF-8, or a cell whose opening double quote is not closed in that cell
+            (RecBole's CSV reader would swallow the lines after it).
+    """
+    with open_atomic(path) as file:
+        n_tabs = len(parse_header(file.readline(), path)) - 1
+        number = 1
+        for number, line in enumerate(file, start=2):
+            if line.count(b"\t") != n_tabs or b'"' in line or b"\0" in line or not line.isascii():
+                _check_line(path, number, line, n_tabs)
+    if number == 1:
+        raise DataError(f"{path}: a header but no rows; write the data or remove the file")
+    return number - 1
+
+
+def _check_line(path: str | Path, number: int, line: bytes, n_tabs: int) -> None:
+    where = f"{path}, line {number}"
+    cells = line.rstrip(b"\r\n").split(b"\t")
+    if len(cells) != n_tabs + 1:
+        raise DataError(
+            f"{where}: {len(cells)} cells, the header has {n_tabs + 1}; "
+            "separate cells by exactly one tab"
+        )
+    if b"\0" in line:
+        raise DataError(f"{where}: holds a NUL byte; write the file again as UTF-8 text")
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    for cell in cells:
+        if cell.startswith(b'"') and (len(cell) == 1 or not cell.endswith(b'"')):
+            raise DataError(
+                f"{where}: a cell opens a double quote that it does not close "
+                f"({cell[:40].decode('utf-8', 'replace')}); remove or close it"
+            )
+
+
+def read_table(
+    path: str | Path,
+    required: Mapping[str, str | None] | None = None,
+    columns: Sequence[str] | None = None,
+    categories: bool = False,
+) -> pd.DataFrame:
+    """Read an atomic file by pandas' C parser, columns named without their types.
+
+    `float` columns become float64 (an empty cell: NaN); all others stay text, an empty cell is "".
+
+    Args:
+        path: The file.
+        required: Columns that must be there, with their type or None for any.
+        columns: Load these columns only.
+        categories: `token` columns as pandas categories, which takes a tenth of the memory.
+
+    Raises:
+        DataError: see `read_header`, `require_fields`, `check_rows`; or a float is malformed.
+    """
+    fields = read_header(path)
+    require_fields(path, fields, required or {})
+    require_fields(path, fields, dict.fromkeys(columns or ()))
+    check_rows(path)
+    wanted = [f for f in fields if columns is None or f.name in columns]
+    token_type = "category" if categories else str
+    dtypes = {str(f): token_type if f.type == "token" else str for f in wanted}
+    dtypes.update({str(f): np.float64 for f in wanted if f.type == "float"})
+    options = {"sep": "\t", "encoding": "utf-8", "usecols": list(dtypes), "skip_blank_lines": False}
+    missing = {str(f): ([""] if f.type == "float" else []) for f in wanted}
+    try:
+        table = pd.read_csv(
+            path,
+            dtype=dtypes,
+            keep_default_na=False,
+            na_values=missing,
+            float_precision="round_trip",
+            **options,
+        )
+    except ValueError:
+        _name_bad_float(path, [f for f in wanted if f.type == "float"], options)
+        raise
+    table.columns = [f.name for f in fields if str(f) in dtypes]
+    return table
+
+
+def _name_bad_float(path: str | Path, floats: list[Field], options: dict) -> None:
+    """Raise the DataError for the first cell of the `floats` columns that is not a number."""
+    options = {**options, "usecols": [str(f) for f in floats]}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
+    for field in floats:
+        column = table[str(field)]
+        bad = pd.to_numeric(column, errors="coerce").isna() & (column != "")
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise DataError(
+                f"{path}, line {row + 2}: field '{field.name}' holds {column.iloc[row]!r}, "
+                "not a number; correct it or leave the cell empty"
+            )
+
+
+def token_fault(token: str) -> str | None:
+    """Why `token` cannot stand as an id in an atomic file that stock RecBole reads; None if it can.
+
+    >>> token_fault("B00 4X'") is None
+    True
+    >>> token_fault("NA")
+    'is read as missing by pandas; prefix it, e.g. by its domain'
+    """
+    if token == "":
+        return "is empty"
+    if token in READ_AS_MISSING:
+        return "is read as missing by pandas; prefix it, e.g. by its domain"
+    if token == PADDING_TOKEN:
+        return "is RecBole's padding id; rename it"
+    if token.startswith('"'):
+        return "starts with a double quote, which opens a quoted cell; remove it"
+    if token.isascii() and token.isprintable():
+        return None
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in token):
+        return "holds a tab, line break or control character; remove it"
+    return None
+
+
+def clean_text(text: str) -> str:
+    """`text` fit for a `token_seq` cell: runs of blanks and control characters become one blank.
+
+    A cell must not open with a double quote (see `check_rows`), so there double quotes become
+    single ones.
+
+    >>> clean_text(' "Great\\tDay"\\n in Harlem')
+    "'Great Day' in Harlem"
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    text = " ".join(text.split())
+    return text.replace('"', "'") if text.startswith('"') else text
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Write `path` as a whole or not at all: yields a binary file that takes its place at the end.
+
+    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the
+    temporary is renamed over `path`. On any exception the temporary is removed and `path` is as
+    it was; after a kill `path` is as it was and the temporary, over an hour old, is removed by
+    the next write of the same file. A symbolic link is followed.
+    """
+    path = Path(os.path.realpath(path))
+    _remove_stale(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _remove_stale(path: Path) -> None:
+    prefix, limit = f".{path.name}.", time.time() - STALE_SECONDS
+    for entry in path.parent.glob(".*.tmp"):
+        if entry.name.startswith(prefix) and entry.stat().st_mtime < limit:
+            entry.unlink(missing_ok=True)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the renames inside `folder` survive a power cut; a no-op where folders have no fsync."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
