@@ -10,8 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recbole_tema.config_checks import BOOL, RULES, check_values
-from recbole_tema.config_files import load_yaml, merge_layer, parse_value, properties_dir
+from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
+from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
 from recbole_tema.config_keys import check_keys
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.names import check_dataset, check_model
@@ -117,14 +117,11 @@ def _merged(files, cmd):
 def _check(model, dataset, values, sources):
     check_model(model)
     check_keys(sources, model)
-    defaults = {}
-    for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
-        path = properties_dir() / f"{part}.yaml"
-        if path.is_file():
-            defaults = merge_layer(defaults, load_yaml(path))
+    defaults = our_defaults(model, dataset)
     values = merge_layer(defaults, values)
     values["data_path"] = values["data_path"] or default_data_path()
     check_values(values, sources)
+    check_kinds(values, sources, defaults, strict=True)
     check_dataset(dataset, os.path.expanduser(values["data_path"]))
 
 

@@ -8,11 +8,12 @@ import torch
 from recbole.config import Config
 from recbole.utils import ModelType
 
-from recbole_tema.config_checks import check_values
+from recbole_tema.config_checks import check_kinds, check_values
 from recbole_tema.config_files import (
     PlainYamlLoader,
     load_yaml,
     merge_layer,
+    our_defaults,
     parse_value,
     properties_dir,
 )
@@ -131,24 +132,24 @@ class TemaConfig(Config):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        self.dataset_file_keys = set()
-        for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
-            path = properties_dir() / f"{part}.yaml"
-            if not path.is_file():
-                continue
-            values = load_yaml(path)
-            self.internal_config_dict = merge_layer(self.internal_config_dict, values)
-            if part.startswith("dataset/"):
-                self.dataset_file_keys = set(values)
+        self._recbole_defaults = dict(self.internal_config_dict)
+        self._our_defaults = our_defaults(model, dataset)
+        self.internal_config_dict = merge_layer(self.internal_config_dict, self._our_defaults)
+        dataset_file = properties_dir() / "dataset" / f"{dataset}.yaml"
+        self.dataset_file_keys = set(load_yaml(dataset_file)) if dataset_file.is_file() else set()
 
     def _get_final_config_dict(self):
         final = merge_layer(self.internal_config_dict, self.external_config_dict)
         # The layers may share lists and dicts, which RecBole and models change in place.
         final = copy.deepcopy(final)
-        final["data_path"] = os.path.expanduser(final.get("data_path") or default_data_path())
+        final["data_path"] = final.get("data_path") or default_data_path()
         if self._trains_without_negatives(final):
             final["train_neg_sample_args"] = None
         check_values(final, self.sources)
+        for key in ("data_path", "checkpoint_dir"):
+            final[key] = os.path.expanduser(str(final[key]))
+        check_kinds(final, self.sources, self._our_defaults, strict=True)
+        check_kinds(final, self.sources, self._recbole_defaults, strict=False)
         return final
 
     def _trains_without_negatives(self, final):

@@ -1,5 +1,6 @@
 """Checks of configuration values: types, ranges and enumerations, each error in one line."""
 
+import os
 import re
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -7,8 +8,16 @@ from typing import NamedTuple
 
 from recbole_tema.errors import ConfigError
 
-# Metrics of RecBole that follow from the rank of the target alone.
+# RecBole's metrics of ranked lists; AUC, GAUC, LogLoss, MAE and RMSE need more than those.
 RANK_METRICS = ("hit", "ndcg", "mrr", "recall", "precision", "map")
+ITEM_METRICS = (
+    "itemcoverage",
+    "averagepopularity",
+    "shannonentropy",
+    "giniindex",
+    "tailpercentage",
+)
+METRICS = RANK_METRICS + ITEM_METRICS
 GROUPS = ("overlap", "popularity", "length")
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -49,6 +58,7 @@ def _listed(test, one=True):
 
 BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "text")
+PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
 RULES = {
     "seed": _integer(0),
     "reproducibility": BOOL,
@@ -56,15 +66,14 @@ RULES = {
     "use_gpu": BOOL,
     "state": _choice(LEVELS),
     "show_progress": BOOL,
-    "data_path": TEXT,
-    "checkpoint_dir": TEXT,
+    "data_path": PATH,
+    "checkpoint_dir": PATH,
     "resume": BOOL,
     "save_dataset": BOOL,
     "save_dataloaders": BOOL,
     "log_wandb": BOOL,
     "shuffle": BOOL,
     "worker": _integer(0),
-    "nproc": _integer(1),
     "DOMAIN_FIELD": TEXT,
     "MAX_ITEM_LIST_LENGTH": _integer(1),
     "overlap_ratio": Rule(lambda v: _is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
@@ -83,8 +92,8 @@ RULES = {
         f"a list of {', '.join(GROUPS)}",
     ),
     "metrics": Rule(
-        _listed(lambda m: isinstance(m, str) and m.lower() in RANK_METRICS),
-        f"a list of {', '.join(RANK_METRICS)}",
+        _listed(lambda m: isinstance(m, str) and m.lower() in METRICS),
+        f"a list of {', '.join(METRICS)}",
     ),
     "topk": Rule(_listed(lambda k: _is_int(k, 1)), "a list of integers >= 1"),
     "metric_decimal_place": _integer(1),
@@ -112,6 +121,10 @@ def check_values(values: dict, sources: dict[str, str]) -> None:
     for key, rule in RULES.items():
         if key in values and not rule.holds(values[key]):
             _fail(key, values[key], rule.allowed, sources)
+    for key in ("nproc", "world_size"):
+        # Whoever starts the processes gives each its local_rank; this package starts none.
+        if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
+            _fail(key, values[key], "1, training runs in one process", sources)
     if "eval_args" in values:
         _check_eval_args(values["eval_args"], sources)
     for key, parts in (("clip_grad_norm", CLIP_ARGS), ("train_neg_sample_args", NEG_SAMPLE_ARGS)):
@@ -119,6 +132,31 @@ def check_values(values: dict, sources: dict[str, str]) -> None:
             _check_parts(key, values[key], parts, sources)
     if {"valid_metric", "metrics", "topk"} <= set(values):
         _check_valid_metric(values, sources)
+
+
+def check_kinds(values: dict, sources: dict[str, str], defaults: dict, strict: bool) -> None:
+    """Check that the user's values are of the kind of their defaults.
+
+    Args:
+        values: the merged configuration.
+        sources: the user's keys and where they came from; only these are checked.
+        defaults: the YAML files' values; a default that is no number and no boolean binds nothing.
+        strict: booleans and integers have to be just that; without it, any number serves for a
+            number, as RecBole's files write ``0`` where ``0.5`` is meant as well.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    for key in sources.keys() & defaults.keys() & values.keys() - RULES.keys():
+        default, value = defaults[key], values[key]
+        if isinstance(default, bool):
+            if strict and not isinstance(value, bool):
+                _fail(key, value, BOOL.allowed, sources)
+        elif isinstance(default, int) and strict:
+            if not _is_int(value, float("-inf")):
+                _fail(key, value, f"an integer, as the default {default}", sources)
+        elif isinstance(default, Real) and not _is_real(value):
+            _fail(key, value, f"a number, as the default {default}", sources)
 
 
 def _check_parts(key, value, parts, sources):

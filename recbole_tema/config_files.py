@@ -80,6 +80,16 @@ def load_yaml(path) -> dict:
     return values
 
 
+def our_defaults(model: str, dataset: str) -> dict:
+    """Return this project's defaults of a run: overall, then the model's, then the dataset's."""
+    merged = {}
+    for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
+        path = properties_dir() / f"{part}.yaml"
+        if path.is_file():
+            merged = merge_layer(merged, load_yaml(path))
+    return merged
+
+
 def parse_value(value):
     """Turn a string into the plain value that it spells, else give it back as it is.
 

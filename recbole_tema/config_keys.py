@@ -137,12 +137,12 @@ def check_keys(sources: dict[str, str], model: str, model_class=None) -> list[st
     elsewhere = set().union(*keys_by_model().values())
     foreign = []
     for key, source in sources.items():
-        if key in own or ALIAS_KEY.fullmatch(key):
-            continue
         if key in DERIVED_KEYS:
             raise ConfigError(
                 f"key '{key}' ({source}) is derived and cannot be set; set {DERIVED_KEYS[key]}"
             )
+        if key in own or ALIAS_KEY.fullmatch(key):
+            continue
         if key not in elsewhere or key in RENAMED_KEYS:
             close = hint(key, own)
             if key in RENAMED_KEYS:

@@ -86,6 +86,8 @@ def get_model_class(name: str):
 
         return get_model(name)
     except ModuleNotFoundError as error:
+        if error.name.startswith(("recbole.", "recbole_tema.")):
+            raise
         raise ConfigError(
             f"model '{name}' needs the package '{error.name}', which is not installed"
         ) from error

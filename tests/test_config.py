@@ -1,0 +1,498 @@
+"""TemaConfig: parsing without running, precedence, refused keys and values, independence."""
+
+import copy
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from recbole.config import Config
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import argument_list
+
+import recbole_tema
+from recbole_tema.cli_help import documented_keys
+from recbole_tema.config import TemaConfig
+from recbole_tema.config_files import load_yaml, merge_layer, parse_value, properties_dir
+from recbole_tema.config_keys import general_keys, keys_by_model, keys_read
+from recbole_tema.errors import ConfigError
+from recbole_tema.names import (
+    check_dataset,
+    dataset_names,
+    get_model_class,
+    model_names,
+    nearest,
+    recbole_dir,
+)
+
+
+class Tiny(SequentialRecommender):
+    """A model of a user: one key of its own, no YAML file."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.width = config["tiny_width"]
+
+
+def write_yaml(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# Parsing
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-2", -2),
+        ("[5, 10]", [5, 10]),
+        ("{'LS': 'valid_and_test'}", {"LS": "valid_and_test"}),
+        ("0,1", (0, 1)),
+        ("TRUE", True),
+        ("false", False),
+        ("None", None),
+        ("none", None),
+        ("'12'", "12"),
+        ("[0,inf)", "[0,inf)"),
+        ("saved/run=3", "saved/run=3"),
+        ("", ""),
+        ("{1, 2}", "{1, 2}"),
+        ("b'x'", "b'x'"),
+        ("1 + 1", "1 + 1"),
+        ("(" * 500, "(" * 500),
+    ],
+)
+def test_text_becomes_the_literal_that_it_spells(text, value):
+    parsed = parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))
+def test_the_text_of_a_literal_is_read_back(value):
+    assert parse_value(repr(value)) == value
+
+
+@pytest.mark.parametrize("layer", ["file", "dict", "command line"])
+def test_code_as_a_value_stays_text(tmp_path, layer):
+    trace = tmp_path / "trace"
+    code = f"__import__('os').system('touch {trace}')"
+    values = {"wandb_project": code}
+    if layer == "file":
+        path = write_yaml(tmp_path / "a.yaml", yaml.safe_dump(values))
+        config = TemaConfig("Pop", "x", config_file_list=[path])
+    elif layer == "dict":
+        config = TemaConfig("Pop", "x", config_dict=values)
+    else:
+        config = TemaConfig("Pop", "x", cmd_config_dict=values)
+    assert config["wandb_project"] == code
+    assert not trace.exists()
+
+
+def test_a_python_tag_in_yaml_is_refused_and_not_run(tmp_path):
+    trace = tmp_path / "trace"
+    path = write_yaml(
+        tmp_path / "a.yaml", f"seed: !!python/object/apply:os.system ['touch {trace}']"
+    )
+    with pytest.raises(ConfigError, match=r"a\.yaml', line 1"):
+        TemaConfig("Pop", "x", config_file_list=[path])
+    assert not trace.exists()
+
+
+def test_yaml_numbers_are_read_as_recbole_reads_them(tmp_path):
+    text = "a: 1e-3\nb: 1.5E+2\nc: 7\nd: '1e-3'\ne: .5\nf: 1e5\n"
+    path = write_yaml(tmp_path / "a.yaml", text)
+    theirs = yaml.load(text, Loader=Config._build_yaml_loader(None))
+    assert load_yaml(path) == theirs
+    assert theirs["a"] == 0.001
+
+
+def test_the_global_yaml_loader_stays_as_it_was():
+    assert yaml.safe_load("a: 1e-3") == {"a": "1e-3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: 1\nepochs: [1", "line"),
+        ("- seed", "key: value"),
+        ("3: 4", "text keys"),
+        ("seed: 1\nseed: 2", r"line 2: the key 'seed' stands twice"),
+        ("when: 2026-13-45", "month"),
+    ],
+)
+def test_bad_yaml_names_the_file(tmp_path, text, problem):
+    path = write_yaml(tmp_path / "bad.yaml", text)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_yaml(path)
+    assert "bad.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("a.yaml", "b.yaml"):
+        with pytest.raises(ConfigError, match=name):
+            TemaConfig("Pop", "x", config_file_list=[str(tmp_path / name)])
+
+
+def test_every_yaml_file_of_recbole_can_be_read():
+    files = sorted((recbole_dir() / "properties").rglob("*.yaml"))
+    assert len(files) > 90
+    loader = Config._build_yaml_loader(None)
+    for path in files:
+        assert load_yaml(path) == (yaml.load(path.read_text(), Loader=loader) or {})
+
+
+# Precedence
+
+
+def test_layers_win_in_recboles_order(tmp_path):
+    first = write_yaml(tmp_path / "a.yaml", "seed: 1\nepochs: 1\nlearning_rate: 1e-1\nworker: 1\n")
+    second = write_yaml(tmp_path / "b.yaml", "epochs: 2\nlearning_rate: 1e-2\nworker: 2\n")
+    config = TemaConfig(
+        "SASRec",
+        "x",
+        config_file_list=[first, second],
+        config_dict={"learning_rate": 0.03, "worker": "3"},
+        cmd_config_dict={"worker": "4"},
+    )
+    assert [config[k] for k in ("seed", "epochs", "learning_rate", "worker")] == [1, 2, 0.03, 4]
+    assert config.sources["worker"] == "command line"
+    assert config.sources["seed"] == f"config file '{first}'"
+
+
+def test_our_defaults_lie_over_recboles_and_under_the_users():
+    config = TemaConfig("SASRec", "x")
+    assert config["metric_decimal_place"] == 6, "ours, RecBole has 4"
+    assert config["hidden_size"] == 64, "RecBole's SASRec.yaml"
+    assert config["loss_decimal_place"] == 4, "RecBole's overall.yaml"
+    assert config["repeatable"] is True
+    assert config["candidates"] == "in_domain"
+
+
+def test_eval_args_is_merged_by_part(tmp_path):
+    path = write_yaml(tmp_path / "a.yaml", "eval_args:\n  mode: {valid: uni10, test: uni20}\n")
+    config = TemaConfig("SASRec", "x", config_file_list=[path], config_dict={"seed": 3})
+    assert config["eval_args"] == {
+        "split": {"LS": "valid_and_test"},
+        "order": "TO",
+        "group_by": "user",
+        "mode": {"valid": "uni10", "test": "uni20"},
+    }
+    assert config["valid_neg_sample_args"] == {"distribution": "uniform", "sample_num": 10}
+
+
+def test_model_and_dataset_may_stand_in_a_file(tmp_path):
+    path = write_yaml(tmp_path / "a.yaml", "model: BPR\ndataset: 100\n")
+    config = TemaConfig(config_file_list=[path])
+    assert (config["model"], config["dataset"]) == ("BPR", "100")
+    with pytest.raises(ConfigError, match="no dataset given"):
+        TemaConfig("BPR")
+    with pytest.raises(ConfigError, match="no model given"):
+        TemaConfig(dataset="x")
+
+
+def test_data_defaults_give_way_to_the_user():
+    config = TemaConfig("SASRec", "x", config_dict={"load_col": {"inter": ["user_id"]}})
+    config.set_data_defaults({"load_col": {"inter": ["item_id"]}, "additional_feat_suffix": ["t"]})
+    assert config["load_col"] == {"inter": ["user_id"]}
+    assert config["additional_feat_suffix"] == ["t"]
+
+
+def test_data_path_has_a_default_that_the_environment_and_the_user_change(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECBOLE_TEMA_DATA", str(tmp_path))
+    assert config_path(None) == str(tmp_path / "x")
+    assert config_path("/data") == config_path(Path("/data")) == "/data/x"
+    assert config_path("~/data") == str(Path.home() / "data" / "x")
+    monkeypatch.delenv("RECBOLE_TEMA_DATA")
+    assert Path(config_path(None)).parts[-3:] == ("recbole-tema", "dataset", "x")
+
+
+def config_path(data_path):
+    values = {} if data_path is None else {"data_path": data_path}
+    return TemaConfig("Pop", "x", config_dict=values)["data_path"]
+
+
+# What RecBole derives, and where it stumbles
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
+def test_full_softmax_models_train_without_negatives(model):
+    assert TemaConfig(model, "x")["train_neg_sample_args"]["distribution"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [("FPMC", {}), ("BPR", {}), ("Pop", {}), ("SASRec", {"loss_type": "BPR"})],
+)
+def test_other_losses_keep_recboles_negatives(model, values):
+    assert TemaConfig(model, "x", config_dict=values)["train_neg_sample_args"]["sample_num"] == 1
+
+
+def test_our_models_take_negatives_only_for_a_sampled_loss():
+    values = {"loss_type": "CE"}
+    configs = [
+        TemaConfig("TEMA", "x"),
+        TemaConfig("LLM4CDSR", "x", config_dict=values),
+        TemaConfig("LLM4CDSR", "x"),
+    ]
+    kinds = [config["train_neg_sample_args"]["distribution"] for config in configs]
+    assert kinds == ["none", "none", "uniform"]
+
+
+def test_negatives_that_the_user_asks_for_are_not_dropped_in_silence():
+    with pytest.raises(ConfigError, match="should be None when the loss_type is CE"):
+        TemaConfig("SASRec", "x", config_dict={"train_neg_sample_args": {"sample_num": 1}})
+
+
+def test_one_config_leaves_no_trace_in_the_next():
+    before = {k: list(v) for k, v in vars(argument_list).items() if k.endswith("_arguments")}
+    given = {"topk": "[1]", "eval_args": {"mode": "uni10"}}
+    kept = copy.deepcopy(given)
+    first = TemaConfig("SASRec", "ml-100k", config_dict={**given, "valid_metric": "NDCG@1"})
+    first["eval_args"]["mode"]["valid"] = "full"
+    first["metrics"].append("MAP")
+    second = TemaConfig("SASRec", "x")
+    assert given == kept
+    assert second["metrics"] == ["Hit", "NDCG", "MRR", "Recall"]
+    assert second["topk"] == [5, 10, 20]
+    assert len(before) == 4
+    assert all(getattr(argument_list, name) == keys for name, keys in before.items())
+
+
+def test_the_command_line_of_the_process_is_not_read(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--seed=7", "stray"])
+    assert TemaConfig("Pop", "x")["seed"] == 2020
+
+
+def test_without_cuda_the_device_is_the_cpu_and_the_environment_stays(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = TemaConfig("Pop", "x", config_dict={"gpu_id": ""})
+    assert config["device"] == torch.device("cpu")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_group_of_processes_meets_without_cuda():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    group = {"local_rank": 0, "offset": 0, "world_size": 1, "nproc": 1, "ip": "localhost"}
+    config = TemaConfig("Pop", "x", config_dict={**group, "port": port})
+    try:
+        assert torch.distributed.get_backend() == "gloo"
+        assert config["device"] == torch.device("cpu")
+        assert config["single_spec"] is False
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("key", "hinted"),
+    [
+        ("epoch", "epochs"),
+        ("learning_rat", "learning_rate"),
+        ("topK", "topk"),
+        ("max_item_list_length", "MAX_ITEM_LIST_LENGTH"),
+        ("hiden_size", "hidden_size"),
+        ("neg_sampling", "train_neg_sample_args"),
+        ("lr", "learning_rate"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path, key, hinted):
+    path = write_yaml(tmp_path / "a.yaml", f"{key}: 1\n")
+    layers = [
+        ({"config_file_list": [path]}, re.escape(f"config file '{path}'")),
+        ({"config_dict": {key: 1}}, "config_dict"),
+        ({"cmd_config_dict": {key: "1"}}, "command line"),
+    ]
+    for layer, place in layers:
+        with pytest.raises(ConfigError, match=rf"'{key}' \({place}\).*\b{hinted}\b"):
+            TemaConfig("SASRec", "x", **layer)
+
+
+def test_keys_of_other_models_are_accepted_with_a_warning(tmp_path, caplog):
+    path = write_yaml(tmp_path / "a.yaml", "n_heads: 2\nseed: 3\n")
+    with caplog.at_level(logging.WARNING):
+        config = TemaConfig("Pop", "x", config_file_list=[path], cmd_config_dict={"gamma": "1"})
+    assert config["seed"] == 3
+    [message] = [r.getMessage() for r in caplog.records if "of other models" in r.getMessage()]
+    assert "n_heads (config file" in message
+    assert "gamma (command line)" in message
+    caplog.clear()
+    TemaConfig("SASRec", "x", config_file_list=[path])
+    assert "of other models" not in caplog.text
+
+
+def test_derived_keys_cannot_be_set():
+    with pytest.raises(ConfigError, match=r"'device' \(config_dict\).*gpu_id"):
+        TemaConfig("Pop", "x", config_dict={"device": "cpu"})
+
+
+def test_a_class_of_the_user_brings_its_keys():
+    values = {"loss_type": "CE", "embedding_size": 8}
+    config = TemaConfig(Tiny, "x", config_dict={**values, "tiny_width": 3})
+    assert config["tiny_width"] == 3
+    assert config["train_neg_sample_args"]["distribution"] == "none"
+    with pytest.raises(ConfigError, match=r"'tiny_with'.*tiny_width"):
+        TemaConfig(Tiny, "x", config_dict={**values, "tiny_with": 3})
+
+
+def test_every_key_of_recboles_lists_and_files_is_known():
+    lists = [v for k, v in vars(argument_list).items() if k.endswith("_arguments")]
+    named = {key for keys in lists for key in keys}
+    assert len(named) > 50
+    assert named <= general_keys()
+    for name, keys in keys_by_model().items():
+        path = recbole_dir() / "properties" / "model" / f"{name}.yaml"
+        if path.is_file():
+            assert set(load_yaml(path)) <= keys | general_keys()
+    aliases = {"alias_of_user_id": ["a"], "alias_of_colour": ["b"]}
+    assert TemaConfig("Pop", "x", config_dict=aliases)["alias_of_colour"] == ["b"]
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"candidates": "some"}, "candidates is 'some'.*in_domain or all"),
+        ({"overlap_ratio": 1.5}, "overlap_ratio is 1.5.*from 0 to 1"),
+        ({"overlap_ratio": float("nan")}, "overlap_ratio is nan"),
+        ({"eval_groups": ["age"]}, "eval_groups.*overlap, popularity, length"),
+        ({"eval_groups": "overlap"}, "eval_groups.*a list"),
+        ({"exclude_history": 1}, "exclude_history is 1.*True or False"),
+        ({"epochs": -1}, "epochs is -1.*>= 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"learning_rate": 0}, "learning_rate is 0.*> 0"),
+        ({"learner": "adaam"}, "learner is 'adaam'.*sparse_adam"),
+        ({"topk": [0]}, r"topk is \[0\]"),
+        ({"topk": []}, r"topk is \[\]"),
+        ({"metrics": ["AUC"]}, "metrics.*ndcg"),
+        ({"metrics": ["NDGC"]}, "metrics.*ndcg"),
+        ({"valid_metric": "NDCG@7"}, "valid_metric is 'NDCG@7'.*NDCG@10"),
+        ({"topk": 20}, "valid_metric is 'NDCG@10';.*NDCG@20"),
+        ({"eval_args": "{mode: full}"}, "eval_args.*a dict"),
+        ({"eval_args": {"modes": "full"}}, "eval_args.modes.*split, order, group_by, mode"),
+        ({"eval_args": {"mode": {"tests": "full"}}}, "eval_args.mode.tests.*valid, test"),
+        ({"eval_args": {"mode": {"test": "uni0"}}}, "eval_args.mode.test is 'uni0'"),
+        ({"eval_args": {"mode": "pop100"}}, "eval_args.mode is 'pop100'"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}}}, "eval_args.split.*leave-one-out"),
+        ({"eval_args": {"order": "RO"}}, "eval_args.order is 'RO'.*TO"),
+        ({"clip_grad_norm": {"max": 5}}, "clip_grad_norm.max.*max_norm"),
+        ({"train_neg_sample_args": {"number": 5}}, "train_neg_sample_args.number.*sample_num"),
+        ({"threads": 0}, "threads is 0"),
+        ({"nproc": 2}, "nproc is 2.*one process"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'.*a number"),
+        ({"repeatable": False}, "repeatable"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        TemaConfig("SASRec", "x", config_dict=values)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_at_the_edge_of_their_range_pass():
+    values = {
+        "overlap_ratio": 0,
+        "eval_groups": ["overlap", "popularity", "length"],
+        "candidates": "all",
+        "topk": 10,
+        "metrics": "ndcg",
+        "threads": 1,
+        "clip_grad_norm": {"max_norm": 5, "norm_type": 2},
+        "eval_args": {"mode": "uni999", "group_by": None},
+    }
+    config = TemaConfig("SASRec", "x", config_dict=values)
+    assert config["topk"] == [10]
+    assert config["metrics"] == ["ndcg"]
+    assert config["overlap_ratio"] == 0
+
+
+# Names
+
+
+def test_every_model_name_is_a_class_that_recbole_finds_too():
+    names = model_names()
+    assert names[:2] == ["TEMA", "LLM4CDSR"]
+    assert {"SASRec", "GRU4Rec", "BERT4Rec", "Pop", "BPR", "LightGCN", "DeepFM", "KGAT"} <= {*names}
+    yaml_names = {p.stem for p in (recbole_dir() / "properties" / "model").glob("*.yaml")}
+    # RecBole's files of these two are in lower case, its classes are not.
+    assert yaml_names - set(names) == {"lightgbm", "xgboost"}
+    assert get_model_class("NARM").__name__ == "NARM"
+
+
+@pytest.mark.parametrize(("name", "hinted"), [("TEMMA", "TEMA"), ("sasrec", "SASRec")])
+def test_an_unknown_model_is_refused_with_the_nearest(name, hinted):
+    with pytest.raises(ConfigError, match=rf"unknown model '{name}'; did you mean {hinted}"):
+        TemaConfig(name, "x")
+
+
+def test_nearest_ignores_case_and_keeps_to_what_is_alike():
+    assert nearest("tema", ["TEMA", "TIMA"]) == ["TEMA"]
+    assert nearest("zzz", ["TEMA"]) == []
+
+
+def test_datasets_are_the_builtin_ones_and_folders_with_interactions(tmp_path):
+    for name, file in (("shop", "shop.inter"), ("empty", "readme"), ("cut", "cut.part1.inter")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+    assert dataset_names(tmp_path) == ["ml-100k-genre", "cut", "shop"]
+    check_dataset("shop", tmp_path)
+    check_dataset("ml-100k-genre", tmp_path / "absent")
+    with pytest.raises(ConfigError, match=r"unknown dataset 'shopp'.*did you mean shop\?"):
+        check_dataset("shopp", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".."])
+def test_a_dataset_is_a_folder_name(name):
+    with pytest.raises(ConfigError, match="folder's name"):
+        TemaConfig("Pop", name)
+
+
+# Our YAML files
+
+
+OUR_YAML = sorted(properties_dir().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OUR_YAML, ids=[p.name for p in OUR_YAML])
+def test_every_key_has_a_comment(path):
+    documented = documented_keys(path)
+    assert [d.key for d in documented] == list(load_yaml(path))
+    assert [d.key for d in documented if len(d.comment) < 10] == []
+
+
+def test_every_key_of_overall_yaml_is_read_by_code():
+    ours = Path(recbole_tema.__file__).parent
+    read = keys_read(*recbole_dir().rglob("*.py"), *ours.rglob("*.py"))
+    # RecBole reads these two as config.log_wandb and from the dict inside.
+    read |= {"log_wandb", "gpu_id"}
+    assert set(load_yaml(properties_dir() / "overall.yaml")) - read == set()
+
+
+def test_merging_does_not_touch_its_inputs():
+    base = {"eval_args": {"mode": "full", "order": "TO"}, "seed": 1}
+    layer = {"eval_args": {"mode": "uni10"}}
+    merged = merge_layer(base, layer)
+    assert merged == {"eval_args": {"mode": "uni10", "order": "TO"}, "seed": 1}
+    assert base["eval_args"]["mode"] == "full"
+    assert layer == {"eval_args": {"mode": "uni10"}}
