@@ -105,14 +105,14 @@ def _wrapped(title, names):
 
 
 def _line(entry):
-    # A comment reads "(type) meaning; range; source": the source is for readers of the file.
-    meaning = re.sub(r"^\(\w+\)\s*", "", entry.comment).split("; ")
-    text = "; ".join(meaning[:-1] if len(meaning) > 1 else meaning).rstrip(".")
+    # A comment reads "(range) meaning. Source.": the source is for readers of the file.
+    text, _, _ = entry.comment.partition(". ")
+    text = text.rstrip(".").replace("~", "none")
     default = "none" if entry.default is None else entry.default
     shown = f"  --{entry.key}={default}"
     if len(shown) > 30:
         return f"{shown}\n{_filled(text)}"
-    return f"{shown:<30} " + _filled(text).lstrip()
+    return f"{shown:<31}" + _filled(text).lstrip()
 
 
 def _filled(text):
