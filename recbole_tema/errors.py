@@ -15,3 +15,11 @@ class DataError(TemaError):
 
 class CheckpointError(TemaError):
     """A checkpoint is missing, truncated, foreign, or belongs to another model or dataset."""
+
+
+class TrainingError(TemaError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class EvaluationError(TemaError):
+    """A model's scores or an evaluation phase cannot be ranked: NaN, infinite, or no targets."""

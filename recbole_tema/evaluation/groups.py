@@ -1,0 +1,86 @@
+"""Groups of targets to report beside the domains: by overlap, popularity and history length.
+
+Every target is in exactly one bucket of each grouping.
+
+- ``overlap=yes|no``: the history has events in two or more domains, or not.
+- ``popularity=low|middle|high``: thirds of the targets by the training events of the target.
+- ``length=1-5|6-10|11-20|21-50|51+``: events before the target.
+"""
+
+from collections import OrderedDict
+from logging import getLogger
+
+import numpy as np
+
+from recbole_tema.errors import ConfigError
+from recbole_tema.evaluation.plan import EvalPlan
+
+GROUPINGS = ("overlap", "popularity", "length")
+# Longest history of each bucket but the last.
+LENGTH_BOUNDS = (5, 10, 20, 50)
+LENGTH_NAMES = ("1-5", "6-10", "11-20", "21-50", "51+")
+POPULARITY_NAMES = ("low", "middle", "high")
+
+
+def target_groups(
+    plan: EvalPlan, names, train_popularity, history_length=None, user_overlap=None
+) -> OrderedDict:
+    """Buckets of the plan's targets.
+
+    Args:
+        names: groupings wanted, of ``overlap``, ``popularity``, ``length`` (``eval_groups``).
+        train_popularity: ``(n_items,)`` training events of each item.
+        history_length: ``(n,)`` events before each target; counted from the plan's sequences
+            without it.
+        user_overlap: ``(n,)`` bool, whether each target's history spans domains; taken from the
+            plan's sequences without it.
+
+    Returns:
+        ``<grouping>=<bucket>`` -> ``(n,)`` bool, buckets without targets left out.
+
+    Raises:
+        ConfigError: a name is not a grouping.
+    """
+    names = [names] if isinstance(names, str) else list(names or [])
+    found = OrderedDict()
+    for name in names:
+        if name == "overlap":
+            overlap = _spans_domains(plan) if user_overlap is None else np.asarray(user_overlap)
+            codes, labels = np.where(overlap, 0, 1), ("yes", "no")
+        elif name == "popularity":
+            codes = popularity_thirds(np.asarray(train_popularity)[plan.targets])
+            labels = POPULARITY_NAMES
+        elif name == "length":
+            lengths = plan.history_lengths if history_length is None else np.asarray(history_length)
+            codes, labels = np.searchsorted(LENGTH_BOUNDS, lengths), LENGTH_NAMES
+        else:
+            raise ConfigError(f"eval_groups: {name!r} is none of {', '.join(GROUPINGS)}")
+        for code, label in enumerate(labels):
+            found[f"{name}={label}"] = codes == code
+    empty = [name for name, mask in found.items() if not mask.any()]
+    if empty:
+        getLogger().info(f"{plan.phase}: no target in {', '.join(empty)}, no metrics for it")
+    return OrderedDict((name, mask) for name, mask in found.items() if mask.any())
+
+
+def popularity_thirds(popularity: np.ndarray) -> np.ndarray:
+    """``(n,)`` 0, 1 or 2: the least, middle and most popular third of the targets.
+
+    Targets of equal popularity stay together: the bucket is that of the middle of their block in
+    the sorted targets. With many ties the thirds are therefore of unequal size.
+
+    Args:
+        popularity: ``(n,)`` training events of each target item.
+    """
+    _, block, counts = np.unique(popularity, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    return np.minimum((3 * middle / max(len(popularity), 1)).astype(np.int64), 2)[block]
+
+
+def _spans_domains(plan: EvalPlan) -> np.ndarray:
+    """``(n,)`` bool: the events before the target lie in two or more domains."""
+    rows, items = plan.history_events()
+    n_domains = len(plan.domain_names)
+    key = rows * n_domains + plan.item_domain[items] - 1
+    counts = np.bincount(key, minlength=len(plan) * n_domains).reshape(len(plan), n_domains)
+    return (counts > 0).sum(axis=1) >= 2

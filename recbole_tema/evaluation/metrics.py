@@ -1,0 +1,159 @@
+"""RecBole's own metrics on ranks: overall, per domain of the target, and per group of targets.
+
+Keys: ``ndcg@10`` overall, ``<domain>/ndcg@10`` for each domain that has targets, then
+``<grouping>=<bucket>/ndcg@10`` for each group that has any, as in ``overlap=yes/ndcg@10``.
+"""
+
+from collections import Counter, OrderedDict
+
+import numpy as np
+import torch
+from recbole.evaluator import Evaluator
+from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metric_information
+
+from recbole_tema.errors import ConfigError, EvaluationError
+from recbole_tema.evaluation.plan import EvalPlan
+
+# What a metric may ask for: of each target's rank, and of the recommended items as a whole.
+RANK_NEEDS = {"rec.topk", "rec.meanrank"}
+ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
+
+
+def metric_names(config, needs) -> list[str]:
+    """The configured metrics, lower case, that need nothing but ``needs``.
+
+    Raises:
+        ConfigError: a metric is unknown, or needs the labels of rated pairs.
+    """
+    configured = config["metrics"]
+    names = [name.lower() for name in ([configured] if isinstance(configured, str) else configured)]
+    for name in names:
+        if name not in metric_information:
+            raise ConfigError(f"metrics: {name!r} is none of {', '.join(metric_information)}")
+        if not set(metric_information[name]) <= RANK_NEEDS | ITEM_NEEDS:
+            raise ConfigError(
+                f"metrics: {name} compares scores with labels and cannot be had from a ranking; "
+                "choose hit, ndcg, mrr, recall, precision, map, gauc, or one on recommended items"
+            )
+    return [name for name in names if set(metric_information[name]) <= needs]
+
+
+def needs_topk_items(config) -> bool:
+    """Whether a configured metric looks at the recommended items (``EvalPlan.topk_items``)."""
+    rank_only = metric_names(config, RANK_NEEDS)
+    return len(metric_names(config, RANK_NEEDS | ITEM_NEEDS)) > len(rank_only)
+
+
+def evaluate_ranks(
+    ranks: torch.Tensor,
+    plan: EvalPlan,
+    config,
+    groups=None,
+    topk_items=None,
+    train_popularity=None,
+) -> OrderedDict:
+    """All metrics of one phase, as plain floats.
+
+    Args:
+        ranks: ``(n,)`` int64, zero-based, in the order of the plan's rows.
+        config: RecBole's config: ``metrics``, ``topk``, ``metric_decimal_place``, ``tail_ratio``.
+        groups: name -> ``(n,)`` bool, from ``groups.target_groups``.
+        topk_items: ``(n, max(topk))`` recommended items, only for metrics that look at them
+            (ItemCoverage, GiniIndex, ...). These are given overall, not per domain or group.
+        train_popularity: ``(n_items,)`` training events of each item, for AveragePopularity and
+            TailPercentage.
+
+    Returns:
+        Name of the metric -> value, in the order of the module's documentation. A domain or group
+        without targets has no key.
+
+    Raises:
+        ConfigError: a metric is unknown, or lacks what it needs.
+        EvaluationError: the phase has no targets.
+    """
+    ranks = np.asarray(ranks, dtype=np.int64)
+    if ranks.shape != plan.users.shape:
+        raise ValueError(f"{ranks.shape} ranks for {len(plan)} targets")
+    if not len(ranks):
+        raise EvaluationError(
+            f"{plan.phase}: no user has a target, so there is nothing to evaluate; the data needs "
+            f"users with {3 if plan.phase == 'test' else 4} or more events"
+        )
+    data = _rank_data(ranks, plan.n_candidates, max(_topk(config)))
+    if needs_topk_items(config):
+        _add_item_data(data, plan, topk_items, train_popularity)
+    names = metric_names(config, RANK_NEEDS | ITEM_NEEDS)
+    result = _evaluate(config, names, data)
+    names = metric_names(config, RANK_NEEDS)
+    for label, mask in slices(plan, groups).items():
+        part = _rank_data(ranks[mask], plan.n_candidates[mask], max(_topk(config)))
+        for key, value in _evaluate(config, names, part).items():
+            result[f"{label}/{key}"] = value
+    return result
+
+
+def slices(plan: EvalPlan, groups=None) -> OrderedDict:
+    """Name -> ``(n,)`` bool of each domain, then of each group, that has targets."""
+    found = OrderedDict()
+    for number, name in enumerate(plan.domain_names, start=1):
+        found[name] = plan.target_domain == number
+    found.update(groups or {})
+    return OrderedDict((name, mask) for name, mask in found.items() if mask.any())
+
+
+def slice_counts(plan: EvalPlan, groups=None) -> OrderedDict:
+    """Number of targets: ``all``, then each domain and group that has any."""
+    counts = OrderedDict(all=len(plan))
+    counts.update((name, int(mask.sum())) for name, mask in slices(plan, groups).items())
+    return counts
+
+
+def _topk(config) -> list[int]:
+    topk = config["topk"]
+    return [topk] if isinstance(topk, int) else list(topk)
+
+
+def _rank_data(ranks, n_candidates, width) -> DataStruct:
+    """What RecBole's Collector would have kept of these rankings, one positive in each.
+
+    ``rec.topk`` ``(n, width + 1)``: hits by position, then the number of positives.
+    ``rec.meanrank`` ``(n, 3)``: the positive's rank from 1, the candidates, the positives.
+    """
+    topk = torch.zeros((len(ranks), width + 1), dtype=torch.int32)
+    inside = np.flatnonzero(ranks < width)
+    topk[inside, ranks[inside]] = 1
+    topk[:, -1] = 1
+    data = DataStruct()
+    data.set("rec.topk", topk)
+    mean = np.stack([ranks + 1, n_candidates, np.ones_like(ranks)], axis=1)
+    data.set("rec.meanrank", torch.from_numpy(mean))
+    return data
+
+
+def _add_item_data(data, plan, topk_items, train_popularity):
+    if topk_items is None:
+        raise ConfigError("metrics: the metrics on recommended items need the top-k items")
+    data.set("rec.items", torch.as_tensor(topk_items).cpu())
+    data.set("data.num_items", plan.n_items)
+    if train_popularity is not None:
+        trained = np.flatnonzero(train_popularity)
+        counts = np.asarray(train_popularity)[trained].tolist()
+        data.set("data.count_items", Counter(dict(zip(trained.tolist(), counts, strict=True))))
+
+
+def _evaluate(config, names, data) -> OrderedDict:
+    """RecBole's Evaluator on some of the configured metrics."""
+    settings = {
+        "metrics": names,
+        "topk": _topk(config),
+        "metric_decimal_place": config["metric_decimal_place"],
+        "tail_ratio": config["tail_ratio"],
+    }
+    for name in names:
+        lacking = [need for need in metric_information[name] if need not in data]
+        if lacking:
+            raise ConfigError(f"metrics: {name} needs {lacking[0]}, which is not known here")
+    result = Evaluator(settings).evaluate(data)
+    # Plain floats: a checkpoint that holds results must load without NumPy's types.
+    return OrderedDict((key, float(value)) for key, value in result.items())
