@@ -18,6 +18,8 @@ from recbole_tema.evaluation.plan import EvalPlan
 # What a metric may ask for: of each target's rank, and of the recommended items as a whole.
 RANK_NEEDS = {"rec.topk", "rec.meanrank"}
 ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
+# Name of the slice of all targets; its metrics have no prefix.
+OVERALL = "overall"
 
 
 def metric_names(config, needs) -> list[str]:
@@ -51,7 +53,7 @@ def evaluate_ranks(
     config,
     groups=None,
     topk_items=None,
-    train_popularity=None,
+    dataset=None,
 ) -> OrderedDict:
     """All metrics of one phase, as plain floats.
 
@@ -61,8 +63,8 @@ def evaluate_ranks(
         groups: name -> ``(n,)`` bool, from ``groups.target_groups``.
         topk_items: ``(n, max(topk))`` recommended items, only for metrics that look at them
             (ItemCoverage, GiniIndex, ...). These are given overall, not per domain or group.
-        train_popularity: ``(n_items,)`` training events of each item, for AveragePopularity and
-            TailPercentage.
+        dataset: its ``training_popularity()`` ``(n_items,)`` is asked for by AveragePopularity
+            and TailPercentage alone.
 
     Returns:
         Name of the metric -> value, in the order of the module's documentation. A domain or group
@@ -73,17 +75,17 @@ def evaluate_ranks(
         EvaluationError: the phase has no targets.
     """
     ranks = np.asarray(ranks, dtype=np.int64)
-    if ranks.shape != plan.users.shape:
-        raise ValueError(f"{ranks.shape} ranks for {len(plan)} targets")
+    if ranks.shape != plan.users.shape or ((ranks < 0) | (ranks >= plan.n_candidates)).any():
+        raise ValueError(f"{ranks.shape} ranks are not one place of each of {len(plan)} targets")
     if not len(ranks):
         raise EvaluationError(
             f"{plan.phase}: no user has a target, so there is nothing to evaluate; the data needs "
             f"users with {3 if plan.phase == 'test' else 4} or more events"
         )
     data = _rank_data(ranks, plan.n_candidates, max(_topk(config)))
-    if needs_topk_items(config):
-        _add_item_data(data, plan, topk_items, train_popularity)
     names = metric_names(config, RANK_NEEDS | ITEM_NEEDS)
+    if needs_topk_items(config):
+        _add_item_data(data, names, plan, topk_items, dataset)
     result = _evaluate(config, names, data)
     names = metric_names(config, RANK_NEEDS)
     for label, mask in slices(plan, groups).items():
@@ -103,8 +105,8 @@ def slices(plan: EvalPlan, groups=None) -> OrderedDict:
 
 
 def slice_counts(plan: EvalPlan, groups=None) -> OrderedDict:
-    """Number of targets: ``all``, then each domain and group that has any."""
-    counts = OrderedDict(all=len(plan))
+    """Number of targets: ``overall``, then each domain and group that has any."""
+    counts = OrderedDict({OVERALL: len(plan)})
     counts.update((name, int(mask.sum())) for name, mask in slices(plan, groups).items())
     return counts
 
@@ -131,15 +133,17 @@ def _rank_data(ranks, n_candidates, width) -> DataStruct:
     return data
 
 
-def _add_item_data(data, plan, topk_items, train_popularity):
+def _add_item_data(data, names, plan, topk_items, dataset):
     if topk_items is None:
         raise ConfigError("metrics: the metrics on recommended items need the top-k items")
     data.set("rec.items", torch.as_tensor(topk_items).cpu())
     data.set("data.num_items", plan.n_items)
-    if train_popularity is not None:
-        trained = np.flatnonzero(train_popularity)
-        counts = np.asarray(train_popularity)[trained].tolist()
-        data.set("data.count_items", Counter(dict(zip(trained.tolist(), counts, strict=True))))
+    counted = any("data.count_items" in metric_information[name] for name in names)
+    if counted and dataset is not None:
+        popularity = np.asarray(dataset.training_popularity())
+        trained = np.flatnonzero(popularity)
+        counts = zip(trained.tolist(), popularity[trained].tolist(), strict=True)
+        data.set("data.count_items", Counter(dict(counts)))
 
 
 def _evaluate(config, names, data) -> OrderedDict:

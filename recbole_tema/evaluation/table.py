@@ -2,34 +2,47 @@
 
 from tabulate import tabulate
 
+from recbole_tema.evaluation.metrics import OVERALL
+
 # With one target a user, recall@k is hit@k and precision@k is hit@k / k: left to the full table.
 PREFERRED = ("ndcg", "hit", "mrr")
 PREFERRED_K = 10
-# Metrics of both phases side by side that fit 100 columns.
-WIDEST = 3
-OVERALL = "all"
+# Columns of the terminal that a block may fill.
+WIDTH = 100
 
 
 def format_table(valid_result, test_result, counts, metrics="main") -> str:
-    """Rows: overall, domains, groups. Columns: number of targets and metrics of each phase.
+    """Rows: overall, domains, groups. Columns: metrics of each phase, and the number of targets.
 
     Args:
         valid_result, test_result: from ``metrics.evaluate_ranks``; None leaves the phase out.
-        counts: phase (``valid``, ``test``) -> slice -> number of targets, from
-            ``metrics.slice_counts``.
+        counts: slice -> number of targets, from ``metrics.slice_counts`` of the last phase given
+            (test, unless ``test_result`` is None).
         metrics: ``main`` for NDCG, hit and MRR at 10 (else at the first k there is), ``all`` for
             every metric in blocks by k, or a list of keys (``["ndcg@10", "hit@5"]``).
 
     Returns:
-        Text of several lines, at most 100 columns wide for ``main`` and names of usual length.
+        Text of several lines; blocks are at most 100 columns wide where one metric fits at all.
     """
     results = {"valid": valid_result, "test": test_result}
     results = {phase: result for phase, result in results.items() if result}
     if not results:
         return ""
+    names = _slices(results, counts)
     keys = [key for key in next(iter(results.values())) if "/" not in key]
-    blocks = _blocks(keys) if metrics == "all" else [_main(keys) if metrics == "main" else metrics]
-    return "\n\n".join(_block(results, counts, block) for block in blocks)
+    if metrics != "all":
+        return _block(results, counts, names, _main(keys) if metrics == "main" else metrics)
+    first_column = max(map(len, names))
+    blocks = _blocks(keys, len(results), WIDTH - first_column - len("targets") - 4)
+    return "\n\n".join(_block(results, counts, names, block) for block in blocks)
+
+
+def _slices(results, counts):
+    """Names of the rows: those counted, then those that only another phase has."""
+    found = dict.fromkeys(counts)
+    for result in results.values():
+        found.update(dict.fromkeys(key.rpartition("/")[0] or OVERALL for key in result))
+    return list(found)
 
 
 def _split(key: str):
@@ -45,30 +58,29 @@ def _main(keys):
     return [at_k[name] for name in PREFERRED if name in at_k] or list(at_k.values())[:3]
 
 
-def _blocks(keys):
-    """Keys by k, those without a k last, in even parts that are not too wide."""
+def _blocks(keys, n_phases, room):
+    """Keys by k, those without a k last, in parts that fit ``room`` columns."""
     blocks = []
     for k in sorted({_split(key)[1] for key in keys}, key=lambda k: (k is None, k or 0)):
-        at_k = [key for key in keys if _split(key)[1] == k]
-        parts = -(-len(at_k) // WIDEST)
-        size = -(-len(at_k) // parts)
-        blocks += [at_k[low : low + size] for low in range(0, len(at_k), size)]
+        left = 0
+        for key in (key for key in keys if _split(key)[1] == k):
+            width = n_phases * (len(key) + 4)
+            if width > left:
+                blocks.append([])
+                left = room
+            blocks[-1].append(key)
+            left -= width
     return blocks
 
 
-def _block(results, counts, keys):
-    names = list(dict.fromkeys(name for phase in results for name in counts[phase]))
-    header = [""]
-    for phase in results:
-        header += [f"{phase}\ntargets"] + [f"{phase}\n{key}" for key in keys]
+def _block(results, counts, names, keys):
+    header = ["", *(f"{phase}\n{key}" for phase in results for key in keys)]
+    header.append(f"{list(results)[-1]}\ntargets")
     rows = []
     for name in names:
-        row = [name]
-        for phase, result in results.items():
-            row.append(str(counts[phase].get(name, "-")))
-            prefix = "" if name == OVERALL else f"{name}/"
-            row += [_cell(result.get(prefix + key)) for key in keys]
-        rows.append(row)
+        prefix = "" if name == OVERALL else f"{name}/"
+        cells = [_cell(result.get(prefix + key)) for result in results.values() for key in keys]
+        rows.append([name, *cells, str(counts.get(name, "-"))])
     align = ["left"] + ["right"] * (len(header) - 1)
     return tabulate(rows, header, tablefmt="simple", colalign=align, disable_numparse=True)
 
