@@ -317,3 +317,17 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def tag_token(tag: str) -> str:
+    """A tag as one token, lower case, its blanks as `_`: a `token_seq` splits at blanks.
+
+    >>> tag_token("  Film  Noir ")
+    'film_noir'
+    """
+    return "_".join(clean_text(tag).lower().split())
+
+
+def tag_text(token: str) -> str:
+    """A tag token as a text encoder should read it: `film_noir` is `film noir`."""
+    return token.replace("_", " ")
