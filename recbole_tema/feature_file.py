@@ -7,6 +7,7 @@ float32 values bit by bit and the SHA-256 of the text it belongs to, so a change
 import csv
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -182,12 +183,14 @@ def _write_twin(path: str | Path, table: FeatureTable, digest: str) -> None:
     columns.update({f"extra.{name}": column for name, column in table.extra.items()})
     tensors = {name: np.frombuffer("\n".join(c).encode(), np.uint8) for name, c in columns.items()}
     tensors["values"] = table.values
-    metadata = {
+    about = {
         "format": TWIN_FORMAT,
         "text_sha256": digest,
         "id_field": table.id_field,
         "value_field": table.value_field,
     }
+    # One metadata entry, because safetensors writes several in random order: same data, same bytes.
+    metadata = {"feature": json.dumps(about)}
     with replace_file(_twin_path(path)) as file:
         file.write(save_tensors(tensors, metadata=metadata))
 
@@ -197,7 +200,7 @@ def _read_twin(path: str | Path, digest: str) -> FeatureTable | None:
     twin = _twin_path(path)
     try:
         with safe_open(str(twin), framework="numpy") as file:
-            meta = file.metadata() or {}
+            meta = json.loads((file.metadata() or {})["feature"])
             if meta.get("format") != TWIN_FORMAT or meta.get("text_sha256") != digest:
                 log.info("%s is not of the present %s: reading the text", twin, Path(path).name)
                 return None
@@ -207,7 +210,7 @@ def _read_twin(path: str | Path, digest: str) -> FeatureTable | None:
         tokens = columns.pop("tokens")
         extra = {name.removeprefix("extra."): column for name, column in columns.items()}
         table = FeatureTable(meta["id_field"], meta["value_field"], tokens, values, extra)
-    except (SafetensorError, OSError, KeyError, UnicodeDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         log.warning("%s is damaged (%s): reading the text", twin, error)
         return None
     sound = values.dtype == np.float32 and values.ndim == 2 and np.isfinite(values).all()
@@ -290,16 +293,17 @@ def _parse_vectors(path: str | Path, vectors: list[bytes]) -> np.ndarray:
     for start in range(0, len(vectors), step):
         block = b"\n".join(vectors[start : start + step]).replace(b" ", b"\n")
         try:
-            column = pd.read_csv(
-                io.BytesIO(block),
-                header=None,
-                dtype=np.float32,
-                float_precision="high",
-                quoting=csv.QUOTE_NONE,
-                na_filter=False,
-                skip_blank_lines=False,
-                low_memory=False,
-            )
+            with np.errstate(over="ignore"):  # becomes inf, which is refused with its line
+                column = pd.read_csv(
+                    io.BytesIO(block),
+                    header=None,
+                    dtype=np.float32,
+                    float_precision="high",
+                    quoting=csv.QUOTE_NONE,
+                    na_filter=False,
+                    skip_blank_lines=False,
+                    low_memory=False,
+                )
             values[start : start + step] = column.to_numpy().reshape(-1, width)
         except ValueError:
             log.debug("%s: parsing line by line", path)

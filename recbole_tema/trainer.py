@@ -210,7 +210,7 @@ class TrainerLayer:
             scores = self._scores(interaction.to(self.device))
             ranks[rows] = plan.ranks(scores, torch.as_tensor(rows)).numpy()
             if needs_items:
-                top[rows] = plan.topk(scores, torch.as_tensor(rows), top.shape[1]).numpy()
+                top[rows] = plan.topk_items(scores, torch.as_tensor(rows), top.shape[1]).numpy()
         self.ranks[plan.phase] = ranks
         result = evaluate_ranks(
             ranks, plan, self.config, groups=eval_data.groups, topk_items=top, dataset=self.dataset

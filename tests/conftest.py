@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 
 def write(path, header, rows):
@@ -104,3 +105,9 @@ def settings(tiny_root, tmp_path, monkeypatch):
         "valid_metric": "NDCG@3",
         "metrics": ["Hit", "NDCG", "MRR", "Recall"],
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny models are fastest on one thread, also where other programs use the other cores."""
+    torch.set_num_threads(1)

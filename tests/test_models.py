@@ -186,12 +186,12 @@ def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
 def test_absent_features_are_said_once(settings, caplog):
     caplog.set_level("INFO")
     model, _, _ = build(settings, name="bare")
-    assert set(model.projections) == set()
+    assert set(model.projections) == {"tag"}  # tags without vectors: theirs are trained
     assert caplog.text.count("no text features") == 1
     with pytest.raises(DataError, match="bare.itemllm"):
         build(settings, "LLM4CDSR", "bare")
     with pytest.raises(ConfigError, match="nothing is left"):
-        build(settings, name="bare", use_id=False)
+        build(settings, name="bare", use_id=False, use_tags=False)
 
 
 @pytest.mark.parametrize(

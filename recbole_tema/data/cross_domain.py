@@ -39,9 +39,7 @@ class CrossDomainMixin:
             filepath,
             load,
             skip,
-            separator=self.config["field_separator"],
             seq_separator=self.config["seq_separator"],
-            encoding=self.config["encoding"],
             required=(self.uid_field, self.iid_field, self.time_field, self.domain_field),
         )
         for name, kind in types.items():
@@ -81,6 +79,23 @@ class CrossDomainMixin:
             f"(first repeated: line {again.index[0] + 2}, '{again[self.iid_field].iloc[0]}')"
         )
 
+    def _filter_inter_by_user_or_item(self):
+        # RecBole drops the events of items without a row in silence: their domain is unknown.
+        if self.item_feat is None:
+            return
+        known = self.inter_feat[self.iid_field].isin(self.item_feat[self.iid_field])
+        if not known.all():
+            items = self.inter_feat[self.iid_field][~known].unique()
+            self._refuse_items_without_row(items)
+
+    def _refuse_items_without_row(self, tokens):
+        named = ", ".join(f"'{token}'" for token in tokens[:3])
+        raise DataError(
+            f"{len(tokens)} items have events or features but no row in {self.dataset_name}.item, "
+            f"so no domain: {named}{', ...' if len(tokens) > 3 else ''}; add them there or remove "
+            f"their events"
+        )
+
     def _init_alias(self):
         # RecBole knows aliases of users and items; tags of items and of the tag list are one more.
         tag_fields = [f for f in self.config["alias_of_tag_id"] or [] if f in self.field2type]
@@ -106,12 +121,7 @@ class CrossDomainMixin:
         self.domain_names = [str(name) for name in self.field2id_token[self.domain_field][1:]]
         without = np.flatnonzero(self.item_domain[1:] == 0) + 1
         if len(without):
-            tokens = ", ".join(f"'{t}'" for t in self.id2token(self.iid_field, without[:3]))
-            raise DataError(
-                f"{len(without)} items have events or features but no row in "
-                f"{self.dataset_name}.item, so no domain: {tokens}"
-                f"{', ...' if len(without) > 3 else ''}; add them there or remove their events"
-            )
+            self._refuse_items_without_row(self.id2token(self.iid_field, without))
         if len(self.domain_names) < 2:
             raise DataError(
                 f"{self.dataset_name}.item has one domain only ('{self.domain_names[0]}'); "

@@ -12,7 +12,7 @@ from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
 from recbole_tema.data.schema import detect
 from recbole_tema.data.sequences import split_targets
-from recbole_tema.evaluation import EvalPlan
+from recbole_tema.evaluation.plan import EvalPlan
 
 PHASES = ("valid", "test")
 

@@ -7,7 +7,7 @@ in ``properties/dataset/NAME.yaml`` win over these.
 
 from pathlib import Path
 
-from recbole_tema.atomic import read_header
+from recbole_tema.atomic import read_header, require_fields
 from recbole_tema.errors import DataError
 
 # suffix -> (id field, value field, field whose ids it shares)
@@ -47,16 +47,6 @@ def check_types(path: Path, header) -> None:
             )
 
 
-def require(path: Path, header, names) -> None:
-    """Raise :class:`DataError` if one of ``names`` is not a column of ``path``."""
-    found = [field.name for field in header]
-    for name in names:
-        if name not in found:
-            raise DataError(
-                f"{path}, line 1: column '{name}' is missing; found {', '.join(found)}"
-            )
-
-
 def detect(folder, name: str, config=None) -> dict:
     """Config defaults for the dataset ``name`` in ``folder``.
 
@@ -79,8 +69,8 @@ def detect(folder, name: str, config=None) -> dict:
     inter_header, item_header = read_header(inter_path), read_header(item_path)
     check_types(inter_path, inter_header)
     check_types(item_path, item_header)
-    require(inter_path, inter_header, [user, item, time])
-    require(item_path, item_header, [item, domain])
+    require_fields(inter_path, inter_header, dict.fromkeys([user, item, time]))
+    require_fields(item_path, item_header, dict.fromkeys([item, domain]))
 
     item_names = {field.name for field in item_header}
     load_col = {"inter": [user, item, time], "item": [item, domain]}
@@ -95,7 +85,7 @@ def detect(folder, name: str, config=None) -> dict:
             continue
         header = read_header(path)
         check_types(path, header)
-        require(path, header, [id_field])
+        require_fields(path, header, {id_field: "token"})
         if value_field not in {field.name for field in header}:
             continue  # a tag list without vectors
         suffixes.append(suffix)
