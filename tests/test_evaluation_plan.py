@@ -304,6 +304,12 @@ def test_recommended_items_are_the_best_candidates():
         plan.topk_items(scores, range(30), 11)
 
 
+def test_padding_is_never_recommended():
+    # Target 1, and 4 is all that is left to draw: the list of candidates is padded with item 0.
+    plan = make_plan([[2, 3, 1]], DOMAINS, mode="uni3")
+    assert plan.topk_items(torch.tensor([SCORES]), [0], 2).tolist() == [[1, 4]]
+
+
 def test_a_pool_smaller_than_the_own_items_gives_no_negatives():
     pools = build_pools(np.array([0, 1, 2, 2]), "in_domain")
     own = own_places(pools, np.array([1, 2]), np.array([0, 1, 1]), np.array([1, 3, 3]))
