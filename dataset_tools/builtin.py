@@ -36,10 +36,11 @@ def ensure_builtin(name: str, data_path: str | Path, force: bool = False) -> Pat
     check_builtin(name)
     data_path = Path(data_path).expanduser()
     folder = data_path / name
+    if not force and rebuild_reason(name, folder) is None:
+        return folder  # without the lock: the folder may be read-only
     try:
         data_path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(data_path / f".{name}.lock")
-        with lock:
+        with FileLock(data_path / f".{name}.lock"):
             reason = "asked for" if force else rebuild_reason(name, folder)
             if reason:
                 log.info("building %s in %s: %s", name, folder, reason)
