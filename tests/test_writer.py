@@ -1,7 +1,6 @@
 """Writing a whole dataset: checks, exact content, stock RecBole as the reader, interruptions."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from dataset_tools.writer import write_dataset
 from recbole_tema.atomic import token_fault
 from recbole_tema.errors import DataError
 from recbole_tema.feature_file import read_feature
+from tests.stock_recbole import stock_recbole
 
 CARD = {"source": "made by hand", "generated": {"clip_text": "by hand"}}
 
@@ -266,7 +266,7 @@ KILLED = """
 import sys, time
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-from test_writer import EVENTS, write
+from tests.test_writer import EVENTS, write
 class Slow(np.ndarray):
     def tolist(self):
         print("half", flush=True)
@@ -281,9 +281,9 @@ write(sys.argv[1], interactions=EVENTS[:4], item_text=(["b1"], np.ones((1, 2))),
 def test_kill_in_the_middle_leaves_the_old_dataset(tmp_path):
     write(tmp_path, item_text=(["b1"], np.zeros((1, 2))))
     before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
-    here = os.path.dirname(__file__)
+    root = os.path.dirname(os.path.dirname(__file__))
     child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path), here], stdout=subprocess.PIPE
+        [sys.executable, "-c", KILLED, str(tmp_path), root], stdout=subprocess.PIPE
     )
     assert child.stdout.readline() == b"half\n"
     child.send_signal(signal.SIGKILL)
@@ -316,45 +316,6 @@ def test_order_and_text_of_fine_timestamps(tmp_path):
 
 
 # ---- stock RecBole reads what was written
-
-STOCK = """
-import json, sys
-import numpy as np
-import recbole.config, recbole.data.dataset as d
-config = recbole.config.Config(model="SASRec", dataset=sys.argv[2], config_dict={
-    "data_path": sys.argv[1], "load_col": None, "train_neg_sample_args": None,
-    "user_inter_num_interval": None, "additional_feat_suffix": json.loads(sys.argv[3]),
-    "alias_of_item_id": ["text_iid"] if "itemtext" in sys.argv[3] else None,
-    "preload_weight": {"text_iid": "clip_text"} if "itemtext" in sys.argv[3] else None})
-data = d.SequentialDataset(config)
-assert not any(name.startswith("recbole_tema") for name in sys.modules)
-feat = data.inter_feat
-items = data.id2token("item_id", np.asarray(feat["item_id"]))
-users = data.id2token("user_id", np.asarray(feat["user_id"]))
-out = {
-    "users": data.user_num - 1, "items": data.item_num - 1, "events": data.inter_num,
-    "pairs": sorted(zip(map(str, users), map(str, items))),
-    "fields": {f: str(data.field2type[f].value) for f in data.field2type},
-    "domains": data.num("domain") - 1,
-}
-if "itemtext" in sys.argv[3]:
-    ids = data.field2id_token["text_iid"].tolist()
-    matrix = data.get_preload_weight("text_iid")
-    out["vectors"] = {t: matrix[i].tolist() for i, t in enumerate(ids)}
-print("RESULT" + json.dumps(out))
-"""
-
-
-def stock_recbole(data_path, name, suffixes=()):
-    """What RecBole's own SequentialDataset makes of a dataset, in a process without the plugin."""
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(data_path), name, json.dumps(list(suffixes) or None)],
-        capture_output=True,
-        text=True,
-        cwd=data_path,
-    )
-    assert "RESULT" in done.stdout, done.stderr[-3000:]
-    return json.loads(done.stdout.split("RESULT")[1])
 
 
 def test_stock_recbole_reads_the_same(tmp_path):
