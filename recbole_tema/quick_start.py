@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 from recbole.utils import init_logger, init_seed, set_color
 
-from recbole_tema.checkpoint import check_belongs, dataset_fingerprint, read_checkpoint, unpack_other
+from recbole_tema.checkpoint import (
+    check_belongs,
+    dataset_fingerprint,
+    read_checkpoint,
+    unpack_other,
+)
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.sequences import domain_counts
@@ -38,7 +43,8 @@ def run_recbole_tema(
 
     Returns:
         dict with ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
-        ``test_result`` (as RecBole's ``run_recbole``), ``table`` (text) and ``model_file``.
+        ``test_result`` (as RecBole's ``run_recbole``), ``table`` (text), ``model_file`` and
+        ``epoch_seconds`` (training time of each epoch of this process).
 
     Raises:
         TemaError: a name, key, value or file is wrong; the message says which.
@@ -86,6 +92,7 @@ def run_recbole_tema(
         "test_result": test_result,
         "table": table,
         "model_file": trainer.saved_model_file if saved else None,
+        "epoch_seconds": trainer.epoch_seconds,
     }
 
 

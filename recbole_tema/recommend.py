@@ -47,7 +47,10 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
         items, _ = pad_rows(flat, tail, kept)
         # RecBole's models were trained on rows of this width.
         items = np.pad(items, ((0, 0), (0, model.max_seq_length - items.shape[1])))
-        batch = {model.ITEM_SEQ: torch.from_numpy(items), model.ITEM_SEQ_LEN: torch.from_numpy(kept)}
+        batch = {
+            model.ITEM_SEQ: torch.from_numpy(items),
+            model.ITEM_SEQ_LEN: torch.from_numpy(kept),
+        }
         scores = model.full_sort_predict(Interaction(batch).to(device))
         scores = scores.view(len(kept), -1)[:, : dataset.item_num].clone()
         scores[:, ~allowed.to(device)] = -torch.inf

@@ -7,6 +7,7 @@ is needed to resume, and the evaluation (in-domain candidates, per-domain and gr
 import hashlib
 import json
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class TrainerLayer:
         self.dataset = dataset
         self.finished = False
         self.ranks = {}
+        self.epoch_seconds = []
         self._train_data = None
         self._resumed_random_state = None
 
@@ -160,9 +162,7 @@ class TrainerLayer:
             if callback_fn:
                 callback_fn(epoch, score)
 
-        return super().fit(
-            train_data, valid_data, verbose, saved, show_progress, after_evaluation
-        )
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_evaluation)
 
     def _save_last(self, epoch):
         if self._saves_last and self.config["local_rank"] == 0:
@@ -171,7 +171,10 @@ class TrainerLayer:
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        start = perf_counter()
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self.epoch_seconds.append(perf_counter() - start)
+        return loss
 
     def _check_nan(self, loss):
         if not torch.isfinite(loss):
@@ -202,7 +205,11 @@ class TrainerLayer:
         plan = eval_data.plan
         ranks = np.full(len(plan.users), -1, dtype=np.int64)
         needs_items = Register(self.config).need("rec.items")
-        top = np.zeros((len(ranks), max(self.config["topk"])), dtype=np.int64) if needs_items else None
+        top = (
+            np.zeros((len(ranks), max(self.config["topk"])), dtype=np.int64)
+            if needs_items
+            else None
+        )
         batches = eval_data.loader
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color("Evaluate   ", "pink"))

@@ -43,6 +43,9 @@ def make_dataset(
             place[d] = (place[d] + rng.integers(1, 3)) % items_per_domain
             clock += int(rng.integers(0, 2))
             events.append((f"u{user}", f"{domains[d]}{place[d]}", clock))
+    # Users' events are mixed in time, so that no order of users is the order of the clock.
+    start = {f"u{user}": int(rng.integers(200)) for user in range(n_users)}
+    events = [(user, item, time // 7 + start[user]) for user, item, time in events]
     order = rng.permutation(len(events))
     order = order[np.argsort([events[i][2] for i in order], kind="stable")]
     write(
@@ -53,7 +56,13 @@ def make_dataset(
     tags = [f"tag_{t}" for t in range(6)]
     write(
         folder / f"{name}.item",
-        ["item_id:token", "domain:token", "title:token_seq", "tags:token_seq", "tag_weights:float_seq"],
+        [
+            "item_id:token",
+            "domain:token",
+            "title:token_seq",
+            "tags:token_seq",
+            "tag_weights:float_seq",
+        ],
         [
             (token, d, f"The {token}", f"{tags[i % 6]} {tags[(i * 7 + 1) % 6]}", "0.7 0.3")
             for i, (token, d) in enumerate(items)

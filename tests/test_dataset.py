@@ -20,7 +20,9 @@ def open_dataset(settings, name="tiny", model="TEMA", **keys):
 
 def stock_dataset(config):
     """RecBole's own class; it maps ids of extra files only where they are users or items."""
-    without = {key: copy.deepcopy(config[key]) for key in ("additional_feat_suffix", "preload_weight")}
+    without = {
+        key: copy.deepcopy(config[key]) for key in ("additional_feat_suffix", "preload_weight")
+    }
     config["additional_feat_suffix"] = [x for x in without["additional_feat_suffix"] if x != "tag"]
     config["preload_weight"] = {k: v for k, v in without["preload_weight"].items() if k != "tag_id"}
     dataset = SequentialDataset(config)
@@ -42,11 +44,15 @@ def test_split_is_recboles(settings, name):
         rows, batches = zip(*prepared.eval_data[phase], strict=True)
         order = np.argsort(np.concatenate(rows))
         feat = part.inter_feat
+        feat.sort(by="user_id")  # RecBole orders rows by the users' first events
         for field in ("user_id", "item_id", "item_length"):
             found = np.concatenate([b[field].numpy() for b in batches])[order]
             assert np.array_equal(found, feat[field].numpy()), field
         width = config["MAX_ITEM_LIST_LENGTH"]
-        padded = [np.pad(b["item_id_list"], ((0, 0), (0, width - b["item_id_list"].shape[1]))) for b in batches]
+        padded = [
+            np.pad(b["item_id_list"], ((0, 0), (0, width - b["item_id_list"].shape[1])))
+            for b in batches
+        ]
         assert np.array_equal(np.concatenate(padded)[order], feat["item_id_list"].numpy())
 
 
@@ -67,7 +73,9 @@ def test_training_targets_are_recboles_rows(settings):
 
 def test_batches(settings):
     config, dataset = open_dataset(
-        settings, model="LLM4CDSR", train_neg_sample_args={"distribution": "uniform", "sample_num": 1}
+        settings,
+        model="LLM4CDSR",
+        train_neg_sample_args={"distribution": "uniform", "sample_num": 1},
     )
     loader = data_preparation(config, dataset, config.model_class).train_data
     for batch in loader:

@@ -56,7 +56,16 @@ def test_tema_trains_with_every_switch(settings, name, keys):
     check_scores(model, prepared)
 
 
-@pytest.mark.parametrize("keys", [{}, {"loss_type": "CE", "train_neg_sample_args": None}, {"alpha": 0, "beta": 0}, {"llm_size": 8}], ids=str)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"loss_type": "CE", "train_neg_sample_args": None},
+        {"alpha": 0, "beta": 0},
+        {"llm_size": 8},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["tiny", "three"])
 def test_llm4cdsr_trains(settings, name, keys):
     model, prepared, _ = build(settings, "LLM4CDSR", name, **keys)
@@ -126,7 +135,9 @@ def test_domain_thread_by_brute_force(settings):
 
 def test_loss_is_the_mean_cross_entropy_of_the_scores(settings):
     """The fused loss over chunks of rows equals cross-entropy of full_sort_predict's scores."""
-    model, prepared, _ = build(settings, intra_weight=0.0, hidden_dropout_prob=0, attn_dropout_prob=0)
+    model, prepared, _ = build(
+        settings, intra_weight=0.0, hidden_dropout_prob=0, attn_dropout_prob=0
+    )
     batch = next(iter(prepared.train_data))
     fused = total(model.calculate_loss(batch)).item()
     expected = []

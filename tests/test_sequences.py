@@ -82,9 +82,7 @@ def test_windows_cover_each_target_once_with_enough_context(user_lists, max_leng
             seen.append(target)
             context = step + 1
             assert context >= min(target - first, max_length - stride + 1)
-    every = [
-        sequences.offsets[u] + i for u, x in enumerate(user_lists) for i in range(1, len(x))
-    ]
+    every = [sequences.offsets[u] + i for u, x in enumerate(user_lists) for i in range(1, len(x))]
     assert sorted(seen) == every
 
 

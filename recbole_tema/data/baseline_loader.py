@@ -24,14 +24,16 @@ class BaselineEvalLoader:
         per_batch = int(config["eval_batch_size"])
         self.batch_size = per_batch if self.sequential else max(1, min(per_batch, 1024))
         if self.sequential:
+            # RecBole orders the rows by the users' first events, the plan by user id.
+            self.order = np.argsort(dataset.inter_feat[dataset.uid_field].numpy(), kind="stable")
             self._check_rows(users, targets)
 
     def _check_rows(self, users, targets):
         feat = self._dataset.inter_feat
         same = (
             len(feat) == len(users)
-            and np.array_equal(feat[self._dataset.uid_field].numpy(), users)
-            and np.array_equal(feat[self._dataset.iid_field].numpy(), targets)
+            and np.array_equal(feat[self._dataset.uid_field].numpy()[self.order], users)
+            and np.array_equal(feat[self._dataset.iid_field].numpy()[self.order], targets)
         )
         if not same:
             raise DataError(
@@ -47,7 +49,7 @@ class BaselineEvalLoader:
         for first in range(0, len(self.users), self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, len(self.users)))
             if self.sequential:
-                batch = self._dataset[rows]
+                batch = self._dataset[self.order[rows]]
             else:
                 users = Interaction({self._dataset.uid_field: self.users[rows]})
                 batch = self._dataset.join(users)

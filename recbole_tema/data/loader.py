@@ -56,7 +56,8 @@ class SequenceTrainLoader:
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
         )
         self.fields = {
-            name: config[key] for name, key in (("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD"))
+            name: config[key]
+            for name, key in (("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD"))
         }
         self.list_field = self.fields["item"] + config["LIST_SUFFIX"]
         self.length_field = config["ITEM_LIST_LENGTH_FIELD"]

@@ -20,18 +20,20 @@ FEATURE_FILES = {
 }
 
 # The types that the data contract gives to the fields that this package reads.
-FIELD_TYPES = {
-    "user_id": "token",
-    "item_id": "token",
-    "timestamp": "float",
-    "rating": "float",
-    "domain": "token",
-    "tags": "token_seq",
-    "tag_weights": "float_seq",
-    "tag_domain": "token_seq",
-} | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()} | {
-    value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()
-}
+FIELD_TYPES = (
+    {
+        "user_id": "token",
+        "item_id": "token",
+        "timestamp": "float",
+        "rating": "float",
+        "domain": "token",
+        "tags": "token_seq",
+        "tag_weights": "float_seq",
+        "tag_domain": "token_seq",
+    }
+    | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()}
+    | {value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()}
+)
 
 TAG_FIELDS = ("tags", "tag_weights")
 
@@ -56,8 +58,10 @@ def detect(folder, name: str, config=None) -> dict:
     Raises:
         DataError: the folder, ``NAME.inter`` or ``NAME.item`` is missing, or a header is wrong.
     """
-    get = (lambda key, default: (config[key] or default)) if config is not None else (
-        lambda key, default: default
+    get = (
+        (lambda key, default: config[key] or default)
+        if config is not None
+        else (lambda key, default: default)
     )
     user, item = get("USER_ID_FIELD", "user_id"), get("ITEM_ID_FIELD", "item_id")
     time, domain = get("TIME_FIELD", "timestamp"), get("DOMAIN_FIELD", "domain")

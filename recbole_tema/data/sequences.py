@@ -100,7 +100,9 @@ def domain_counts(sequences: Sequences, item_domain: np.ndarray, n_domains: int)
     return np.bincount(key, minlength=n_users * n_domains).reshape(n_users, n_domains)
 
 
-def thin_overlap(train: Sequences, item_domain: np.ndarray, n_domains: int, ratio: float, seed: int):
+def thin_overlap(
+    train: Sequences, item_domain: np.ndarray, n_domains: int, ratio: float, seed: int
+):
     """Make some overlapping users single-domain, in the training data only.
 
     Of the users with training events in two or more domains the share ``ratio`` keeps everything;

@@ -140,7 +140,9 @@ class LLM4CDSR(CrossDomainRecommender):
 
     def _in_group_order(self, values, target_seq, length):
         """Values at the counted steps, in the order in which the groups were encoded."""
-        return torch.cat([values[rows][target_seq[rows] > 0] for rows in self.length_groups(length)])
+        return torch.cat(
+            [values[rows][target_seq[rows] > 0] for rows in self.length_groups(length)]
+        )
 
     def _cross_entropy(self, tables, shared, local, targets):
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)
