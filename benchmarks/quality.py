@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 PROTOCOLS = {"full": "full", "sampled": "uni100"}
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path(os.environ.get("RESULTS_DIR", Path(__file__).resolve().parent.parent / "results"))
 
 
 def read_suite(path: Path) -> dict:

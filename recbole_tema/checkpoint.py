@@ -5,19 +5,25 @@ state dict, the config as plain values, the optimizer and the states of the rand
 """
 
 import hashlib
-import os
 import pickle
 import random
-import tempfile
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from recbole_tema.atomic import replace_file
 from recbole_tema.errors import CheckpointError
 
 FORMAT = "recbole-tema checkpoint 1"
+# What every checkpoint has; one to resume from has the state of the training too.
+PARTS = {
+    **{"model": str, "dataset": str, "fingerprint": str, "config": dict, "epoch": int},
+    "state_dict": dict,
+}
+# torch.save writes a zip archive, and so begins every file that it finished or began.
+ARCHIVE = b"PK"
 
 
 def plain(value):
@@ -51,6 +57,14 @@ def dataset_fingerprint(dataset) -> str:
     if dataset.tags is not None:
         for tensor in dataset.tags:
             digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def events_fingerprint(dataset) -> str:
+    """A hash of every user's whole sequence: what a run trains and is evaluated on."""
+    digest = hashlib.sha256()
+    for array in (dataset.sequences.items, dataset.sequences.offsets):
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -112,37 +126,57 @@ def pack_other(value):
     )
 
 
-def unpack_other(value):
-    """The inverse of :func:`pack_other`."""
+def unpack_other(value, device="cpu"):
+    """The inverse of :func:`pack_other`, with the tensors on ``device``."""
     if isinstance(value, dict) and value.get("__kind__") == "array":
-        return value["value"].numpy()
+        return value["value"].cpu().numpy()
     if isinstance(value, dict) and value.get("__kind__") == "sparse":
         from scipy import sparse
 
-        row, column, data = (part.numpy() for part in value["parts"])
+        row, column, data = (part.cpu().numpy() for part in value["parts"])
         matrix = sparse.coo_matrix((data, (row, column)), shape=tuple(value["shape"]))
         return matrix.asformat(value["format"])
     if isinstance(value, dict):
-        return {key: unpack_other(item) for key, item in value.items()}
+        return {key: unpack_other(item, device) for key, item in value.items()}
     if isinstance(value, list):
-        return [unpack_other(item) for item in value]
-    return value
+        return [unpack_other(item, device) for item in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def load_weights(model, state: dict, path, device="cpu") -> None:
+    """Put the weights of a checkpoint, and what the model keeps beside them, into ``model``.
+
+    Raises:
+        CheckpointError: the weights do not fit the model.
+    """
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit the model as configured: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    model.load_other_parameter(unpack_other(state.get("other_parameter"), device))
 
 
 def write_checkpoint(path, state: dict) -> None:
-    """Write ``state`` to ``path``; an interruption leaves the old file or the new one."""
+    """Write ``state`` to ``path``; an interruption leaves the old file or the new one.
+
+    Raises:
+        CheckpointError: the file cannot be written, for example because the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except (OSError, RuntimeError) as error:
+        # torch's archive writer hides the system's reason behind an error of its own.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be written ({reason}); make room or choose another "
+            f"checkpoint_dir"
+        ) from error
 
 
 def read_checkpoint(path, device="cpu") -> dict:
@@ -155,11 +189,19 @@ def read_checkpoint(path, device="cpu") -> dict:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} not found")
     try:
+        with open(path, "rb") as file:
+            head = file.read(len(ARCHIVE))
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror})") from error
+    if head != ARCHIVE:
+        what = "is empty" if not head else "is no file that torch.save wrote"
+        raise CheckpointError(f"{path} {what}; give a .pth file of recbole-tema")
+    try:
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of recbole-tema: it holds objects beyond tensors and "
-            f"plain values, and loading those could run code. Train it again with this package"
+            f"plain values, and loading those could run code; train the model with this package"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise CheckpointError(
@@ -168,6 +210,9 @@ def read_checkpoint(path, device="cpu") -> dict:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of recbole-tema ('{FORMAT}')")
+    for name, kind in PARTS.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"{path} is damaged: its part '{name}' is missing or wrong")
     return state
 
 

@@ -13,7 +13,7 @@ from recbole_tema.data.sequences import (
     train_lengths,
     training_part,
 )
-from recbole_tema.data.windows import cut_windows
+from recbole_tema.data.windows import cut_windows, prefix_windows
 
 
 def sequences_of(lists):
@@ -84,6 +84,22 @@ def test_windows_cover_each_target_once_with_enough_context(user_lists, max_leng
             assert context >= min(target - first, max_length - stride + 1)
     every = [sequences.offsets[u] + i for u, x in enumerate(user_lists) for i in range(1, len(x))]
     assert sorted(seen) == every
+
+
+@given(lists, st.integers(1, 9))
+def test_prefix_rows_are_recboles_augmentation(user_lists, max_length):
+    windows = prefix_windows(sequences_of(user_lists), max_length)
+    items = sequences_of(user_lists).items
+    rows = [
+        (user, items[start : start + length].tolist(), items[start + length])
+        for user, start, length in zip(windows.user, windows.start, windows.length, strict=True)
+    ]
+    assert rows == [
+        (user, events[max(0, i - max_length) : i], events[i])
+        for user, events in enumerate(user_lists)
+        for i in range(1, len(events))
+    ]
+    assert (windows.n_targets == 1).all()
 
 
 def test_long_sequences_are_cut_elsewhere_each_epoch():

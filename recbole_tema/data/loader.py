@@ -8,11 +8,12 @@ from recbole.data.interaction import Interaction
 
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.sequences import split_targets
-from recbole_tema.data.windows import Windows, cut_windows
+from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
 from recbole_tema.errors import ConfigError
 
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
+TRAIN_ROWS = ("sequence", "prefix")
 
 
 def pad_rows(flat, start, length):
@@ -49,6 +50,11 @@ class SequenceTrainLoader:
                 f"window_stride is {self.stride}; it must be between 1 and "
                 f"MAX_ITEM_LIST_LENGTH ({self.max_length})"
             )
+        if config["train_rows"] not in TRAIN_ROWS:
+            raise ConfigError(
+                f"train_rows is '{config['train_rows']}'; allowed: {', '.join(TRAIN_ROWS)}"
+            )
+        self.prefix_rows = config["train_rows"] == "prefix"
         self.sequences = dataset.train_sequences
         self.n_targets = int(np.maximum(self.sequences.lengths - 1, 0).sum())
         wants_negatives = config["train_neg_sample_args"]["distribution"] != "none"
@@ -78,7 +84,10 @@ class SequenceTrainLoader:
     def __iter__(self):
         rng = np.random.default_rng([int(self.config["seed"]), self.epoch])
         self.epoch += 1
-        windows = cut_windows(self.sequences, self.max_length, self.stride, rng)
+        if self.prefix_rows:
+            windows = prefix_windows(self.sequences, self.max_length)
+        else:
+            windows = cut_windows(self.sequences, self.max_length, self.stride, rng)
         order = rng.permutation(len(windows.user))
         batch = (np.cumsum(windows.n_targets[order]) - 1) // self.batch_size
         for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
