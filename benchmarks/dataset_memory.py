@@ -32,7 +32,8 @@ def generate(folder: Path, n_events: int, seed: int = 0):
     folder.mkdir(parents=True)
     with open(folder / f"{NAME}.inter", "w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        file.writelines(f"u{u}\ti{i}\t{t}\n" for t, (u, i) in enumerate(zip(users, items)))
+        rows = enumerate(zip(users, items, strict=True))
+        file.writelines(f"u{u}\ti{i}\t{t}\n" for t, (u, i) in rows)
     with open(folder / f"{NAME}.item", "w") as file:
         file.write("item_id:token\tdomain:token\n")
         file.writelines(f"i{i}\t{'ab'[i % 2]}\n" for i in range(n_items))

@@ -1,4 +1,6 @@
 import copy
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,8 +93,8 @@ def test_batches(settings):
             inputs, target = batch["item_id_list"][row], targets[row]
             sequence = dataset.train_sequences.of(int(batch["user_id"][row])).tolist()
             for step in np.flatnonzero(target.numpy()):
-                pairs = list(zip(sequence, sequence[1:], strict=False))
-                assert (int(inputs[step]), int(target[step])) in pairs
+                pair = (int(inputs[step]), int(target[step]))
+                assert pair in set(pairwise(sequence))
 
 
 def test_epochs_differ_and_repeat_with_the_seed(settings):
@@ -115,7 +117,7 @@ def test_baselines_meet_the_same_split(settings):
         assert np.array_equal(dataset.item_domain, ours.item_domain), model
         prepared = data_preparation(config, dataset, config.model_class)
         for phase in ("valid", "test"):
-            users, positions = split_targets(ours.sequences, phase)
+            users, _ = split_targets(ours.sequences, phase)
             assert np.array_equal(prepared.plans[phase].users, users)
             rows = np.concatenate([rows for rows, _ in prepared.eval_data[phase]])
             assert rows.tolist() == list(range(len(users)))
@@ -130,7 +132,7 @@ def test_baselines_meet_the_same_split(settings):
 def test_thinned_training_data_is_the_same_for_all(settings):
     pairs = {}
     for model in ("TEMA", "SASRec", "BPR"):
-        config, dataset = open_dataset(settings, model=model, overlap_ratio=0.5)
+        _, dataset = open_dataset(settings, model=model, overlap_ratio=0.5)
         train, _, test = dataset.build()
         feat = train.inter_feat
         pairs[model] = set(zip(feat["user_id"].tolist(), feat["item_id"].tolist(), strict=True))
@@ -148,8 +150,7 @@ def test_features_and_tags(settings):
     assert matrix.shape == (dataset.item_num, 12)
     assert not present[0] and not present[dataset.token2id("item_id", "film14")]
     assert present.sum() == dataset.item_num - 2
-    line = (dataset.dataset_path, "tiny.itemtext")
-    text = open("/".join(map(str, line))).read().splitlines()[5].split("\t")
+    text = Path(dataset.dataset_path, "tiny.itemtext").read_text().splitlines()[5].split("\t")
     row = matrix[dataset.token2id("item_id", text[0])].numpy()
     assert np.array_equal(row, np.array(text[1].split(), dtype=np.float32))
     ids, weights = dataset.tags
@@ -180,6 +181,16 @@ def edit(path, change):
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
 
 
+def swap(line, old, new):
+    """A change of line number ``line``: its first ``old`` becomes ``new``."""
+    return lambda x: x[: line - 1] + [x[line - 1].replace(old, new, 1)] + x[line:]
+
+
+def add(line, text):
+    """A change that puts ``text`` in as line number ``line``."""
+    return lambda x: x[: line - 1] + [text] + x[line - 1 :]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -187,25 +198,25 @@ def edit(path, change):
         ("tiny.item", None, "tiny.item not found"),
         ("tiny.inter", lambda x: [], "tiny.inter"),
         ("tiny.inter", lambda x: x[:1], "no rows"),
-        ("tiny.inter", lambda x: ["user_id:token\titem_id:token\ttime:float"] + x[1:], "'timestamp' is missing"),
-        ("tiny.inter", lambda x: [x[0].replace("timestamp:float", "timestamp:token")] + x[1:], "'timestamp' has type 'token'"),
-        ("tiny.inter", lambda x: [x[0].replace("float", "number")] + x[1:], "number"),
-        ("tiny.inter", lambda x: x[:3] + ["u1\tbook1\tyesterday"] + x[3:], "line 4.*'yesterday'"),
-        ("tiny.inter", lambda x: x[:3] + ["u1\tbook1\tinf"] + x[3:], "line 4.*inf"),
-        ("tiny.inter", lambda x: x[:3] + ["u1\tbook1\t"] + x[3:], "line 4.*'timestamp' is empty"),
-        ("tiny.inter", lambda x: x[:3] + ["u1\t\t5"] + x[3:], "line 4.*'item_id' is empty"),
-        ("tiny.inter", lambda x: x[:3] + ["u1\tbook1\t5\t6\t7"] + x[3:], "tiny.inter"),
-        ("tiny.inter", lambda x: x + ["u1\tbook99\t5"], "no domain.*'book99'"),
-        ("tiny.item", lambda x: [x[0].replace("domain", "realm")] + x[1:], "'domain' is missing"),
-        ("tiny.item", lambda x: x[:2] + [x[2].replace("\tbook\t", "\t\t")] + x[3:], "line 3.*'domain' is empty"),
-        ("tiny.item", lambda x: [x[0]] + [r.replace("\tfilm\t", "\tbook\t") for r in x[1:]], "one domain only"),
-        ("tiny.item", lambda x: x + [x[1].replace("\tbook\t", "\tfilm\t")], "line 32.*'book0' is in domain"),
-        ("tiny.item", lambda x: x[:2] + [x[2] + " 0.5"] + x[3:], "'book1' has 2 tags and 3 tag_weights"),
-        ("tiny.itemtext", lambda x: x[:2] + [x[2].replace(" ", " nan ", 1)] + x[3:], "tiny.itemtext"),
-        ("tiny.itemtext", lambda x: x[:2] + [x[2] + " 0.5"] + x[3:], "tiny.itemtext"),
+        ("tiny.inter", swap(1, "timestamp", "time"), "'timestamp' is missing"),
+        ("tiny.inter", swap(1, "p:float", "p:token"), "'timestamp' has type 'token'"),
+        ("tiny.inter", swap(1, "float", "number"), "number"),
+        ("tiny.inter", add(4, "u1\tbook1\tyesterday"), "line 4.*'yesterday'"),
+        ("tiny.inter", add(4, "u1\tbook1\tinf"), "line 4.*inf"),
+        ("tiny.inter", add(4, "u1\tbook1\t"), "line 4.*'timestamp' is empty"),
+        ("tiny.inter", add(4, "u1\t\t5"), "line 4.*'item_id' is empty"),
+        ("tiny.inter", add(4, "u1\tbook1\t5\t6\t7"), "tiny.inter"),
+        ("tiny.inter", add(4, "u1\tbook99\t5"), "no domain.*'book99'"),
+        ("tiny.item", swap(1, "domain", "realm"), "'domain' is missing"),
+        ("tiny.item", swap(3, "\tbook\t", "\t\t"), "line 3.*'domain' is empty"),
+        ("tiny.item", lambda x: [r.replace("film\t", "book\t") for r in x], "one domain only"),
+        ("tiny.item", lambda x: x + [x[1].replace("book\t", "film\t")], "line 32.*'book0' is in"),
+        ("tiny.item", swap(3, "0.", "0.5 0."), "'book1' has 2 tags and 3 tag_weights"),
+        ("tiny.itemtext", swap(3, " ", " nan "), "tiny.itemtext"),
+        ("tiny.itemtext", swap(3, " ", " 0.5 "), "tiny.itemtext"),
         ("tiny.tag", lambda x: x[:2] + [x[2] + " 0.5"] + x[3:], "tiny.tag, line 3"),
     ],
-)  # fmt: skip
+)
 def test_bad_files(broken, file, change, message):
     folder, load = broken
     if change is None:
@@ -235,5 +246,5 @@ def test_short_users_are_counted(broken, caplog):
 
 
 def test_other_splits_are_refused(broken):
-    with pytest.raises(ConfigError, match="eval_args.split"):
+    with pytest.raises(ConfigError, match=r"eval_args\.split"):
         broken[1](eval_args={"split": {"RS": [0.8, 0.1, 0.1]}})

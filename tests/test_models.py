@@ -199,7 +199,7 @@ def test_absent_features_are_said_once(settings, caplog):
     model, _, _ = build(settings, name="bare")
     assert set(model.projections) == {"tag"}  # tags without vectors: theirs are trained
     assert caplog.text.count("no text features") == 1
-    with pytest.raises(DataError, match="bare.itemllm"):
+    with pytest.raises(DataError, match=r"bare\.itemllm"):
         build(settings, "LLM4CDSR", "bare")
     with pytest.raises(ConfigError, match="nothing is left"):
         build(settings, name="bare", use_id=False, use_tags=False)

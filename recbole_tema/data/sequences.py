@@ -114,7 +114,7 @@ def thin_overlap(
     counts = domain_counts(train, item_domain, n_domains)
     overlapping = np.flatnonzero((counts > 0).sum(axis=1) >= 2)
     rng = np.random.default_rng(seed)
-    thinned = rng.permutation(overlapping)[int(round(ratio * len(overlapping))) :]
+    thinned = rng.permutation(overlapping)[round(ratio * len(overlapping)) :]
     # The largest of independent uniform numbers over the user's own domains is a fair draw.
     kept_domain = np.zeros(len(counts), dtype=np.int64)
     draw = rng.random((len(thinned), n_domains)) * (counts[thinned] > 0)

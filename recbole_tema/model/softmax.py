@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(blocks, column, weight):
-    """``sum_i weight_i * CE(logits_i, column_i)`` with ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
+    """``sum_i weight_i * CE(logits_i, column_i)``; ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
 
     Args:
         blocks: list of (states ``(n, H_b)``, table ``(N_b, H_b)``); the blocks' columns stand side
