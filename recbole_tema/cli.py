@@ -14,11 +14,9 @@ from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
 from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
 from recbole_tema.config_keys import check_keys
 from recbole_tema.errors import ConfigError, TemaError
-from recbole_tema.names import check_dataset, check_model
+from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, check_model
 from recbole_tema.paths import default_data_path
 
-DEFAULT_MODEL = "TEMA"
-DEFAULT_DATASET = "ml-100k-genre"
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 FLAGS = ("help", "version")
 

@@ -23,6 +23,7 @@ LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 EVAL_ARGS = ("split", "order", "group_by", "mode")
 NEG_SAMPLE_ARGS = ("distribution", "sample_num", "alpha", "dynamic", "candidate_num")
+GROUP_KEYS = ("nproc", "world_size", "offset", "ip", "port")
 CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
 
 
@@ -122,9 +123,13 @@ def check_values(values: dict, sources: dict[str, str]) -> None:
         if key in values and not rule.holds(values[key]):
             _fail(key, values[key], rule.allowed, sources)
     for key in ("nproc", "world_size"):
-        # Whoever starts the processes gives each its local_rank; this package starts none.
-        if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
+        if values.get(key, 1) not in (1, -1):
             _fail(key, values[key], "1, training runs in one process", sources)
+    if "local_rank" in values:
+        lacking = [key for key in GROUP_KEYS if key not in values]
+        if lacking:
+            allowed = f"no value, training runs in one process (or a group with {lacking[0]} too)"
+            _fail("local_rank", values["local_rank"], allowed, sources)
     if "eval_args" in values:
         _check_eval_args(values["eval_args"], sources)
     for key, parts in (("clip_grad_norm", CLIP_ARGS), ("train_neg_sample_args", NEG_SAMPLE_ARGS)):

@@ -14,6 +14,8 @@ OUR_MODELS = {
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
 BUILTIN_DATASETS = ("ml-100k-genre",)
+DEFAULT_MODEL = "TEMA"
+DEFAULT_DATASET = "ml-100k-genre"
 RECBOLE_DATASETS = ("ml-100k",)
 RECBOLE_MODEL_TYPES = ("sequential", "general", "context_aware", "knowledge_aware", "exlib")
 

@@ -1,6 +1,7 @@
 """From a model's name to its test metrics: ``run_recbole_tema`` and ``load_model``."""
 
 import logging
+import os
 from logging import getLogger
 from pathlib import Path
 
@@ -10,23 +11,30 @@ from recbole.utils import init_logger, init_seed, set_color
 from recbole_tema.checkpoint import (
     check_belongs,
     dataset_fingerprint,
+    events_fingerprint,
+    load_weights,
     read_checkpoint,
-    unpack_other,
 )
 from recbole_tema.config import TemaConfig
+from recbole_tema.config_files import load_yaml, merge_layer
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.sequences import domain_counts
+from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
-from recbole_tema.errors import CheckpointError
-from recbole_tema.trainer import EvalData, build_trainer
+from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset
+from recbole_tema.scoring import EvalData, evaluate_model
+from recbole_tema.trainer import build_trainer
 
-DEFAULT_MODEL = "TEMA"
-DEFAULT_DATASET = "ml-100k-genre"
+# Made from the machine or the model class: a checkpoint's value says nothing here.
+MADE_HERE = {
+    *("device", "gpu_id", "local_rank", "single_spec", "use_gpu", "data_path"),
+    *("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type"),
+}
 
 
 def run_recbole_tema(
-    model=DEFAULT_MODEL,
-    dataset=DEFAULT_DATASET,
+    model=None,
+    dataset=None,
     config_file_list=None,
     config_dict=None,
     cmd_config_dict=None,
@@ -35,8 +43,10 @@ def run_recbole_tema(
     """Train and evaluate one model on one dataset.
 
     Args:
-        model: ``TEMA``, ``LLM4CDSR`` or the name of a RecBole model.
-        dataset: a built-in dataset, or the name of a folder of atomic files in ``data_path``.
+        model: ``TEMA``, ``LLM4CDSR`` or the name of a RecBole model; None: the key ``model`` of
+            the files and dicts below, else ``TEMA``.
+        dataset: a built-in dataset, or the name of a folder of atomic files in ``data_path``;
+            None: the key ``dataset`` of the files and dicts below, else ``ml-100k-genre``.
         config_file_list: YAML files. config_dict: keys that win over the files.
         cmd_config_dict: keys that win over both (the command line's).
         saved: keep checkpoints, evaluate the best one; False evaluates the last epoch's model.
@@ -49,7 +59,11 @@ def run_recbole_tema(
     Raises:
         TemaError: a name, key, value or file is wrong; the message says which.
     """
-    config = TemaConfig(model, dataset, config_file_list, config_dict, cmd_config_dict)
+    layers = (config_file_list, config_dict, cmd_config_dict)
+    model = _name("model", model, DEFAULT_MODEL, *layers)
+    dataset = _name("dataset", dataset, DEFAULT_DATASET, *layers)
+    config = TemaConfig(model, dataset, *layers)
+    check_dataset(config["dataset"], Path(config["data_path"]).parent)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     init_seed(config["seed"], config["reproducibility"])
@@ -62,25 +76,23 @@ def run_recbole_tema(
     data = create_dataset(config, model_class)
     logger.info(data)
     prepared = data_preparation(config, data, model_class)
-    groups = _groups(config, data, prepared.plans)
+    eval_data = _eval_data(config, data, prepared)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = model_class(config, prepared.train_data.dataset).to(config["device"])
     logger.info(network)
     trainer = build_trainer(config, network, data)
-    _resume(config, trainer)
-    eval_data = {
-        phase: EvalData(prepared.eval_data[phase], plan, groups[phase])
-        for phase, plan in prepared.plans.items()
-    }
+    if saved:
+        _resume(config, trainer)
     show = config["show_progress"]
     score, valid_result = trainer.fit(
         prepared.train_data, eval_data["valid"], saved=saved, show_progress=show
     )
     test_result = trainer.evaluate(eval_data["test"], load_best_model=saved, show_progress=show)
-    trainer.last_file.unlink(missing_ok=True)
+    if saved:
+        trainer.end_run()
 
-    counts = slice_counts(prepared.plans["test"], groups["test"])
+    counts = slice_counts(eval_data["test"].plan, eval_data["test"].groups)
     table = format_table(valid_result, test_result, counts)
     logger.info(set_color("best valid ", "yellow") + f": {dict(valid_result or {})}")
     logger.info(set_color("test result", "yellow") + f": {dict(test_result or {})}")
@@ -110,16 +122,15 @@ def load_model(checkpoint, data_path=None, device=None):
 
     Raises:
         CheckpointError: the file is damaged, not this package's, or of other data.
+        DataError: the dataset is not where it was, or one of its files is damaged.
     """
     config, state = _saved_config(checkpoint, data_path)
     if device is not None:
         config["device"] = torch.device(device)
-    dataset = create_dataset(config, config.model_class)
-    check_belongs(state, checkpoint, state["model"], dataset_fingerprint(dataset))
-    model = config.model_class(config, dataset.build()[0])
-    _load_weights(model, state, checkpoint)
+    dataset = _saved_dataset(config, state, checkpoint)
+    model = _saved_model(config, dataset.build()[0], state, checkpoint)
     model.dataset = dataset
-    return config, dataset, model.to(config["device"]).eval()
+    return config, dataset, model
 
 
 def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data_path=None):
@@ -133,49 +144,82 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
         data_path: folder that holds the dataset's folder, if it is no longer where it was.
 
     Returns:
-        dict from phase to the metrics, as ``run_recbole_tema`` gives them.
+        dict from phase to the metrics, as ``run_recbole_tema`` gives them; no metrics for a phase
+        without targets.
+
+    Raises:
+        CheckpointError: the file is damaged, not this package's, or of other data.
+        ConfigError: a key of ``config_dict`` is unknown or its value out of range.
+        DataError: the dataset is not where it was, or one of its files is damaged.
     """
     config, state = _saved_config(checkpoint, data_path, config_dict)
-    data = create_dataset(config, config.model_class)
-    prepared = data_preparation(config, data, config.model_class)
-    groups = _groups(config, data, prepared.plans)
-    network = config.model_class(config, prepared.train_data.dataset).to(config["device"])
-    trainer = build_trainer(config, network, data)
-    return {
-        phase: trainer.evaluate(
-            EvalData(prepared.eval_data[phase], prepared.plans[phase], groups[phase]),
-            model_file=checkpoint,
+    data = _saved_dataset(config, state, checkpoint)
+    if state.get("events", "") != events_fingerprint(data):
+        getLogger().warning(
+            f"dataset '{config['dataset']}' has other interactions than those that {checkpoint} "
+            f"was trained on: the metrics are of what is there now"
         )
-        for phase in phases
-    }
+    prepared = data_preparation(config, data, config.model_class)
+    model = _saved_model(config, prepared.train_data.dataset, state, checkpoint)
+    eval_data = _eval_data(config, data, prepared)
+    return {phase: evaluate_model(model, eval_data[phase], config, data)[0] for phase in phases}
+
+
+def _name(key, given, default, files, config_dict, cmd_config_dict):
+    """The name of the model or dataset: as argument, in the strongest layer, or default."""
+    if given is not None:
+        return given
+    if isinstance(files, str | os.PathLike):
+        files = [files]
+    layers = [*map(load_yaml, files or []), config_dict or {}, cmd_config_dict or {}]
+    named = [layer[key] for layer in layers if layer.get(key) is not None]
+    return named[-1] if named else default
 
 
 def _saved_config(checkpoint, data_path=None, config_dict=None):
     """(config, checkpoint): the config that a model was trained with, on this machine's device."""
     state = read_checkpoint(checkpoint)
-    config = TemaConfig(state["model"], state["dataset"], config_dict=config_dict)
-    # These are made from the machine or the model class, and saved as text only.
-    made_here = {"device", "gpu_id", "local_rank", "single_spec", "use_gpu", "data_path"}
-    made_here |= {"MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type"}
+    # What the user gave then is given again, so that it still wins over what the files imply.
+    given = {k: v for k, v in state.get("given", {}).items() if k not in MADE_HERE}
+    layer = merge_layer(given, dict(config_dict or {}))
+    config = TemaConfig(state["model"], state["dataset"], config_dict=layer)
     changed = set(config_dict or {})
     if "eval_args" in changed:
         changed |= {"valid_neg_sample_args", "test_neg_sample_args"}
     for key, value in state["config"].items():
-        if key not in made_here | changed:
+        if key not in MADE_HERE | changed:
             config[key] = value
-    folder = Path(data_path) / state["dataset"] if data_path else state["config"]["data_path"]
-    config["data_path"] = str(folder)
+    folder = Path(data_path).expanduser() / state["dataset"] if data_path else None
+    config["data_path"] = str(folder or state["config"]["data_path"])
     return config, state
 
 
-def _load_weights(model, state, path):
-    try:
-        model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit its own config: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    model.load_other_parameter(unpack_other(state.get("other_parameter")))
+def _saved_dataset(config, state, checkpoint):
+    """The dataset of a checkpoint, which must still be what the model was made for."""
+    folder = Path(config["data_path"])
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} not found: the dataset of {checkpoint} has moved or is gone; give "
+            f"data_path, the folder that holds the folder '{state['dataset']}'"
+        )
+    dataset = create_dataset(config, config.model_class)
+    check_belongs(state, checkpoint, state["model"], dataset_fingerprint(dataset))
+    return dataset
+
+
+def _saved_model(config, train_dataset, state, checkpoint):
+    model = config.model_class(config, train_dataset).to(config["device"])
+    load_weights(model, state, checkpoint, config["device"])
+    return model.eval()
+
+
+def _eval_data(config, dataset, prepared):
+    """Phase -> :class:`EvalData`."""
+    groups = _groups(config, dataset, prepared.plans)
+    return {
+        phase: EvalData(prepared.eval_data[phase], plan, groups[phase])
+        for phase, plan in prepared.plans.items()
+    }
 
 
 def _start_log(config):
@@ -186,7 +230,13 @@ def _start_log(config):
             root.removeHandler(handler)
             handler.close()
     before = set(root.handlers)
-    init_logger(config)
+    try:
+        init_logger(config)
+    except OSError as error:
+        raise ConfigError(
+            f"the log cannot be written ({error.strerror}: {error.filename}); start in a folder "
+            f"that you may write to"
+        ) from error
     for handler in root.handlers:
         if handler not in before:
             handler.recbole_tema = True
@@ -220,13 +270,10 @@ def _groups(config, dataset, plans):
 
 
 def _resume(config, trainer):
-    if not trainer.last_file.is_file():
-        if config["resume"]:
-            getLogger().info("resume: no unfinished run with this config, starting a new one")
-        return
     if config["resume"]:
-        trainer.resume_checkpoint(trainer.last_file)
-    else:
+        if not trainer.resume():
+            getLogger().info("resume: no run with this very config so far, starting a new one")
+    elif trainer.last_file.is_file():
         getLogger().info(
             f"{trainer.last_file} is an unfinished run of this very config; starting anew "
             f"(add --resume=True to continue it)"

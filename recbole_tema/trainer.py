@@ -9,44 +9,31 @@ import json
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
-from recbole.data.interaction import Interaction
-from recbole.evaluator.register import Register
 from recbole.utils import get_trainer, set_color
-from tqdm import tqdm
 
 from recbole_tema.checkpoint import (
     check_belongs,
     dataset_fingerprint,
+    events_fingerprint,
+    load_weights,
     pack_other,
+    plain,
     plain_config,
     random_state,
     read_checkpoint,
     set_random_state,
-    unpack_other,
     write_checkpoint,
 )
-from recbole_tema.errors import CheckpointError, TrainingError
-from recbole_tema.evaluation import evaluate_ranks
+from recbole_tema.errors import CheckpointError, ConfigError, TrainingError
+from recbole_tema.scoring import evaluate_model
 
-# Keys that say where or how long a run goes, not what it computes.
+# Keys that say where a run happens, not what it computes.
 NOT_IN_RUN_NAME = {
-    "checkpoint_dir", "data_path", "device", "epochs", "gpu_id", "ip", "local_rank", "nproc",
-    "offset", "port", "resume", "show_progress", "state", "stopping_step", "verbose", "worker",
-    "log_wandb", "wandb_project", "single_spec", "use_gpu", "benchmark_filename",
+    "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
+    "offset", "port", "resume", "show_progress", "single_spec", "state", "use_gpu", "verbose",
+    "wandb_project", "worker", "benchmark_filename",
 }  # fmt: skip
-
-
-class EvalData:
-    """A phase's batches with the plan that ranks them."""
-
-    def __init__(self, loader, plan, groups=None):
-        self.loader, self.plan, self.groups = loader, plan, groups
-        self._dataset = loader._dataset
-
-    def __len__(self):
-        return len(self.loader)
 
 
 def run_name(config) -> str:
@@ -58,7 +45,14 @@ def run_name(config) -> str:
 
 
 class TrainerLayer:
-    """Mixed in before one of RecBole's trainer classes."""
+    """Mixed in before one of RecBole's trainer classes.
+
+    Attributes:
+        saved_model_file: the checkpoint of the best model.
+        last_file: the whole state of the run after its last epoch; there while it is unfinished.
+        epoch_seconds: training time of each epoch of this process.
+        ranks: phase -> ``(n_targets,)`` int64 ranks of its last evaluation, 0 is first.
+    """
 
     def __init__(self, config, model, dataset):
         super().__init__(config, model)
@@ -67,47 +61,89 @@ class TrainerLayer:
         self.saved_model_file = str(folder / f"{name}.pth")
         self.last_file = folder / f"{name}.last.pth"
         self.fingerprint = dataset_fingerprint(dataset)
+        self.events = events_fingerprint(dataset)
         self.dataset = dataset
         self.finished = False
         self.ranks = {}
         self.epoch_seconds = []
         self._train_data = None
+        self._saves_last = self._validates = False
         self._resumed_random_state = None
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _state(self, epoch, with_training):
-        state = {
+    def _state(self, epoch):
+        return {
             "model": self.config["model"],
             "dataset": self.config["dataset"],
             "fingerprint": self.fingerprint,
+            "events": self.events,
             "config": plain_config(self.config),
+            "given": plain(self.config.external_config_dict),
             "epoch": epoch,
             "state_dict": self.model.state_dict(),
             "other_parameter": pack_other(self.model.other_parameter()),
         }
-        if with_training:
-            state |= {
-                "cur_step": self.cur_step,
-                "best_valid_score": float(self.best_valid_score),
-                "best_valid_result": dict(self.best_valid_result or {}),
-                "finished": self.cur_step > self.stopping_step,
-                "optimizer": self.optimizer.state_dict(),
-                "random": random_state(self._train_data),
-            }
-        return state
+
+    def _score_state(self):
+        return {
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": dict(self.best_valid_result or {}),
+        }
+
+    def _training_state(self):
+        return {
+            "cur_step": self.cur_step,
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
+            "random": random_state(self._train_data),
+            **self._score_state(),
+        }
+
+    def _optimizers(self):
+        """Every optimizer once, by the name of its attribute: some trainers have several."""
+        found = {}
+        for name, value in sorted(vars(self).items(), reverse=True):
+            if isinstance(value, torch.optim.Optimizer) and value not in found.values():
+                found[name] = value
+        return found
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
-            return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
-        write_checkpoint(path, self._state(epoch, with_training=False))
+        write_checkpoint(path, self._state(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
+        if not self._validates and epoch >= 0:
+            self._save_last(epoch)
+
+    def _save_last(self, epoch):
+        if self._saves_last:
+            write_checkpoint(self.last_file, {**self._state(epoch), **self._training_state()})
 
     def save_pretrained_model(self, epoch, saved_model_file):
         """RecBole's pretraining trainers write here between their stages."""
         self._save_checkpoint(epoch, verbose=False, saved_model_file=saved_model_file)
+
+    def resume(self) -> bool:
+        """Go on with the run of this very configuration: unfinished, or finished before.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            CheckpointError: a file of the run is damaged, or of another dataset.
+        """
+        if self.last_file.is_file():
+            self.resume_checkpoint(self.last_file)
+            return True
+        if not Path(self.saved_model_file).is_file():
+            return False
+        state = self._read_own(self.saved_model_file)
+        if "best_valid_score" not in state:
+            return False
+        self._set_scores(state)
+        self.finished = True
+        self.logger.info(f"{self.saved_model_file} is this run, finished: evaluating it again")
+        return True
 
     def resume_checkpoint(self, resume_file):
         """Continue a run from its ``.last.pth``: weights, optimizer, random states, early stopping.
@@ -115,28 +151,46 @@ class TrainerLayer:
         Raises:
             CheckpointError: the file is damaged, or of another model, dataset or config.
         """
-        state = read_checkpoint(resume_file, self.device)
-        check_belongs(state, resume_file, self.config["model"], self.fingerprint)
-        if "optimizer" not in state:
+        state = self._read_own(resume_file)
+        if "optimizers" not in state:
             raise CheckpointError(f"{resume_file} holds a finished model, not a run to resume")
-        self._load_state(state, resume_file)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights(self.model, state, resume_file, self.device)
+        for name, values in state["optimizers"].items():
+            getattr(self, name).load_state_dict(values)
+        self._set_scores(state)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"] or None
-        self.finished = state["finished"] or self.start_epoch >= self.epochs
+        self.finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
         self._resumed_random_state = state["random"]
+        if self.best_valid_result:
+            # Found now, not after the last epoch: the best model so far is a file of its own.
+            self._read_own(self.saved_model_file)
         self.logger.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
 
-    def _load_state(self, state, path):
-        try:
-            self.model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
+    def _set_scores(self, state):
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"] or None
+
+    def _read_own(self, path):
+        """A checkpoint of this model on these very data.
+
+        Raises:
+            CheckpointError: it is damaged or of other data.
+        """
+        state = read_checkpoint(path, self.device)
+        check_belongs(state, path, self.config["model"], self.fingerprint)
+        if state.get("events") != self.events:
             raise CheckpointError(
-                f"{path} does not fit the model as configured: {str(error).splitlines()[-1].strip()}"
-            ) from error
-        self.model.load_other_parameter(unpack_other(state.get("other_parameter")))
+                f"{path} was trained on other interactions of dataset '{self.config['dataset']}' "
+                f"than there are now; train again (without --resume=True)"
+            )
+        return state
+
+    def end_run(self):
+        """Mark the best model's checkpoint as that of a finished run; drop what resuming needs."""
+        state = read_checkpoint(self.saved_model_file)
+        write_checkpoint(self.saved_model_file, {**state, **self._score_state()})
+        self.last_file.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- training
 
@@ -149,11 +203,17 @@ class TrainerLayer:
         show_progress=False,
         callback_fn=None,
     ):
-        """RecBole's ``fit``; after each evaluation the whole state of the run is kept on disk."""
+        """RecBole's ``fit``; after each epoch the whole state of the run is kept on disk."""
         self._train_data = train_data
         self._saves_last = saved
+        self._validates = bool(valid_data) and self.eval_step > 0
         if self.finished:
             return self.best_valid_score, self.best_valid_result
+        if valid_data is not None and not len(valid_data) and self.eval_step > 0:
+            self.logger.warning(
+                "no user has a validation target (4 events): training goes on for all epochs, "
+                "without early stopping, and the last epoch's model is evaluated"
+            )
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state, train_data)
 
@@ -162,11 +222,15 @@ class TrainerLayer:
             if callback_fn:
                 callback_fn(epoch, score)
 
-        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_evaluation)
-
-    def _save_last(self, epoch):
-        if self._saves_last and self.config["local_rank"] == 0:
-            write_checkpoint(self.last_file, self._state(epoch, with_training=True))
+        result = super().fit(
+            train_data, valid_data, verbose, saved, show_progress, after_evaluation
+        )
+        if self.epochs == 0 and valid_data:
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(
+                valid_data, show_progress
+            )
+            return self.best_valid_score, self.best_valid_result
+        return result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if hasattr(train_data, "set_epoch"):
@@ -174,6 +238,8 @@ class TrainerLayer:
         start = perf_counter()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self.epoch_seconds.append(perf_counter() - start)
+        if self._validates and (epoch_idx + 1) % self.eval_step:
+            self._save_last(epoch_idx)
         return loss
 
     def _check_nan(self, loss):
@@ -185,71 +251,38 @@ class TrainerLayer:
 
     # ---------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Rank every target of a phase among its candidates.
+        """Rank every target of a phase among its candidates: its metrics, as in `evaluate_model`.
 
-        Returns:
-            OrderedDict of metrics, overall, per domain (``thrill/ndcg@10``) and per group; the
-            ranks themselves stay in ``self.ranks[phase]``, ``(n_targets,)`` int64, 0 is first.
+        Raises:
+            CheckpointError: the best model's file is damaged, or of another model or dataset.
         """
-        if not eval_data:
-            return None
         if load_best_model:
             path = model_file or self.saved_model_file
             state = read_checkpoint(path, self.device)
             check_belongs(state, path, self.config["model"], self.fingerprint)
-            self._load_state(state, path)
+            load_weights(self.model, state, path, self.device)
             self.logger.info(f"Loading model structure and parameters from {path}")
-        self.model.eval()
-        plan = eval_data.plan
-        ranks = np.full(len(plan.users), -1, dtype=np.int64)
-        needs_items = Register(self.config).need("rec.items")
-        top = (
-            np.zeros((len(ranks), max(self.config["topk"])), dtype=np.int64)
-            if needs_items
-            else None
+        result, ranks = evaluate_model(
+            self.model, eval_data, self.config, self.dataset, show_progress
         )
-        batches = eval_data.loader
-        if show_progress:
-            batches = tqdm(batches, ncols=100, desc=set_color("Evaluate   ", "pink"))
-        for rows, interaction in batches:
-            scores = self._scores(interaction.to(self.device))
-            ranks[rows] = plan.ranks(scores, torch.as_tensor(rows)).numpy()
-            if needs_items:
-                top[rows] = plan.topk_items(scores, torch.as_tensor(rows), top.shape[1]).numpy()
-        self.ranks[plan.phase] = ranks
-        result = evaluate_ranks(
-            ranks, plan, self.config, groups=eval_data.groups, topk_items=top, dataset=self.dataset
-        )
+        self.ranks[eval_data.plan.phase] = ranks
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
 
-    def _scores(self, interaction):
-        """``(B, n_items)`` scores of the whole catalogue."""
-        n_items = self.dataset.item_num
-        try:
-            scores = self.model.full_sort_predict(interaction)
-        except NotImplementedError:
-            scores = self._scores_pairwise(interaction, n_items)
-        return scores.view(len(interaction), -1)[:, :n_items]
-
-    def _scores_pairwise(self, interaction, n_items):
-        """For models that only score (user, item) pairs: every pair, in pieces."""
-        if self.item_tensor is None:
-            self.item_tensor = self.dataset.get_item_feature().to(self.device)
-        per_piece = max(1, self.test_batch_size // n_items)
-        pieces = []
-        for first in range(0, len(interaction), per_piece):
-            part = interaction[first : first + per_piece]
-            pairs = part.repeat_interleave(n_items)
-            pairs.update(self.item_tensor.repeat(len(part)))
-            pieces.append(self.model.predict(Interaction(pairs.interaction)).view(len(part), -1))
-        return torch.cat(pieces)
-
 
 def build_trainer(config, model, dataset):
-    """The RecBole trainer of a model, with our layer on top."""
+    """The RecBole trainer of a model, with our layer on top.
+
+    Raises:
+        ConfigError: ``checkpoint_dir`` cannot be made.
+    """
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer_class = type(f"Tema{base.__name__}", (TrainerLayer, base), {})
-    return trainer_class(config, model, dataset)
+    try:
+        return trainer_class(config, model, dataset)
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint_dir '{config['checkpoint_dir']}' or the log folder cannot be made "
+            f"({error.strerror}: {error.filename}); choose another place"
+        ) from error
