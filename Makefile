@@ -1,0 +1,54 @@
+# `make` lists the targets. GNU make and a Python 3.10 or 3.11 with venv are all that is needed:
+# every target that needs an environment makes it first, in .venv, or takes it up if it is current.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+CANDIDATES = $(if $(PYTHON),$(PYTHON),python3.11 python3.10 python3 python)
+RIGHT_VERSION = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow lint format clean
+
+help:
+	@echo 'make run        train TEMA on the default dataset      ARGS="--epochs=20" adds arguments'
+	@echo 'make test       run the tests                          ARGS="-k name" adds arguments'
+	@echo 'make test-slow  run the tests that take minutes'
+	@echo 'make install    only make the environment: .venv       VENV=folder  PYTHON=python3.10'
+	@echo 'make lint       check the code with ruff'
+	@echo 'make format     format the code with ruff'
+	@echo 'make clean      remove .venv, caches and built packages'
+
+# A Python that can make environments is taken before one that cannot (Debian without python3-venv).
+install:
+	@for needs in 'import ensurepip, venv;' ''; do for python in $(CANDIDATES); do \
+	    if "$$python" -c "$$needs $(RIGHT_VERSION)" 2>/dev/null; then \
+	        exec "$$python" tools/make_venv.py "$(VENV)"; \
+	    fi; \
+	done; done; \
+	echo 'error: no Python 3.10 or 3.11 among: $(CANDIDATES);' \
+	    'install one (on Debian: apt install python3.11 python3.11-venv)' \
+	    'or name it: make PYTHON=/path/to/python3.11' >&2; \
+	exit 1
+
+run: install
+	@"$(VENV)/bin/python" run_recbole_tema.py --model=TEMA $(ARGS)
+
+test: install
+	@"$(VENV)/bin/python" -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: install
+	@"$(VENV)/bin/python" -m pytest -q -m slow $(ARGS)
+
+lint: install
+	@"$(VENV)/bin/python" -m ruff check .
+	@"$(VENV)/bin/python" -m ruff format --check .
+
+format: install
+	@"$(VENV)/bin/python" -m ruff check --fix .
+	@"$(VENV)/bin/python" -m ruff format .
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find recbole_tema dataset_tools tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +

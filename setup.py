@@ -1,0 +1,12 @@
+"""What pyproject.toml cannot say: `properties/` lies beside the package and is shipped inside it."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[
+        *find_packages(include=["recbole_tema", "recbole_tema.*", "dataset_tools"]),
+        "recbole_tema.properties",
+    ],
+    package_dir={"recbole_tema.properties": "properties"},
+    package_data={"recbole_tema.properties": ["*.yaml", "*/*.yaml"]},
+)
