@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: `properties/` lies beside the package and is shipped inside it."""
+"""The part of the build that is code: `properties/` lies beside the package, ships inside it."""
 
 from setuptools import find_packages, setup
 
