@@ -1,12 +1,11 @@
 """Checkpoints of plain values and tensors: written atomically, read with ``weights_only=True``.
 
 RecBole's own checkpoints pickle the whole Config object; loading one runs code. Ours hold the
-state dict, the config as plain values, the optimizer and the states of the random generators.
+state dict and the config as plain values; one to resume from the optimizer and random states too.
 """
 
 import hashlib
 import pickle
-import random
 from enum import Enum
 from pathlib import Path
 
@@ -68,36 +67,6 @@ def events_fingerprint(dataset) -> str:
     return digest.hexdigest()
 
 
-def random_state(loader=None) -> dict:
-    """States of every generator that training draws from, as tensors and plain values."""
-    version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    generator = getattr(loader, "generator", None)
-    if generator is not None:
-        state["loader"] = generator.get_state()
-    return state
-
-
-def set_random_state(state: dict, loader=None) -> None:
-    """Put every generator back where :func:`random_state` found it."""
-    torch.set_rng_state(state["torch"].cpu())
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    if "loader" in state and getattr(loader, "generator", None) is not None:
-        loader.generator.set_state(state["loader"].cpu())
-
-
 def pack_other(value):
     """Values that RecBole's models keep beside their parameters, in a loadable form.
 
@@ -124,6 +93,13 @@ def pack_other(value):
     raise CheckpointError(
         f"a {type(value).__name__} cannot be kept in a checkpoint that is safe to load"
     )
+
+
+def other_parameter(model) -> dict:
+    """What a RecBole model keeps beside its state dict, packed; layers are in the state dict."""
+    values = model.other_parameter()
+    modules = {name for name, value in values.items() if isinstance(value, torch.nn.Module)}
+    return {name: pack_other(value) for name, value in values.items() if name not in modules}
 
 
 def unpack_other(value, device="cpu"):

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,17 +82,24 @@ def get_model_class(name: str):
         ConfigError: no model has that name, or a package that the model needs is not installed.
     """
     check_model(name)
-    try:
+    with named_missing_package(name):
         if name in OUR_MODELS:
             return getattr(importlib.import_module(OUR_MODELS[name]), name)
         from recbole.utils import get_model
 
         return get_model(name)
+
+
+@contextmanager
+def named_missing_package(model: str):
+    """Turn a failed import of a model's own dependency into a ``ConfigError`` that names it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
-        if error.name.startswith(("recbole.", "recbole_tema.")):
+        if (error.name or "").startswith(("recbole.", "recbole_tema.")):
             raise
         raise ConfigError(
-            f"model '{name}' needs the package '{error.name}', which is not installed"
+            f"model '{model}' needs the package '{error.name}', which is not installed"
         ) from error
 
 

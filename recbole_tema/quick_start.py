@@ -21,7 +21,8 @@ from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.sequences import domain_counts
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
-from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset
+from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, named_missing_package
+from recbole_tema.randomness import seeded
 from recbole_tema.scoring import EvalData, evaluate_model
 from recbole_tema.trainer import build_trainer
 
@@ -79,15 +80,16 @@ def run_recbole_tema(
     eval_data = _eval_data(config, data, prepared)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    network = model_class(config, prepared.train_data.dataset).to(config["device"])
-    logger.info(network)
-    trainer = build_trainer(config, network, data)
-    if saved:
-        _resume(config, trainer)
-    show = config["show_progress"]
-    score, valid_result = trainer.fit(
-        prepared.train_data, eval_data["valid"], saved=saved, show_progress=show
-    )
+    with named_missing_package(config["model"]):
+        network = model_class(config, prepared.train_data.dataset).to(config["device"])
+        logger.info(network)
+        trainer = build_trainer(config, network, data)
+        if saved:
+            _resume(config, trainer)
+        show = config["show_progress"]
+        score, valid_result = trainer.fit(
+            prepared.train_data, eval_data["valid"], saved=saved, show_progress=show
+        )
     test_result = trainer.evaluate(eval_data["test"], load_best_model=saved, show_progress=show)
     if saved:
         trainer.end_run()
@@ -208,7 +210,8 @@ def _saved_dataset(config, state, checkpoint):
 
 
 def _saved_model(config, train_dataset, state, checkpoint):
-    model = config.model_class(config, train_dataset).to(config["device"])
+    with seeded(config):  # a few models draw neighbours or clusters when they are made
+        model = config.model_class(config, train_dataset).to(config["device"])
     load_weights(model, state, checkpoint, config["device"])
     return model.eval()
 

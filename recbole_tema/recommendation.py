@@ -6,6 +6,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_tema.data.loader import pad_rows
 from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.scoring import score_items
 
 
 @torch.no_grad()
@@ -18,18 +19,22 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
             ``MAX_ITEM_LIST_LENGTH`` of each count.
         k: items to return for each history.
         domain: name of the domain to recommend from, or None for all.
-        exclude_history: leave out items of the history itself.
+        exclude_history: leave out items of the history itself, those before the last
+            ``MAX_ITEM_LIST_LENGTH`` too.
+        batch_size: histories scored at once; it changes no result.
 
     Returns:
         one list for each history of up to ``k`` pairs (raw item id, score), best first.
 
     Raises:
         DataError: a history is empty or names an item that the model does not know.
-        ConfigError: the domain is unknown, ``k`` is not positive, or the model needs a known user.
+        ConfigError: the domain is unknown, ``k`` or ``batch_size`` is not positive, or the model
+            needs more than the items of a history.
     """
     dataset = model.dataset
-    if k < 1:
-        raise ConfigError(f"k is {k}; it must be 1 or more")
+    for name, value in (("k", k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be 1 or more")
     if not hasattr(model, "ITEM_SEQ"):
         raise ConfigError(
             f"{type(model).__name__} scores known users only; recommend() takes a sequential model"
@@ -51,8 +56,7 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
             model.ITEM_SEQ: torch.from_numpy(items),
             model.ITEM_SEQ_LEN: torch.from_numpy(kept),
         }
-        scores = model.full_sort_predict(Interaction(batch).to(device))
-        scores = scores.view(len(kept), -1)[:, : dataset.item_num].clone()
+        scores = _scores(model, Interaction(batch).to(device), dataset).clone()
         scores[:, ~allowed.to(device)] = -torch.inf
         if exclude_history:
             row = np.repeat(np.arange(len(kept)), lengths[part])
@@ -65,6 +69,16 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
                 [(str(t), v) for t, v in zip(tokens, values, strict=True) if v > -np.inf]
             )
     return results
+
+
+def _scores(model, interaction, dataset):
+    try:
+        return score_items(model, interaction, dataset)
+    except KeyError as error:
+        raise ConfigError(
+            f"{type(model).__name__} reads the field {error} beside the items of a history, which "
+            f"recommend() does not have; take a model that scores a sequence of items"
+        ) from error
 
 
 def _allowed_items(dataset, domain):
@@ -84,6 +98,8 @@ def _item_ids(dataset, histories):
     known = dataset.field2token_id[dataset.iid_field]
     flat = []
     for row, history in enumerate(histories):
+        if isinstance(history, str):
+            raise DataError(f"history {row} is the text '{history}'; give a list of item ids")
         if not len(history):
             raise DataError(f"history {row} is empty; give at least one item")
         for token in history:

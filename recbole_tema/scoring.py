@@ -9,6 +9,7 @@ from recbole.utils import get_gpu_usage, set_color
 from tqdm import tqdm
 
 from recbole_tema.evaluation import evaluate_ranks, needs_topk_items
+from recbole_tema.randomness import seeded
 
 
 class EvalData:
@@ -49,35 +50,44 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
     if show_progress:
         title = set_color("Evaluate   ", "pink")
         batches = tqdm(batches, total=len(eval_data), ncols=100, desc=title)
-    for rows, interaction in batches:
-        scores = score_items(model, interaction.to(config["device"]), dataset, config)
-        ranks[rows] = plan.ranks(scores, rows).numpy()
-        if needs_items:
-            top[rows] = plan.topk_items(scores, rows, top.shape[1]).numpy()
-        if show_progress and config["device"].type == "cuda":
-            usage = get_gpu_usage(config["device"])
-            batches.set_postfix_str(set_color(f"GPU RAM: {usage}", "yellow"))
+    # A few models add noise to their scores: it depends on the seed alone, and training goes on
+    # drawing where it was.
+    with seeded(config):
+        for rows, interaction in batches:
+            scores = score_items(model, interaction.to(config["device"]), dataset)
+            ranks[rows] = plan.ranks(scores, rows).numpy()
+            if needs_items:
+                top[rows] = plan.topk_items(scores, rows, top.shape[1]).numpy()
+            if show_progress and config["device"].type == "cuda":
+                usage = get_gpu_usage(config["device"])
+                batches.set_postfix_str(set_color(f"GPU RAM: {usage}", "yellow"))
     result = evaluate_ranks(
         ranks, plan, config, groups=eval_data.groups, topk_items=top, dataset=dataset
     )
     return result, ranks
 
 
-def score_items(model, interaction, dataset, config):
-    """``(B, n_items)`` scores of the whole catalogue for each row of ``interaction``."""
+def score_items(model, interaction, dataset):
+    """``(B, n_items)`` scores of the whole catalogue for each row of ``interaction``.
+
+    Args:
+        interaction: what the model reads of a user or a history, on the model's device.
+        dataset: the dataset with all items, for models that read their features.
+    """
     try:
         scores = model.full_sort_predict(interaction)
     except NotImplementedError:
-        scores = _score_pairs(model, interaction, dataset, config)
+        scores = _score_pairs(model, interaction, dataset)
     # A few of RecBole's models score a mask token too, after the items.
     return scores.view(len(interaction), -1)[:, : dataset.item_num]
 
 
-def _score_pairs(model, interaction, dataset, config):
+def _score_pairs(model, interaction, dataset):
     """For models that only score (user, item) pairs: every pair, in pieces."""
     n_items = dataset.item_num
-    items = dataset.get_item_feature().to(config["device"])
-    per_piece = max(1, config["eval_batch_size"] // n_items)
+    device = next(iter(interaction.interaction.values())).device
+    items = dataset.get_item_feature().to(device)
+    per_piece = max(1, int(dataset.config["eval_batch_size"]) // n_items)
     pieces = []
     for first in range(0, len(interaction), per_piece):
         part = interaction[first : first + per_piece]

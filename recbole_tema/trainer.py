@@ -17,15 +17,14 @@ from recbole_tema.checkpoint import (
     dataset_fingerprint,
     events_fingerprint,
     load_weights,
-    pack_other,
+    other_parameter,
     plain,
     plain_config,
-    random_state,
     read_checkpoint,
-    set_random_state,
     write_checkpoint,
 )
 from recbole_tema.errors import CheckpointError, ConfigError, TrainingError
+from recbole_tema.randomness import random_state, set_random_state
 from recbole_tema.scoring import evaluate_model
 
 # Keys that say where a run happens, not what it computes.
@@ -82,7 +81,7 @@ class TrainerLayer:
             "given": plain(self.config.external_config_dict),
             "epoch": epoch,
             "state_dict": self.model.state_dict(),
-            "other_parameter": pack_other(self.model.other_parameter()),
+            "other_parameter": other_parameter(self.model),
         }
 
     def _score_state(self):
@@ -107,11 +106,10 @@ class TrainerLayer:
                 found[name] = value
         return found
 
-    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        path = kwargs.pop("saved_model_file", self.saved_model_file)
-        write_checkpoint(path, self._state(epoch))
+    def _save_checkpoint(self, epoch, verbose=True):
+        write_checkpoint(self.saved_model_file, self._state(epoch))
         if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+            self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if not self._validates and epoch >= 0:
             self._save_last(epoch)
 
@@ -120,8 +118,9 @@ class TrainerLayer:
             write_checkpoint(self.last_file, {**self._state(epoch), **self._training_state()})
 
     def save_pretrained_model(self, epoch, saved_model_file):
-        """RecBole's pretraining trainers write here between their stages."""
-        self._save_checkpoint(epoch, verbose=False, saved_model_file=saved_model_file)
+        """RecBole's pretraining trainers write here; the last file is their result."""
+        self.saved_model_file = str(saved_model_file)
+        write_checkpoint(saved_model_file, self._state(epoch))
 
     def resume(self) -> bool:
         """Go on with the run of this very configuration: unfinished, or finished before.

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from .small_genre import write_small_genre
+
 
 def write(path, header, rows):
     """Write one atomic file from a header line and rows of cells."""
@@ -94,6 +96,14 @@ def tiny_root(tmp_path_factory):
     make_dataset(root)
     make_dataset(root, "three", domains=("book", "film", "game"), seed=1)
     make_dataset(root, "bare", features=(), seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory):
+    """A data path with ``genre-small``, the first users of ml-100k-genre."""
+    root = tmp_path_factory.mktemp("small")
+    write_small_genre(root)
     return root
 
 

@@ -1,10 +1,12 @@
 """From a config to a dataset, its loaders and the two evaluation plans."""
 
+from pathlib import Path
 from typing import NamedTuple
 
+from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
-from recbole.utils import ModelType
+from recbole.utils import FeatureSource, ModelType
 
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
@@ -12,6 +14,7 @@ from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
 from recbole_tema.data.schema import detect
 from recbole_tema.data.sequences import split_targets
+from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
 
 PHASES = ("valid", "test")
@@ -36,10 +39,48 @@ def create_dataset(config, model_class):
     Raises:
         DataError: a file is missing or malformed. ConfigError: the model cannot be run here.
     """
-    config.set_data_defaults(detect(config["data_path"], config["dataset"], config))
+    found = detect(config["data_path"], config["dataset"], config)
+    config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
     if is_sequence_level(model_class):
         return CrossDomainSequentialDataset(config)
-    return baseline_class(config["model"], config["MODEL_TYPE"])(config)
+    dataset_class = baseline_class(config["model"], config["MODEL_TYPE"])
+    if issubclass(dataset_class, KnowledgeBasedDataset):
+        _check_knowledge_graph(config)
+    dataset = dataset_class(config)
+    _check_attributes(config, dataset)
+    return dataset
+
+
+def _attribute_defaults(config, item_fields) -> dict:
+    """The item field that feature-aware models read: tags, else the domain.
+
+    RecBole's default is ``class``, a column of its own ml-100k.
+    """
+    field = "tags" if "tags" in item_fields else config["DOMAIN_FIELD"] or "domain"
+    defaults = {"selected_features": [field], "item_attribute": field}
+    return {key: value for key, value in defaults.items() if key in config}
+
+
+def _check_attributes(config, dataset):
+    for key in ("selected_features", "item_attribute"):
+        fields = [config[key]] if isinstance(config[key], str) else config[key] or []
+        absent = [field for field in fields if field not in dataset.field2type]
+        if absent:
+            there = sorted(set(dataset.fields(source=[FeatureSource.ITEM])) - {dataset.iid_field})
+            raise ConfigError(
+                f"{key} names the field '{absent[0]}', which is not loaded from "
+                f"{config['dataset']}.item; loaded are {', '.join(there)} (load_col adds more)"
+            )
+
+
+def _check_knowledge_graph(config):
+    for suffix in ("kg", "link"):
+        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+        if not path.is_file():
+            raise DataError(
+                f"{path} not found: model '{config['model']}' needs a knowledge graph, which "
+                f"dataset '{config['dataset']}' does not have"
+            )
 
 
 def data_preparation(config, dataset, model_class) -> PreparedData:

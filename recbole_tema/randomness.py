@@ -1,0 +1,49 @@
+"""The states of all generators of random numbers: kept, put back, and seeded for a while."""
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from recbole.utils import init_seed
+
+
+def random_state(loader=None) -> dict:
+    """States of every generator that training draws from, as tensors and plain values."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    generator = getattr(loader, "generator", None)
+    if generator is not None:
+        state["loader"] = generator.get_state()
+    return state
+
+
+def set_random_state(state: dict, loader=None) -> None:
+    """Put every generator back where :func:`random_state` found it."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if "loader" in state and getattr(loader, "generator", None) is not None:
+        loader.generator.set_state(state["loader"].cpu())
+
+
+@contextmanager
+def seeded(config):
+    """Draw from the config's seed inside, and leave every generator as it was outside."""
+    before = random_state()
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    try:
+        yield
+    finally:
+        set_random_state(before)
