@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.model.llm4cdsr import Adapter
 
 
 def build(settings, model="TEMA", name="tiny", **keys):
@@ -104,12 +107,12 @@ def test_training_states_are_those_of_the_truncated_history(settings, model_name
     model.eval()
     sequence = torch.from_numpy(dataset.sequences.of(7)[:8])[None]
     length = torch.tensor([sequence.size(1)])
-    tables = model.item_tables()
+    tables, domain = model.item_tables(), model.item_domain[sequence]
     if model_name == "TEMA":
-        inter, intra = model.threads(tables[0], sequence, length)
+        inter, intra = model.threads(tables[0][sequence], domain, length)
         at_step = lambda t: model.join(inter[:, t], intra[:, t])  # noqa: E731
     else:
-        shared, local = model.threads(tables, sequence, length)
+        shared, local = model.threads(tables[0][sequence], tables[1][sequence], domain, length)
         at_step = lambda t: torch.cat(  # noqa: E731
             [shared[:, t, None].expand(-1, 2, -1), local[:, t]], dim=-1
         )
@@ -118,13 +121,37 @@ def test_training_states_are_those_of_the_truncated_history(settings, model_name
         assert torch.allclose(at_step(t), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("model_name", "keys"),
+    [
+        ("TEMA", {"intra_weight": 0.0}),
+        ("LLM4CDSR", {"loss_type": "CE", "train_neg_sample_args": None, "alpha": 0, "beta": 0}),
+    ],
+)
+def test_loss_is_the_cross_entropy_of_each_target_after_its_history(settings, model_name, keys):
+    model, prepared, _ = build(settings, model_name, **keys)
+    batch = next(iter(prepared.train_data))
+    model.eval()
+    with torch.no_grad():
+        loss = total(model.calculate_loss(batch))
+        terms = []
+        for seq, targets in zip(batch["item_id_list"], batch[TARGET_SEQ], strict=True):
+            for step in targets.nonzero().flatten().tolist():
+                length = torch.tensor([step + 1])
+                history = {"item_id_list": seq[None, : step + 1], "item_length": length}
+                scores = model.full_sort_predict(Interaction(history))
+                terms.append(torch.nn.functional.cross_entropy(scores, targets[step : step + 1]))
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
 def test_domain_thread_by_brute_force(settings):
     model, _, dataset = build(settings)
     model.eval()
     items = [dataset.token2id("item_id", t) for t in ("book1", "film2", "film3", "book4", "film5")]
     seq = torch.tensor([items, items[:2] + [0, 0, 0]])
     table = model.item_vectors()
-    states = model.state_of_domain(table, seq, 2, model.intra_encoders[1], model.empty[1])
+    domain = model.item_domain[seq]
+    states = model.state_of_domain(table[seq], domain, 2, model.intra_encoders[1], model.empty[1])
     assert torch.allclose(states[0, 0], model.empty[1])
     films = torch.tensor([[items[1], items[2], items[4]]])
     alone = model.intra_encoders[1](table[films], torch.tensor([3]))[0]
@@ -217,3 +244,19 @@ def test_absent_features_are_said_once(settings, caplog):
 def test_bad_values(settings, keys, message):
     with pytest.raises(ConfigError, match=message):
         build(settings, **keys)
+
+
+def test_the_adapter_is_its_two_linear_maps():
+    adapter = Adapter(6, 4)
+    vectors = torch.randn(50, 6)
+    expected = adapter[1](adapter[0](vectors))
+    assert torch.allclose(adapter(vectors), expected, atol=1e-6)
+    assert torch.allclose(adapter(vectors[:5]), expected[:5], atol=1e-6)
+
+
+def test_bce_adapts_the_items_of_the_batch_as_it_would_all(settings):
+    model, _, _ = build(settings, "LLM4CDSR", loss_type="BCE")
+    rows = torch.tensor([1, 4, 9])
+    some, everything = model.adapted_items(rows), model.adapted_items()
+    assert torch.allclose(some[rows], everything[rows], atol=1e-6)
+    assert some.abs().sum(1).count_nonzero() == len(rows)

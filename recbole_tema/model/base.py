@@ -21,7 +21,7 @@ class CrossDomainRecommender(SequentialRecommender):
     sequence_level = True
     # Rows of a random batch are encoded in this many groups of like length: padding costs little,
     # and the batch stays a random draw of users.
-    LENGTH_GROUPS = 6
+    LENGTH_GROUPS = 4
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -88,34 +88,50 @@ class CrossDomainRecommender(SequentialRecommender):
                 yield slice(first, end)
             first = end
 
-    def split_domain(self, item_seq, domain):
-        """The subsequence of one domain, moved to the left.
+    def packed_steps(self, item_seq):
+        """The real steps of a padded batch, so that a table is read once for all groups of rows.
 
         Returns:
-            (items ``(B, L_d)``, length ``(B,)``, seen ``(B, L)``): ``seen`` counts the domain's
-            items at or before each step of the merged sequence.
+            (items ``(n,)`` of the real steps, place ``(B, L)`` of each step among them). A padded
+            step has the place of the step before it: its state is never read.
         """
-        mine = self.item_domain[item_seq] == domain
+        inside = item_seq > 0
+        place = inside.flatten().cumsum(0).view_as(item_seq) - 1
+        return item_seq[inside], place
+
+    def split_domain(self, domain_seq, domain):
+        """The subsequence of one domain, moved to the left.
+
+        Args:
+            domain_seq: ``(B, L)`` domain of each step, 0 for padding.
+
+        Returns:
+            (step ``(B, L_d)`` of the merged sequence, length ``(B,)``, seen ``(B, L)``): ``seen``
+            counts the domain's items at or before each step of the merged sequence.
+        """
+        mine = domain_seq == domain
         seen = mine.cumsum(1)
         length = seen[:, -1]
-        items = item_seq.new_zeros(len(item_seq), max(1, int(length.max())))
+        steps = domain_seq.new_zeros(len(domain_seq), max(1, int(length.max())))
         row, step = mine.nonzero(as_tuple=True)
-        items[row, seen[row, step] - 1] = item_seq[row, step]
-        return items, length, seen
+        steps[row, seen[row, step] - 1] = step
+        return steps, length, seen
 
-    def state_of_domain(self, table, item_seq, domain, encoder, empty):
+    def state_of_domain(self, vectors, domain_seq, domain, encoder, empty):
         """State of one domain at every merged step: its last state so far, or ``empty``.
 
         Args:
-            table: ``(n_items, H)`` input vectors. empty: ``(H,)`` learned vector for steps before
-                the domain's first item.
+            vectors: ``(B, L, H)`` input vectors of the merged sequence.
+            domain_seq: ``(B, L)`` domain of each step, 0 for padding.
+            empty: ``(H,)`` learned vector for steps before the domain's first item.
 
         Returns:
             ``(B, L, H)``.
         """
-        items, length, seen = self.split_domain(item_seq, domain)
-        states = encoder(table[items], length)
-        states = torch.cat([empty.expand(len(items), 1, -1), states], dim=1)
+        steps, length, seen = self.split_domain(domain_seq, domain)
+        rows = torch.arange(len(steps), device=steps.device)[:, None]
+        states = encoder(vectors[rows, steps], length)
+        states = torch.cat([empty.expand(len(steps), 1, -1), states], dim=1)
         return states.gather(1, seen[..., None].expand(-1, -1, states.size(-1)))
 
     # ---------------------------------------------------------------- scoring

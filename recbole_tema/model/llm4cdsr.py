@@ -14,9 +14,20 @@ from recbole_tema.model.fusion import principal_components
 from recbole_tema.model.softmax import linear_cross_entropy
 
 
-def adapter(size, hidden_size):
-    """The paper's adapter: Linear(d, d/2), Linear(d/2, hidden)."""
-    return nn.Sequential(nn.Linear(size, size // 2), nn.Linear(size // 2, hidden_size))
+class Adapter(nn.Sequential):
+    """The paper's adapter: Linear(d, d/2), Linear(d/2, hidden), with nothing in between."""
+
+    def __init__(self, size, hidden_size):
+        super().__init__(nn.Linear(size, size // 2), nn.Linear(size // 2, hidden_size))
+
+    def forward(self, vectors):
+        """``(n, d)`` -> ``(n, H)``."""
+        first, second = self
+        if len(vectors) <= first.in_features:
+            return super().forward(vectors)
+        # Two linear maps in a row are one: many rows pass one matrix instead of two.
+        bias = F.linear(first.bias, second.weight, second.bias)
+        return F.linear(vectors, second.weight @ first.weight, bias)
 
 
 class LLM4CDSR(CrossDomainRecommender):
@@ -65,7 +76,7 @@ class LLM4CDSR(CrossDomainRecommender):
         self.pca = principal_components(self.llm, self.llm_present, self.hidden_size)
         if size and self.llm.size(1) > size:
             self.llm = principal_components(self.llm, self.llm_present, size)
-        self.adapter = adapter(self.llm.size(1), self.hidden_size)
+        self.adapter = Adapter(self.llm.size(1), self.hidden_size)
         self.missing = nn.Parameter(torch.zeros(self.hidden_size))
 
     def _profiles(self, config, dataset):
@@ -73,7 +84,7 @@ class LLM4CDSR(CrossDomainRecommender):
             dataset, "profile", "profile_uid", dataset.user_num
         )
         if self.has_profiles:
-            self.profile_adapter = adapter(self.profile.size(1), self.hidden_size)
+            self.profile_adapter = Adapter(self.profile.size(1), self.hidden_size)
 
     def _initialise(self, config):
         std = config["initializer_range"]
@@ -88,25 +99,49 @@ class LLM4CDSR(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- threads
 
+    def adapted_items(self, rows=None):
+        """``(n_items, H)`` adapted LLM vectors; given ``rows (k,)``, all other rows are 0."""
+        llm, present = self.llm, self.llm_present
+        if rows is not None:
+            llm, present = llm[rows], present[rows]
+        adapted = torch.where(present[:, None], self.adapter(llm), self.missing)
+        if rows is None:
+            return adapted
+        return adapted.new_zeros(self.n_items, self.hidden_size).index_copy(0, rows, adapted)
+
     def item_tables(self):
         """(global ``(n_items, H)``, local ``(n_items, H)``, scoring ``(n_items, 2H)``)."""
-        adapted = torch.where(self.llm_present[:, None], self.adapter(self.llm), self.missing)
-        local = self.local_items.weight
+        adapted, local = self.adapted_items(), self.local_items.weight
         return adapted, local, torch.cat([adapted, local], dim=1)
 
-    def threads(self, tables, item_seq, item_seq_len):
-        """(global ``(B, L, H)``, local ``(B, L, D, H)``) states at every step."""
-        shared, local, _ = tables
-        global_states = self.global_encoder(shared[item_seq], item_seq_len)
+    def _training_tables(self, interaction):
+        """The tables of a step; the softmax needs every item, BCE those of the batch only."""
+        if self.loss_type == "CE":
+            return self.item_tables()
+        fields = (self.ITEM_SEQ, self.TARGET_SEQ, self.NEGATIVE_SEQ)
+        rows = torch.unique(torch.cat([interaction[field].flatten() for field in fields]))
+        return self.adapted_items(rows), self.local_items.weight, None
+
+    def threads(self, shared, local, domain_seq, length):
+        """(global ``(B, L, H)``, local ``(B, L, D, H)``) states at every step.
+
+        Args:
+            shared, local: ``(B, L, H)`` items of both tables. domain_seq: ``(B, L)`` their domains.
+            length: ``(B,)``.
+        """
+        global_states = self.global_encoder(shared, length)
         local_states = [
-            self.state_of_domain(local, item_seq, d + 1, self.local_encoders[d], self.empty[d])
+            self.state_of_domain(local, domain_seq, d + 1, self.local_encoders[d], self.empty[d])
             for d in range(self.n_domains)
         ]
         return global_states, torch.stack(local_states, dim=2)
 
     def last_states(self, tables, item_seq, item_seq_len):
         """``(B, D, 2H)``: the global state beside each domain's local state."""
-        shared, local = self.threads(tables, item_seq, item_seq_len)
+        shared, local, _ = tables
+        shared, local = self.threads(
+            shared[item_seq], local[item_seq], self.item_domain[item_seq], item_seq_len
+        )
         last = item_seq_len - 1
         shared = self.gather_indexes(shared, last)
         local = local[torch.arange(len(last), device=last.device), last]
@@ -118,14 +153,19 @@ class LLM4CDSR(CrossDomainRecommender):
         """Recommendation loss, contrastive regularisation, profile alignment: three terms."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target_seq = interaction[self.TARGET_SEQ]
-        tables = self.item_tables()
+        tables = self._training_tables(interaction)
+        items, place = self.packed_steps(item_seq)
+        shared_items, local_items = tables[0][items], tables[1][items]
+        domain_seq = self.item_domain[item_seq]
         states, targets, final = [], [], []
         for rows in self.length_groups(length):
-            seq = item_seq[rows, : int(length[rows].max())]
-            shared, local = self.threads(tables, seq, length[rows])
-            counted = target_seq[rows, : seq.size(1)] > 0
+            part = rows, slice(int(length[rows].max()))
+            shared, local = self.threads(
+                shared_items[place[part]], local_items[place[part]], domain_seq[part], length[rows]
+            )
+            counted = target_seq[part] > 0
             states.append((shared[counted], local[counted]))
-            targets.append(target_seq[rows, : seq.size(1)][counted])
+            targets.append(target_seq[part][counted])
             final.append(self.last_step(shared, length[rows]))
         shared, local = (torch.cat(part) for part in zip(*states, strict=True))
         targets = torch.cat(targets)

@@ -163,15 +163,19 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def threads(self, table, item_seq, length):
-        """(inter ``(B, L, H)`` or None, intra ``(B, L, D, H)`` or None) at every step."""
-        inter = self.inter_encoder(table[item_seq], length) if self.use_inter else None
+    def threads(self, vectors, domain_seq, length):
+        """(inter ``(B, L, H)`` or None, intra ``(B, L, D, H)`` or None) at every step.
+
+        Args:
+            vectors: ``(B, L, H)`` items. domain_seq: ``(B, L)`` their domains. length: ``(B,)``.
+        """
+        inter = self.inter_encoder(vectors, length) if self.use_inter else None
         if not self.use_intra:
             return inter, None
         intra = [
             self.state_of_domain(
-                table,
-                item_seq,
+                vectors,
+                domain_seq,
                 d + 1,
                 self.intra_encoders[d % len(self.intra_encoders)],
                 self.empty[d],
@@ -197,7 +201,7 @@ class TEMA(CrossDomainRecommender):
 
     def last_states(self, tables, item_seq, item_seq_len):
         """``(B, D, H)``: the preference for each domain after the whole sequence."""
-        inter, intra = self.threads(tables[0], item_seq, item_seq_len)
+        inter, intra = self.threads(tables[0][item_seq], self.item_domain[item_seq], item_seq_len)
         last = item_seq_len - 1
         rows = torch.arange(len(last), device=last.device)
         inter = None if inter is None else inter[rows, last]
@@ -214,12 +218,14 @@ class TEMA(CrossDomainRecommender):
         if negatives is not None:
             rows = torch.unique(torch.cat([item_seq.flatten(), target_seq.flatten(), negatives]))
         tables = self.item_tables(rows)
+        items, place = self.packed_steps(item_seq)
+        vectors, domain_seq = tables[0][items], self.item_domain[item_seq]
         inter, intra, targets = [], [], []
         for group in self.length_groups(length):
-            seq = item_seq[group, : int(length[group].max())]
-            wanted = target_seq[group, : seq.size(1)]
+            part = group, slice(int(length[group].max()))
+            wanted = target_seq[part]
             counted = wanted > 0
-            states = self.threads(tables[0], seq, length[group])
+            states = self.threads(vectors[place[part]], domain_seq[part], length[group])
             inter.append(states[0][counted] if self.use_inter else None)
             intra.append(states[1][counted] if self.use_intra else None)
             targets.append(wanted[counted])
