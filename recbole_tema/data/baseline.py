@@ -6,7 +6,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import ModelType
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
-from recbole_tema.data.dataset import split_indices
+from recbole_tema.data.dataset import rows_of, split_indices
 from recbole_tema.errors import ConfigError
 
 RECBOLE_CLASS = {
@@ -23,7 +23,7 @@ class _FlatBaseline(CrossDomainMixin):
 
     def build(self):
         self._change_feat_format()
-        parts = [self.copy(self.inter_feat[index]) for index in split_indices(self)]
+        parts = [self.copy(rows_of(self.inter_feat, index)) for index in split_indices(self)]
         self._drop_unused_col()
         return parts
 
@@ -38,7 +38,7 @@ class _SequentialBaseline(CrossDomainMixin):
         train, valid, test = super().build()
         if plain is not None:
             Dataset._change_feat_format(plain)
-            plain.inter_feat = plain.inter_feat[split_indices(self)[0]]
+            plain.inter_feat = rows_of(plain.inter_feat, split_indices(self)[0])
             plain.data_augmentation()
             train = self.copy(plain.inter_feat)
         return [train, valid, test]

@@ -7,6 +7,7 @@ models and RecBole's own see the same users, items, order of events and split.
 from logging import getLogger
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
@@ -142,7 +143,11 @@ class CrossDomainMixin:
             self.inter_feat[self.time_field].to_numpy(dtype=np.float64),
             self.user_num,
         )
-        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        # Column by column, each let go as it is copied: the events are never there twice.
+        columns = list(self.inter_feat)
+        self.inter_feat = pd.DataFrame(
+            {name: self.inter_feat.pop(name).to_numpy()[order] for name in columns}, copy=False
+        )
         self.train_sequences = training_part(self.sequences)
         ratio = self.config["overlap_ratio"]
         self.train_mask = None

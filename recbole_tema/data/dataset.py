@@ -1,7 +1,9 @@
 """The dataset of our own models: flat sequences, no prefix is ever materialised."""
 
 import numpy as np
+import torch
 from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
 from recbole_tema.data.sequences import split_targets, train_lengths
@@ -28,11 +30,17 @@ class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):
         if self.config["eval_args"]["order"] != "TO":
             raise ConfigError("eval_args.order must be TO: sequences are ordered by time")
         self._change_feat_format()
-        return [self.copy(self.inter_feat[index]) for index in self.split_indices()]
+        return [self.copy(rows_of(self.inter_feat, index)) for index in self.split_indices()]
 
     def split_indices(self):
         """Row numbers of ``inter_feat`` (user by user, oldest first) in each part of the split."""
         return split_indices(self)
+
+
+def rows_of(interaction, index):
+    """Rows of an Interaction, without the Python list that RecBole's own indexing makes."""
+    index = torch.from_numpy(index)
+    return Interaction({name: interaction[name][index] for name in interaction})
 
 
 def split_indices(dataset):
