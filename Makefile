@@ -6,7 +6,7 @@ PYTHON ?=
 ARGS ?=
 
 CANDIDATES = $(if $(PYTHON),$(PYTHON),python3.11 python3.10 python3 python)
-RIGHT_VERSION = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))
+RIGHT_VERSION = import sys; (3, 10) <= sys.version_info[:2] <= (3, 11) or sys.exit(1)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-slow lint format clean
@@ -22,8 +22,8 @@ help:
 
 # A Python that can make environments is taken before one that cannot (Debian without python3-venv).
 install:
-	@for needs in 'import ensurepip, venv;' ''; do for python in $(CANDIDATES); do \
-	    if "$$python" -c "$$needs $(RIGHT_VERSION)" 2>/dev/null; then \
+	@for needs in '; import ensurepip, venv' ''; do for python in $(CANDIDATES); do \
+	    if "$$python" -c "$(RIGHT_VERSION)$$needs" 2>/dev/null; then \
 	        exec "$$python" tools/make_venv.py "$(VENV)"; \
 	    fi; \
 	done; done; \

@@ -194,6 +194,19 @@ def test_make_without_a_fitting_python_says_what_to_install(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_python_without_ensurepip_is_told_what_debian_ships_apart(tmp_path):
+    # As on a Debian machine without python3-venv: the import fails.
+    text = "raise ImportError('No module named ensurepip', name='ensurepip')"
+    (tmp_path / "ensurepip.py").write_text(text, encoding="utf-8")
+    words = ("install", f"VENV={tmp_path / 'venv'}", f"PYTHON={sys.executable}")
+    done = make(*words, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert "cannot make virtual environments (no ensurepip)" in done.stdout
+    assert f"apt install {version}-venv" in done.stdout
+    assert not (tmp_path / "venv").exists()
+
+
 def make_venv(checkout, venv):
     """Run tools/make_venv.py where pip finds no package at all."""
     command = [sys.executable, "tools/make_venv.py", str(venv)]
