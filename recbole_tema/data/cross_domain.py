@@ -89,6 +89,12 @@ class CrossDomainMixin:
             items = self.inter_feat[self.iid_field][~known].unique()
             self._refuse_items_without_row(items)
 
+    def _filter_by_inter_num(self):
+        # RecBole counts all events in Python even where its default admits every number of them.
+        intervals = {self.config["user_inter_num_interval"], self.config["item_inter_num_interval"]}
+        if not intervals <= {None, "[0,inf)"}:
+            super()._filter_by_inter_num()
+
     def _refuse_items_without_row(self, tokens):
         named = ", ".join(f"'{token}'" for token in tokens[:3])
         raise DataError(

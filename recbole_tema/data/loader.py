@@ -44,7 +44,7 @@ class SequenceTrainLoader:
         self.epoch = 0
         self.batch_size = int(config["train_batch_size"])
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
-        self.stride = int(config["window_stride"] or self.max_length)
+        self.stride = int(config["window_stride"] or max(1, self.max_length // 4))
         if not 1 <= self.stride <= self.max_length:
             raise ConfigError(
                 f"window_stride is {self.stride}; it must be between 1 and "
