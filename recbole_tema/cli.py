@@ -91,8 +91,8 @@ def _train(arguments):
     files = _config_files(keys.pop("config_files", ""))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
     values, sources = _merged(files, cmd)
-    model = str(keys.get("model") or values.get("model") or DEFAULT_MODEL)
-    dataset = str(keys.get("dataset") or values.get("dataset") or DEFAULT_DATASET)
+    model = str(keys.get("model", values.get("model") or DEFAULT_MODEL))
+    dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
     _check(model, dataset, values, sources)
 
     from recbole_tema.quick_start import run_recbole_tema

@@ -85,9 +85,16 @@ def get_model_class(name: str):
     with named_missing_package(name):
         if name in OUR_MODELS:
             return getattr(importlib.import_module(OUR_MODELS[name]), name)
+        import torch
         from recbole.utils import get_model
 
-        return get_model(name)
+        # Among RecBole's sequential models SINE turns on PyTorch's debugging of gradients when it
+        # is imported, and all are imported together: every model would train several times slower.
+        anomaly = torch.is_anomaly_enabled()
+        try:
+            return get_model(name)
+        finally:
+            torch.autograd.set_detect_anomaly(anomaly)
 
 
 @contextmanager

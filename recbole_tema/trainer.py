@@ -4,8 +4,10 @@ RecBole's loop, optimizers, early stopping and TensorBoard stay; replaced are th
 is needed to resume, and the evaluation (in-domain candidates, per-domain and group metrics).
 """
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from time import perf_counter
 
@@ -274,14 +276,18 @@ def build_trainer(config, model, dataset):
     """The RecBole trainer of a model, with our layer on top.
 
     Raises:
-        ConfigError: ``checkpoint_dir`` cannot be made.
+        ConfigError: ``checkpoint_dir`` cannot be written.
     """
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer_class = type(f"Tema{base.__name__}", (TrainerLayer, base), {})
+    folder = Path(config["checkpoint_dir"])
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return trainer_class(config, model, dataset)
     except OSError as error:
         raise ConfigError(
-            f"checkpoint_dir '{config['checkpoint_dir']}' or the log folder cannot be made "
-            f"({error.strerror}: {error.filename}); choose another place"
+            f"checkpoint_dir '{folder}' or the log folder cannot be written ({error.strerror}: "
+            f"{error.filename}); choose another place"
         ) from error

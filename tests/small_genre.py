@@ -14,7 +14,7 @@ from dataset_tools.movielens import film_table, mean_profiles
 from dataset_tools.writer import write_dataset
 
 NAME = "genre-small"
-N_USERS = 120
+N_USERS = 40
 SIZE = 12
 
 

@@ -93,6 +93,7 @@ def test_config_files_are_split_at_blanks_unless_one_file_has_them(tmp_path):
     ("arguments", "words"),
     [
         (["--model=TEMMA"], ["unknown model 'TEMMA'", "did you mean TEMA?"]),
+        (["--model="], ["unknown model ''", "--help lists all"]),
         (["--model=sasrec"], ["unknown model 'sasrec'", "did you mean SASRec?"]),
         (["--dataset=ml-100k-gnre"], ["unknown dataset 'ml-100k-gnre'", "ml-100k-genre?"]),
         (["--epoch=3"], ["unknown key 'epoch' (command line)", "epochs"]),

@@ -12,7 +12,7 @@ from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
-from recbole_tema.data.schema import detect
+from recbole_tema.data.schema import FEATURE_FILES, detect
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
@@ -41,6 +41,7 @@ def create_dataset(config, model_class):
     """
     found = detect(config["data_path"], config["dataset"], config)
     config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
+    config.set_data_defaults(_without_unloaded(config, found))
     if is_sequence_level(model_class):
         return CrossDomainSequentialDataset(config)
     dataset_class = baseline_class(config["model"], config["MODEL_TYPE"])
@@ -49,6 +50,18 @@ def create_dataset(config, model_class):
     dataset = dataset_class(config)
     _check_attributes(config, dataset)
     return dataset
+
+
+def _without_unloaded(config, found) -> dict:
+    """Aliases and matrices of the feature files that are loaded: a user may leave some out."""
+    suffixes = config["additional_feat_suffix"] or []
+    loaded = {ids for suffix, (ids, _, _) in FEATURE_FILES.items() if suffix in suffixes}
+    matrices = {key: name for key, name in (found["preload_weight"] or {}).items() if key in loaded}
+    kept = {"preload_weight": matrices or None}
+    for key, fields in found.items():
+        if key.startswith("alias_of_"):
+            kept[key] = [field for field in fields if field in loaded] or None
+    return kept
 
 
 def _attribute_defaults(config, item_fields) -> dict:
@@ -119,7 +132,13 @@ def eval_plan(config, dataset, phase) -> EvalPlan:
 
 
 def _recbole_train_loader(config, dataset, built):
-    sampler, _, _ = create_samplers(config, dataset, built)
+    try:
+        sampler, _, _ = create_samplers(config, dataset, built)
+    except ValueError as error:
+        raise DataError(
+            f"dataset '{config['dataset']}': a user has had every item, so model "
+            f"'{config['model']}' finds no negatives; take out that user or add items"
+        ) from error
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]
