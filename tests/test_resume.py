@@ -177,7 +177,7 @@ def test_without_saving_nothing_is_resumed_or_removed(settings, monkeypatch, tmp
 
 def command(small_root, folder, model, *more):
     arguments = [f"--model={model}", f"--dataset={NAME}", f"--data_path={small_root}"]
-    arguments += ["--epochs=4", "--train_batch_size=64", "--MAX_ITEM_LIST_LENGTH=10"]
+    arguments += ["--epochs=3", "--train_batch_size=128", "--MAX_ITEM_LIST_LENGTH=10"]
     arguments += ["--hidden_size=32", "--threads=1", f"--checkpoint_dir={folder / 'saved'}"]
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments, *more],
