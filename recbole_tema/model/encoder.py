@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_tema.model.dropout import Dropout, dropout
+
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": torch.tanh}
 
 
@@ -25,22 +27,35 @@ class Block(nn.Module):
         self.inner = nn.Linear(hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.act = ACTIVATIONS[act]
 
     def forward(self, x, mask=None):
         """``x (B, L, H)`` -> ``(B, L, H)``; ``mask`` ``(B, 1, L, L)`` bool or None for causal."""
         batch, length, hidden = x.shape
         heads = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(
-            *heads,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.attn_dropout if self.training else 0.0,
-        )
+        attended = self.attend(*heads, mask)
         attended = self.out(attended.transpose(1, 2).reshape(batch, length, hidden))
         x = self.attn_norm(x + self.dropout(attended))
         return self.norm(x + self.dropout(self.outer(self.act(self.inner(x)))))
+
+    def attend(self, query, key, value, mask):
+        """Each ``(B, n_heads, L, C)`` -> ``(B, n_heads, L, C)``."""
+        if not (self.training and self.attn_dropout and query.device.type == "cpu"):
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=self.attn_dropout if self.training else 0.0,
+            )
+        # What PyTorch does on a CPU where there is dropout, with the quicker draws.
+        if mask is None:
+            mask = torch.ones(query.size(2), query.size(2), dtype=torch.bool).tril()
+        score = query @ (key * key.size(-1) ** -0.5).transpose(-2, -1)
+        weight = score.masked_fill(~mask, -torch.inf).softmax(-1)
+        return dropout(weight, self.attn_dropout, True) @ value
 
 
 class SequenceEncoder(nn.Module):
@@ -68,7 +83,7 @@ class SequenceEncoder(nn.Module):
         self.causal = causal
         self.position = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps)
             for _ in range(n_layers)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from recbole_tema.model.dropout import Dropout
+
 
 class PreferenceAttention(nn.Module):
     """Attention over the states of the threads, with one query for each domain of candidates.
@@ -25,7 +27,7 @@ class PreferenceAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, inter, intra):
         """``inter (n, H)``, ``intra (n, D, H)`` -> preferences ``(n, D, H)``, one a domain."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.base import CrossDomainRecommender
+from recbole_tema.model.dropout import Dropout
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import (
     FUSIONS,
@@ -83,7 +84,7 @@ class TEMA(CrossDomainRecommender):
                 "features that are switched on (use_tags, use_text, use_image)"
             )
         self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
-        self.item_dropout = nn.Dropout(config["item_dropout_prob"])
+        self.item_dropout = Dropout(config["item_dropout_prob"])
 
     def _tag_vectors(self, config, dataset):
         """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
