@@ -81,7 +81,7 @@ def run_recbole_tema(
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     with named_missing_package(config["model"]):
-        network = model_class(config, prepared.train_data.dataset).to(config["device"])
+        network = _new_model(config, prepared.train_data.dataset)
         logger.info(network)
         trainer = build_trainer(config, network, data)
         if saved:
@@ -209,9 +209,17 @@ def _saved_dataset(config, state, checkpoint):
     return dataset
 
 
+def _new_model(config, train_dataset):
+    try:
+        return config.model_class(config, train_dataset).to(config["device"])
+    except (ValueError, NotImplementedError) as error:
+        # So RecBole's models refuse keys that do not fit together.
+        raise ConfigError(f"model '{config['model']}': {' '.join(str(error).split())}") from error
+
+
 def _saved_model(config, train_dataset, state, checkpoint):
     with seeded(config):  # a few models draw neighbours or clusters when they are made
-        model = config.model_class(config, train_dataset).to(config["device"])
+        model = _new_model(config, train_dataset)
     load_weights(model, state, checkpoint, config["device"])
     return model.eval()
 

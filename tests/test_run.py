@@ -280,12 +280,16 @@ def test_without_any_target_there_are_no_metrics(settings, tiny_root, tmp_path, 
     assert evaluate_checkpoint(result["model_file"]) == {"valid": {}, "test": {}}
 
 
-def test_feature_aware_models_read_the_tags(settings):
-    for model in ("FDSA", "DIN"):
+def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings):
+    for model in ("FDSA", "DIN", "DeepFM"):
         keys = {**settings, "epochs": 1, "train_batch_size": 256}
         result = run_recbole_tema(model, "tiny", config_dict=keys)
         again = evaluate_checkpoint(result["model_file"], phases=["test"])
         assert again["test"] == result["test_result"]
+    with pytest.raises(ConfigError, match=r"model 'SASRec': .*hidden size \(30\)"):
+        run_recbole_tema("SASRec", "tiny", config_dict={**keys, "hidden_size": 30, "n_heads": 4})
+    with pytest.raises(ConfigError, match="loss_type is 'XY'"):
+        run_recbole_tema("SASRec", "tiny", config_dict={**keys, "loss_type": "XY"})
     with pytest.raises(ConfigError, match=r"selected_features names the field 'colour'.*domain"):
         run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["colour"]})
     with pytest.raises(DataError, match=r"tiny\.kg not found: model 'KGAT'"):

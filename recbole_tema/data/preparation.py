@@ -41,7 +41,7 @@ def create_dataset(config, model_class):
     """
     found = detect(config["data_path"], config["dataset"], config)
     config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
-    config.set_data_defaults(_without_unloaded(config, found))
+    config.set_data_defaults({**_without_unloaded(config, found), **_labels_by_sampling(config)})
     if is_sequence_level(model_class):
         return CrossDomainSequentialDataset(config)
     dataset_class = baseline_class(config["model"], config["MODEL_TYPE"])
@@ -72,6 +72,18 @@ def _attribute_defaults(config, item_fields) -> dict:
     field = "tags" if "tags" in item_fields else config["DOMAIN_FIELD"] or "domain"
     defaults = {"selected_features": [field], "item_attribute": field}
     return {key: value for key, value in defaults.items() if key in config}
+
+
+def _labels_by_sampling(config) -> dict:
+    """Context-aware models learn from labels; events without any need sampled negatives."""
+    if config["MODEL_TYPE"] != ModelType.CONTEXT or config["threshold"]:
+        return {}
+    return {
+        "train_neg_sample_args": {
+            **{"distribution": "uniform", "sample_num": 1, "alpha": 1.0},
+            **{"dynamic": False, "candidate_num": 0},
+        }
+    }
 
 
 def _check_attributes(config, dataset):
@@ -132,6 +144,10 @@ def eval_plan(config, dataset, phase) -> EvalPlan:
 
 
 def _recbole_train_loader(config, dataset, built):
+    if config["MODEL_INPUT_TYPE"] is None:
+        raise ConfigError(
+            f"loss_type is {config['loss_type']!r}; model '{config['model']}' has CE and BPR"
+        )
     try:
         sampler, _, _ = create_samplers(config, dataset, built)
     except ValueError as error:
