@@ -239,6 +239,7 @@ def test_absent_features_are_said_once(settings, caplog):
         ({"similarity": "euclid"}, "similarity"),
         ({"use_intra": False, "use_inter": False}, "no thread is left"),
         ({"window_stride": 9}, "window_stride is 9"),
+        ({"n_heads": 3}, "n_heads .3. does not divide"),
     ],
 )
 def test_bad_values(settings, keys, message):

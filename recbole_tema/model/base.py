@@ -7,6 +7,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
+from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
 
 
@@ -47,6 +48,11 @@ class CrossDomainRecommender(SequentialRecommender):
 
     def encoder(self, config, causal=True):
         """A :class:`SequenceEncoder` with the sizes of the config."""
+        if self.hidden_size % config["n_heads"]:
+            raise ConfigError(
+                f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
+                f"divide; change one of them"
+            )
         return SequenceEncoder(
             self.hidden_size,
             self.max_seq_length,
