@@ -195,6 +195,19 @@ class TrainerLayer:
 
     # ---------------------------------------------------------------- training
 
+    def _build_optimizer(self, **kwargs):
+        """RecBole's optimizer; on a CPU, Adam takes all its steps in one call instead of hundreds.
+
+        The steps are the same. On small batches the calls took a tenth of the training time.
+        """
+        optimizer = super()._build_optimizer(**kwargs)
+        groups = optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        fits = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters)
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
+            return type(optimizer)([{**group, "fused": True} for group in groups], fused=True)
+        return optimizer
+
     def fit(
         self,
         train_data,

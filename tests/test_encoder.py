@@ -3,6 +3,7 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 
 from recbole_tema.model.encoder import SequenceEncoder, init_as_recbole
+from recbole_tema.model.packing import Layout
 
 SIZES = {"n_layers": 2, "n_heads": 2, "inner_size": 32}
 
@@ -12,6 +13,14 @@ def encoder(**kwargs):
     module = SequenceEncoder(16, 9, dropout=0.3, attn_dropout=0.3, **SIZES, **kwargs)
     module.apply(lambda m: init_as_recbole(m, 0.5))
     return module.eval()
+
+
+def run(module, vectors, length):
+    """``(B, L, H)`` -> the states in the same shape, 0 where there is padding."""
+    layout = Layout(length)
+    states = torch.zeros_like(vectors)
+    states[layout.row, layout.step] = module(vectors[layout.row, layout.step], layout)
+    return states
 
 
 def copy_into_recbole(ours):
@@ -44,7 +53,7 @@ def test_states_equal_recboles_sasrec_encoder():
     # The mask of RecBole's SequentialRecommender.get_attention_mask.
     mask = torch.tril((items != 0)[:, None, None, :].expand(-1, -1, 9, -1))
     expected = theirs(x, torch.where(mask, 0.0, -10000.0), output_all_encoded_layers=True)[-1]
-    found = ours(vectors, length)
+    found = run(ours, vectors, length)
     for row, n in enumerate(length):
         assert torch.allclose(found[row, :n], expected[row, :n], atol=1e-5)
 
@@ -55,19 +64,28 @@ def test_no_step_sees_a_later_one():
     changed = vectors.clone()
     changed[:, 5:] = torch.randn(2, 4, 16)
     length = torch.tensor([9, 9])
-    before, after = module(vectors, length), module(changed, length)
+    before, after = run(module, vectors, length), run(module, changed, length)
     assert torch.allclose(before[:, :5], after[:, :5], atol=1e-6)
     assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-2)
 
 
-def test_without_the_causal_mask_padding_is_still_unseen():
+def test_without_the_causal_mask_a_step_sees_later_ones_but_no_padding():
     module = encoder(causal=False)
     vectors = torch.randn(2, 9, 16)
     changed = vectors.clone()
-    changed[:, 6:] = 7.0
-    length = torch.tensor([6, 0])
-    before, after = module(vectors, length), module(changed, length)
+    changed[0, 6:] = 7.0
+    length = torch.tensor([6, 9])
+    before, after = run(module, vectors, length), run(module, changed, length)
     assert torch.allclose(before[0, :6], after[0, :6], atol=1e-6)
     changed[0, 5] = 3.0
-    assert not torch.allclose(module(changed, length)[0, 0], after[0, 0], atol=1e-3)
+    assert not torch.allclose(run(module, changed, length)[0, 0], after[0, 0], atol=1e-3)
     assert torch.isfinite(before).all()
+
+
+def test_states_of_the_steps_to_read_are_those_of_all():
+    module = encoder()
+    layout = Layout(torch.tensor([5, 2, 0, 9]))
+    vectors = torch.randn(16, 16)
+    read = torch.tensor([4, 0, 11, 15])
+    everything = module(vectors, layout)
+    assert torch.allclose(module(vectors, layout, read), everything[read], atol=1e-6)

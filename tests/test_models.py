@@ -8,6 +8,7 @@ from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
+from recbole_tema.model.packing import Layout
 
 
 def build(settings, model="TEMA", name="tiny", **keys):
@@ -107,18 +108,16 @@ def test_training_states_are_those_of_the_truncated_history(settings, model_name
     model.eval()
     sequence = torch.from_numpy(dataset.sequences.of(7)[:8])[None]
     length = torch.tensor([sequence.size(1)])
-    tables, domain = model.item_tables(), model.item_domain[sequence]
+    tables, layout = model.item_tables(), Layout(length)
+    everything = torch.arange(sequence.size(1))
     if model_name == "TEMA":
-        inter, intra = model.threads(tables[0][sequence], domain, length)
-        at_step = lambda t: model.join(inter[:, t], intra[:, t])  # noqa: E731
+        states = model.join(*model.threads(tables[0], sequence[0], layout, everything))
     else:
-        shared, local = model.threads(tables[0][sequence], tables[1][sequence], domain, length)
-        at_step = lambda t: torch.cat(  # noqa: E731
-            [shared[:, t, None].expand(-1, 2, -1), local[:, t]], dim=-1
-        )
+        shared, local = model.threads(tables, sequence[0], layout, everything)
+        states = torch.cat([shared[:, None].expand_as(local), local], dim=-1)
     for t in range(sequence.size(1)):
         alone = model.last_states(tables, sequence[:, : t + 1], torch.tensor([t + 1]))
-        assert torch.allclose(at_step(t), alone, atol=1e-5)
+        assert torch.allclose(states[t], alone[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +147,25 @@ def test_domain_thread_by_brute_force(settings):
     model, _, dataset = build(settings)
     model.eval()
     items = [dataset.token2id("item_id", t) for t in ("book1", "film2", "film3", "book4", "film5")]
-    seq = torch.tensor([items, items[:2] + [0, 0, 0]])
-    table = model.item_vectors()
-    domain = model.item_domain[seq]
-    states = model.state_of_domain(table[seq], domain, 2, model.intra_encoders[1], model.empty[1])
-    assert torch.allclose(states[0, 0], model.empty[1])
-    films = torch.tensor([[items[1], items[2], items[4]]])
-    alone = model.intra_encoders[1](table[films], torch.tensor([3]))[0]
-    for step, expected in ((1, alone[0]), (2, alone[1]), (3, alone[1]), (4, alone[2])):
-        assert torch.allclose(states[0, step], expected, atol=1e-5)
-    assert torch.allclose(states[1, 1], alone[0], atol=1e-5)
+    packed = torch.tensor(items[:2] + items + items[3:4])
+    layout = Layout(torch.tensor([2, 5, 0, 1]))
+    table, encoder = model.item_vectors(), model.intra_encoders[1]
+    states = model.domain_thread(
+        table[packed],
+        layout,
+        model.item_domain[packed],
+        2,
+        encoder,
+        model.empty[1],
+        torch.arange(8),
+    )
+    films = torch.tensor([items[1], items[2], items[4]])
+    alone = encoder(table[films], Layout(torch.tensor([3])))
+    empty = model.empty[1]
+    # book1 film2 | book1 film2 film3 book4 film5 | book4
+    expected = [empty, alone[0], empty, alone[0], alone[1], alone[1], alone[2], empty]
+    for step, state in enumerate(expected):
+        assert torch.allclose(states[step], state, atol=1e-5), step
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_scores(settings):

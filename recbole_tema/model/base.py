@@ -5,10 +5,12 @@ from logging import getLogger
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from torch.nn import functional as F
 
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
+from recbole_tema.model.packing import Layout, take_once
 
 
 class CrossDomainRecommender(SequentialRecommender):
@@ -20,11 +22,6 @@ class CrossDomainRecommender(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     sequence_level = True
-    # Rows of a random batch are encoded in this many groups of like length: padding costs little,
-    # and the batch stays a random draw of users.
-    LENGTH_GROUPS = 4
-    # With fewer padded steps than this many times the real ones, one group is quicker.
-    LITTLE_PADDING = 1.2
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -85,65 +82,29 @@ class CrossDomainRecommender(SequentialRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def length_groups(self, length):
-        """Slices of rows, longest first, of about the same number of padded steps each."""
-        steps = torch.cumsum(length, 0)
-        if len(length) * int(length[0]) < self.LITTLE_PADDING * int(steps[-1]):
-            yield slice(0, len(length))
-            return
-        group = (steps - 1) * self.LENGTH_GROUPS // max(1, int(steps[-1]))
-        ends = torch.searchsorted(group, torch.arange(self.LENGTH_GROUPS, device=group.device) + 1)
-        first = 0
-        for end in ends.tolist():
-            if end > first:
-                yield slice(first, end)
-            first = end
-
-    def packed_steps(self, item_seq):
-        """The real steps of a padded batch, so that a table is read once for all groups of rows.
-
-        Returns:
-            (items ``(n,)`` of the real steps, place ``(B, L)`` of each step among them). A padded
-            step has the place of the step before it: its state is never read.
-        """
-        inside = item_seq > 0
-        place = inside.flatten().cumsum(0).view_as(item_seq) - 1
-        return item_seq[inside], place
-
-    def split_domain(self, domain_seq, domain):
-        """The subsequence of one domain, moved to the left.
+    def domain_thread(self, vectors, layout, domain, number, encoder, empty, read):
+        """State of one domain at some steps: its last state so far, or ``empty``.
 
         Args:
-            domain_seq: ``(B, L)`` domain of each step, 0 for padding.
-
-        Returns:
-            (step ``(B, L_d)`` of the merged sequence, length ``(B,)``, seen ``(B, L)``): ``seen``
-            counts the domain's items at or before each step of the merged sequence.
-        """
-        mine = domain_seq == domain
-        seen = mine.cumsum(1)
-        length = seen[:, -1]
-        steps = domain_seq.new_zeros(len(domain_seq), max(1, int(length.max())))
-        row, step = mine.nonzero(as_tuple=True)
-        steps[row, seen[row, step] - 1] = step
-        return steps, length, seen
-
-    def state_of_domain(self, vectors, domain_seq, domain, encoder, empty):
-        """State of one domain at every merged step: its last state so far, or ``empty``.
-
-        Args:
-            vectors: ``(B, L, H)`` input vectors of the merged sequence.
-            domain_seq: ``(B, L)`` domain of each step, 0 for padding.
+            vectors: ``(n, H)`` input vectors of the packed merged sequences. layout: theirs.
+            domain: ``(n,)`` domain of each step. number: the domain wanted.
             empty: ``(H,)`` learned vector for steps before the domain's first item.
+            read: ``(r,)`` packed steps whose state is wanted.
 
         Returns:
-            ``(B, L, H)``.
+            ``(r, H)``.
         """
-        steps, length, seen = self.split_domain(domain_seq, domain)
-        rows = torch.arange(len(steps), device=steps.device)[:, None]
-        states = encoder(vectors[rows, steps], length)
-        states = torch.cat([empty.expand(len(steps), 1, -1), states], dim=1)
-        return states.gather(1, seen[..., None].expand(-1, -1, states.size(-1)))
+        mine = domain == number
+        seen = mine.cumsum(0)
+        steps = mine.nonzero().squeeze(1)
+        length = torch.bincount(layout.row[steps], minlength=len(layout.length))
+        # How many of the domain's items all rows before a step's own row have.
+        before = (length.cumsum(0) - length)[layout.row[read]]
+        last = torch.where(seen[read] > before, seen[read] - 1, -1)
+        wanted, which = torch.unique(last[last >= 0], return_inverse=True)
+        states = encoder(take_once(vectors, steps), Layout(length), wanted)
+        which = torch.zeros_like(last).masked_scatter(last >= 0, which + 1)
+        return F.embedding(which, torch.cat([empty[None], states]))
 
     # ---------------------------------------------------------------- scoring
 
@@ -192,7 +153,3 @@ class CrossDomainRecommender(SequentialRecommender):
         item = interaction[self.ITEM_ID]
         rows = torch.arange(len(item), device=item.device)
         return (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
-
-    def last_step(self, states, item_seq_len):
-        """``(B, L, H)`` -> ``(B, H)`` at the last real step."""
-        return self.gather_indexes(states, item_seq_len - 1)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.model.dropout import Dropout, dropout
+from recbole_tema.model.packing import take_once
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": torch.tanh}
 
@@ -30,13 +31,20 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
         self.act = ACTIVATIONS[act]
 
-    def forward(self, x, mask=None):
-        """``x (B, L, H)`` -> ``(B, L, H)``; ``mask`` ``(B, 1, L, L)`` bool or None for causal."""
-        batch, length, hidden = x.shape
-        heads = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = self.attend(*heads, mask)
-        attended = self.out(attended.transpose(1, 2).reshape(batch, length, hidden))
-        x = self.attn_norm(x + self.dropout(attended))
+    def forward(self, x, layout, masks, read=None):
+        """``x (n, H)`` packed as ``layout`` says -> ``(n, H)``, or ``(r, H)`` at ``read (r,)``.
+
+        ``masks`` has a ``(rows, 1, 1, L)`` bool for each group of the layout, or None for causal.
+        """
+        hidden = x.size(1)
+        attended = []
+        for group, mask in zip(layout.pad(self.qkv(x)), masks, strict=True):
+            rows, longest, _ = group.shape
+            heads = group.view(rows, longest, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            attended.append(self.attend(*heads, mask).transpose(1, 2).reshape(-1, hidden))
+        attended = layout.unpad(attended, read)
+        x = x if read is None else take_once(x, read)
+        x = self.attn_norm(x + self.dropout(self.out(attended)))
         return self.norm(x + self.dropout(self.outer(self.act(self.inner(x)))))
 
     def attend(self, query, key, value, mask):
@@ -59,10 +67,10 @@ class Block(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-    """Positions, LayerNorm, dropout and ``n_layers`` blocks over right-padded sequences.
+    """Positions, LayerNorm, dropout and ``n_layers`` blocks over packed sequences.
 
-    With right padding and a causal mask no real step can see a padded one, so no key mask is
-    needed; the states of padded steps are meaningless and must not be read.
+    Where sequences are padded for the attention, they are padded on the right: with a causal mask
+    no real step can see a padded one, so no key mask is needed.
     """
 
     def __init__(
@@ -89,17 +97,20 @@ class SequenceEncoder(nn.Module):
             for _ in range(n_layers)
         )
 
-    def forward(self, vectors, length):
-        """``vectors (B, L, H)``, ``length (B,)`` real steps of each row -> ``(B, L, H)``."""
-        steps = torch.arange(vectors.size(1), device=vectors.device)
-        x = self.dropout(self.norm(vectors + self.position(steps)))
-        mask = None
-        if not self.causal:
-            # A row of length 0 attends to its first padded step: softmax of nothing is NaN.
-            mask = (steps < length.clamp(min=1)[:, None])[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, mask)
-        return x
+    def forward(self, vectors, layout, read=None):
+        """``vectors (n, H)``, packed as ``layout`` says -> states ``(n, H)``.
+
+        With ``read (r,)``, packed steps without repetitions, only their states ``(r, H)``: the last
+        block leaves out what nobody reads.
+        """
+        if not len(vectors):
+            return vectors
+        x = self.dropout(self.norm(vectors + self.position(layout.step)))
+        masks = [None] * len(layout.groups) if self.causal else layout.key_masks()
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, layout, masks)
+        return last(x, layout, masks, read)
 
 
 def init_as_recbole(module, std=0.02):

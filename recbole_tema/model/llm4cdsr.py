@@ -11,6 +11,7 @@ from recbole_tema.model.base import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import principal_components
+from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
 
@@ -122,29 +123,27 @@ class LLM4CDSR(CrossDomainRecommender):
         rows = torch.unique(torch.cat([interaction[field].flatten() for field in fields]))
         return self.adapted_items(rows), self.local_items.weight, None
 
-    def threads(self, shared, local, domain_seq, length):
-        """(global ``(B, L, H)``, local ``(B, L, D, H)``) states at every step.
+    def threads(self, tables, items, layout, read):
+        """(global ``(r, H)``, local ``(r, D, H)``) states at the steps to read.
 
         Args:
-            shared, local: ``(B, L, H)`` items of both tables. domain_seq: ``(B, L)`` their domains.
-            length: ``(B,)``.
+            tables: (global, local, ...) item tables ``(n_items, H)``.
+            items: ``(n,)`` items of the packed sequences. layout: how they are packed.
+            read: ``(r,)`` packed steps, each once.
         """
-        global_states = self.global_encoder(shared, length)
-        local_states = [
-            self.state_of_domain(local, domain_seq, d + 1, self.local_encoders[d], self.empty[d])
-            for d in range(self.n_domains)
+        global_states = self.global_encoder(F.embedding(items, tables[0]), layout, read)
+        vectors, domain = F.embedding(items, tables[1]), self.item_domain[items]
+        local = [
+            self.domain_thread(vectors, layout, domain, d + 1, encoder, self.empty[d], read)
+            for d, encoder in enumerate(self.local_encoders)
         ]
-        return global_states, torch.stack(local_states, dim=2)
+        return global_states, torch.stack(local, dim=1)
 
     def last_states(self, tables, item_seq, item_seq_len):
         """``(B, D, 2H)``: the global state beside each domain's local state."""
-        shared, local, _ = tables
-        shared, local = self.threads(
-            shared[item_seq], local[item_seq], self.item_domain[item_seq], item_seq_len
-        )
-        last = item_seq_len - 1
-        shared = self.gather_indexes(shared, last)
-        local = local[torch.arange(len(last), device=last.device), last]
+        layout = Layout(item_seq_len)
+        last = layout.start + layout.length - 1
+        shared, local = self.threads(tables, item_seq[layout.row, layout.step], layout, last)
         return torch.cat([shared[:, None].expand_as(local), local], dim=-1)
 
     # ---------------------------------------------------------------- losses
@@ -154,35 +153,26 @@ class LLM4CDSR(CrossDomainRecommender):
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target_seq = interaction[self.TARGET_SEQ]
         tables = self._training_tables(interaction)
-        items, place = self.packed_steps(item_seq)
-        shared_items, local_items = tables[0][items], tables[1][items]
-        domain_seq = self.item_domain[item_seq]
-        states, targets, final = [], [], []
-        for rows in self.length_groups(length):
-            part = rows, slice(int(length[rows].max()))
-            shared, local = self.threads(
-                shared_items[place[part]], local_items[place[part]], domain_seq[part], length[rows]
-            )
-            counted = target_seq[part] > 0
-            states.append((shared[counted], local[counted]))
-            targets.append(target_seq[part][counted])
-            final.append(self.last_step(shared, length[rows]))
-        shared, local = (torch.cat(part) for part in zip(*states, strict=True))
-        targets = torch.cat(targets)
+        layout = Layout(length)
+        wanted = target_seq[layout.row, layout.step]
+        read = wanted.nonzero().squeeze(1)
+        targets = wanted[read]
+        items = item_seq[layout.row, layout.step]
+        # The profile is aligned with the state after the whole row, a target or not.
+        last = layout.start + length - 1
+        steps, place = torch.unique(torch.cat([read, last]), return_inverse=True)
+        shared, local = self.threads(tables, items, layout, steps)
+        final = take_once(shared, place[len(read) :])
+        own = place[: len(read)]
+        shared, local = take_once(shared, own), take_once(local, own)
         if self.loss_type == "CE":
             loss = self._cross_entropy(tables, shared, local, targets)
         else:
-            drawn = self._in_group_order(interaction[self.NEGATIVE_SEQ], target_seq, length)
+            drawn = interaction[self.NEGATIVE_SEQ][layout.row, layout.step][read]
             loss = self._binary_cross_entropy(tables, shared, local, targets, drawn)
         regular = self.alpha * self._regularisation(tables, item_seq)
-        profile = self.beta * self._alignment(interaction[self.USER_ID], torch.cat(final))
+        profile = self.beta * self._alignment(interaction[self.USER_ID], final)
         return loss, regular, profile
-
-    def _in_group_order(self, values, target_seq, length):
-        """Values at the counted steps, in the order in which the groups were encoded."""
-        return torch.cat(
-            [values[rows][target_seq[rows] > 0] for rows in self.length_groups(length)]
-        )
 
     def _cross_entropy(self, tables, shared, local, targets):
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)

@@ -17,6 +17,7 @@ from recbole_tema.model.fusion import (
     principal_components,
     tag_matrix,
 )
+from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import PreferenceAttention
 from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
 
@@ -164,26 +165,31 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def threads(self, vectors, domain_seq, length):
-        """(inter ``(B, L, H)`` or None, intra ``(B, L, D, H)`` or None) at every step.
+    def threads(self, table, items, layout, read):
+        """(inter ``(r, H)`` or None, intra ``(r, D, H)`` or None) at the steps to read.
 
         Args:
-            vectors: ``(B, L, H)`` items. domain_seq: ``(B, L)`` their domains. length: ``(B,)``.
+            table: ``(n_items, H)``. items: ``(n,)`` items of the packed sequences.
+            layout: how they are packed. read: ``(r,)`` packed steps, each once.
         """
-        inter = self.inter_encoder(vectors, length) if self.use_inter else None
+        vectors = F.embedding(items, table)
+        inter = self.inter_encoder(vectors, layout, read) if self.use_inter else None
         if not self.use_intra:
             return inter, None
+        domain = self.item_domain[items]
         intra = [
-            self.state_of_domain(
+            self.domain_thread(
                 vectors,
-                domain_seq,
+                layout,
+                domain,
                 d + 1,
                 self.intra_encoders[d % len(self.intra_encoders)],
                 self.empty[d],
+                read,
             )
             for d in range(self.n_domains)
         ]
-        return inter, torch.stack(intra, dim=2)
+        return inter, torch.stack(intra, dim=1)
 
     def join(self, inter, intra):
         """``inter (n, H)``, ``intra (n, D, H)`` -> scoring states ``(n, D, H)``, one a domain."""
@@ -202,11 +208,10 @@ class TEMA(CrossDomainRecommender):
 
     def last_states(self, tables, item_seq, item_seq_len):
         """``(B, D, H)``: the preference for each domain after the whole sequence."""
-        inter, intra = self.threads(tables[0][item_seq], self.item_domain[item_seq], item_seq_len)
-        last = item_seq_len - 1
-        rows = torch.arange(len(last), device=last.device)
-        inter = None if inter is None else inter[rows, last]
-        return self.join(inter, None if intra is None else intra[rows, last])
+        layout = Layout(item_seq_len)
+        items = item_seq[layout.row, layout.step]
+        last = layout.start + layout.length - 1
+        return self.join(*self.threads(tables[0], items, layout, last))
 
     # ---------------------------------------------------------------- loss
 
@@ -219,20 +224,12 @@ class TEMA(CrossDomainRecommender):
         if negatives is not None:
             rows = torch.unique(torch.cat([item_seq.flatten(), target_seq.flatten(), negatives]))
         tables = self.item_tables(rows)
-        items, place = self.packed_steps(item_seq)
-        vectors, domain_seq = tables[0][items], self.item_domain[item_seq]
-        inter, intra, targets = [], [], []
-        for group in self.length_groups(length):
-            part = group, slice(int(length[group].max()))
-            wanted = target_seq[part]
-            counted = wanted > 0
-            states = self.threads(vectors[place[part]], domain_seq[part], length[group])
-            inter.append(states[0][counted] if self.use_inter else None)
-            intra.append(states[1][counted] if self.use_intra else None)
-            targets.append(wanted[counted])
-        targets = torch.cat(targets)
-        inter = torch.cat(inter) if self.use_inter else None
-        intra = torch.cat(intra) if self.use_intra else None
+        layout = Layout(length)
+        wanted = target_seq[layout.row, layout.step]
+        read = wanted.nonzero().squeeze(1)
+        targets = wanted[read]
+        items = item_seq[layout.row, layout.step]
+        inter, intra = self.threads(tables[0], items, layout, read)
         main = self._next_item_loss(tables[1], self.join(inter, intra), targets, negatives)
         if not (self.use_intra and self.use_inter and self.intra_weight):
             return main
