@@ -207,7 +207,7 @@ def add(line, text):
         ("tiny.inter", add(4, "u1\t\t5"), "line 4.*'item_id' is empty"),
         ("tiny.inter", add(4, "u1\tbook1\t5\t6\t7"), "tiny.inter"),
         ("tiny.inter", add(4, "u1\tbook99\t5"), "no domain.*'book99'"),
-        ("tiny.item", swap(1, "domain", "realm"), "'domain' is missing"),
+        ("tiny.item", swap(1, "domain", "realm"), "'domain:token' is missing"),
         ("tiny.item", swap(3, "\tbook\t", "\t\t"), "line 3.*'domain' is empty"),
         ("tiny.item", lambda x: [r.replace("film\t", "book\t") for r in x], "one domain only"),
         ("tiny.item", lambda x: x + [x[1].replace("book\t", "film\t")], "line 32.*'book0' is in"),

@@ -74,9 +74,15 @@ def detect(folder, name: str, config=None) -> dict:
     check_types(inter_path, inter_header)
     check_types(item_path, item_header)
     require_fields(inter_path, inter_header, dict.fromkeys([user, item, time]))
-    require_fields(item_path, item_header, dict.fromkeys([item, domain]))
-
+    require_fields(item_path, item_header, {item: None})
     item_names = {field.name for field in item_header}
+    if domain not in item_names:
+        raise DataError(
+            f"{item_path}, line 1: column '{domain}:token' is missing (found: "
+            f"{', '.join(map(str, item_header))}), so '{name}' is not a cross-domain dataset; add "
+            f"it, or set DOMAIN_FIELD to the column that tells an item's domain"
+        )
+
     load_col = {"inter": [user, item, time], "item": [item, domain]}
     has_tags = "tags" in item_names
     if has_tags:
