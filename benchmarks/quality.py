@@ -3,7 +3,7 @@
     python benchmarks/quality.py benchmarks/suites/NAME.yaml [--data_path FOLDER] [--jobs 2]
 
 A suite names a dataset, the seeds, keys common to all runs, and its runs: a label, a model and the
-keys that differ. Every model is trained once a seed and evaluated under two protocols, the full
+keys that differ, and maybe seeds of its own. Every model is trained once a seed and evaluated under two protocols, the full
 in-domain ranking and 100 sampled in-domain negatives, overall, per domain and for the least
 popular third of the targets. A run that is already in the file is not repeated, so an interrupted
 suite goes on where it was. With ``search: true`` only validation metrics are computed and shown.
@@ -32,7 +32,11 @@ def read_suite(path: Path) -> dict:
     suite = yaml.safe_load(path.read_text())
     common = suite.get("common", {})
     suite["runs"] = {
-        label: {"model": run["model"], "keys": {**common, **(run.get("keys") or {})}}
+        label: {
+            "model": run["model"],
+            "keys": {**common, **(run.get("keys") or {})},
+            "seeds": run.get("seeds", suite["seeds"]),
+        }
         for label, run in suite["runs"].items()
     }
     return suite
@@ -179,7 +183,8 @@ def main():
         (label, seed)
         for seed in suite["seeds"]
         for label, run in suite["runs"].items()
-        if (label, seed, json.dumps(run["keys"], sort_keys=True)) not in done
+        if seed in run["seeds"]
+        and (label, seed, json.dumps(run["keys"], sort_keys=True)) not in done
         and (not args.only or label in args.only.split(","))
     ]
     with ThreadPoolExecutor(args.jobs) as pool:
