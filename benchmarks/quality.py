@@ -3,8 +3,8 @@
     python benchmarks/quality.py benchmarks/suites/NAME.yaml [--data_path FOLDER] [--jobs 2]
 
 A suite names a dataset, the seeds, keys common to all runs, and its runs: a label, a model, the
-keys that differ, and maybe seeds of its own. Every model is trained once a seed and evaluated under two
-protocols, the full in-domain ranking and 100 sampled in-domain negatives, overall, per domain and
+keys that differ, and maybe seeds of its own. Every model is trained once a seed and evaluated under
+two protocols, the full in-domain ranking and 100 sampled ones, overall, per domain and
 for the least popular third of the targets. A run that is already in the file is not repeated, so an
 interrupted suite goes on where it was. With ``search: true`` only validation metrics are computed
 and shown.
