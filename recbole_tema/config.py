@@ -8,7 +8,14 @@ import torch
 from recbole.config import Config
 from recbole.utils import ModelType
 
-from recbole_tema.config_checks import check_kinds, check_values
+from recbole_tema.config_checks import (
+    MODEL_RULES,
+    RULES,
+    SAMPLED_LOSSES,
+    check_kinds,
+    check_loss,
+    check_values,
+)
 from recbole_tema.config_files import (
     PlainYamlLoader,
     load_yaml,
@@ -27,7 +34,6 @@ OUR_CATEGORIES = {
     "Evaluation": ["candidates", "exclude_history", "eval_groups", "eval_neg_seed"],
     "Dataset": ["DOMAIN_FIELD", "overlap_ratio"],
 }
-SAMPLED_LOSSES = ("BCE", "BPR")
 
 
 class TemaConfig(Config):
@@ -145,19 +151,22 @@ class TemaConfig(Config):
         final["data_path"] = final.get("data_path") or default_data_path()
         if self._trains_without_negatives(final):
             final["train_neg_sample_args"] = None
-        check_values(final, self.sources)
+        ours = getattr(self.model_class, "sequence_level", False)
+        rules = {**RULES, **MODEL_RULES} if ours else RULES
+        check_values(final, self.sources, rules)
+        if ours:
+            check_loss(final, self.sources, self.model_class.losses)
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))
-        check_kinds(final, self.sources, self._our_defaults, strict=True)
-        check_kinds(final, self.sources, self._recbole_defaults, strict=False)
+        check_kinds(final, self.sources, self._our_defaults, strict=True, rules=rules)
+        check_kinds(final, self.sources, self._recbole_defaults, strict=False, rules=rules)
         return final
 
     def _trains_without_negatives(self, final):
         """Say whether the loss compares a target with all items, so that RecBole demands None."""
         if "train_neg_sample_args" in self.external_config_dict:
             return False
-        modules = (base.__module__ for base in self.model_class.__mro__)
-        if any(module.startswith("recbole_tema.") for module in modules):
+        if getattr(self.model_class, "sequence_level", False):
             return final.get("loss_type") not in SAMPLED_LOSSES
         return (
             self.model_class.type == ModelType.SEQUENTIAL

@@ -19,11 +19,14 @@ ITEM_METRICS = (
 )
 METRICS = RANK_METRICS + ITEM_METRICS
 GROUPS = ("overlap", "popularity", "length")
+# Losses that compare a target with sampled items.
+SAMPLED_LOSSES = ("BCE", "BPR")
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 EVAL_ARGS = ("split", "order", "group_by", "mode")
 NEG_SAMPLE_ARGS = ("distribution", "sample_num", "alpha", "dynamic", "candidate_num")
 GROUP_KEYS = ("nproc", "world_size", "offset", "ip", "port")
+ACTIVATIONS = ("gelu", "relu", "swish", "tanh")
 CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
 
 
@@ -102,6 +105,25 @@ RULES = {
     "eval_batch_size": _integer(1),
 }
 
+PROBABILITY = Rule(lambda v: _is_real(v) and 0 <= v < 1, "a number from 0 to below 1")
+POSITIVE = Rule(lambda v: _is_real(v) and v > 0, "a number > 0")
+NOT_NEGATIVE = Rule(lambda v: _is_real(v) and v >= 0, "a number >= 0")
+OPTIONAL_COUNT = Rule(lambda v: v is None or _is_int(v, 1), "an integer >= 1, or none")
+# Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
+MODEL_RULES = {
+    **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), _integer(1)),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
+    **dict.fromkeys(
+        ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
+    ),
+    **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
+    **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), _integer(1)),
+    **dict.fromkeys(("llm_size", "window_stride"), OPTIONAL_COUNT),
+    "hidden_act": Rule(lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+    "learner": _choice(LEARNERS[:-1]),  # their gradients are dense
+}
+
 
 def _fail(key, value, allowed, sources):
     source = sources.get(key.split(".")[0])
@@ -109,17 +131,18 @@ def _fail(key, value, allowed, sources):
     raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
 
 
-def check_values(values: dict, sources: dict[str, str]) -> None:
+def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> None:
     """Check the values that this package or RecBole reads in every run.
 
     Args:
         values: the merged configuration; keys that are absent are not checked.
         sources: where the user's keys came from, for the message.
+        rules: key -> rule, ``RULES``, for our models with ``MODEL_RULES``.
 
     Raises:
         ConfigError: names the key, its value, where it came from and what is allowed.
     """
-    for key, rule in RULES.items():
+    for key, rule in rules.items():
         if key in values and not rule.holds(values[key]):
             _fail(key, values[key], rule.allowed, sources)
     for key in ("nproc", "world_size"):
@@ -139,7 +162,9 @@ def check_values(values: dict, sources: dict[str, str]) -> None:
         _check_valid_metric(values, sources)
 
 
-def check_kinds(values: dict, sources: dict[str, str], defaults: dict, strict: bool) -> None:
+def check_kinds(
+    values: dict, sources: dict[str, str], defaults: dict, strict: bool, rules: dict = RULES
+) -> None:
     """Check that the user's values are of the kind of their defaults.
 
     Args:
@@ -148,11 +173,12 @@ def check_kinds(values: dict, sources: dict[str, str], defaults: dict, strict: b
         defaults: the YAML files' values; a default that is no number and no boolean binds nothing.
         strict: booleans and integers have to be just that; without it, any number serves for a
             number, as RecBole's files write ``0`` where ``0.5`` is meant as well.
+        rules: keys with a rule of their own are not checked here.
 
     Raises:
         ConfigError: names the key, its value, where it came from and what is allowed.
     """
-    for key in sources.keys() & defaults.keys() & values.keys() - RULES.keys():
+    for key in sources.keys() & defaults.keys() & values.keys() - rules.keys():
         default, value = defaults[key], values[key]
         if isinstance(default, bool):
             if strict and not isinstance(value, bool):
@@ -162,6 +188,32 @@ def check_kinds(values: dict, sources: dict[str, str], defaults: dict, strict: b
                 _fail(key, value, f"an integer, as the default {default}", sources)
         elif isinstance(default, Real) and not _is_real(value):
             _fail(key, value, f"a number, as the default {default}", sources)
+
+
+def check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:
+    """Check the loss of one of our models, and that its negatives are what it trains with.
+
+    Args:
+        losses: the losses that the model has; with ``BCE`` it takes one negative a target, drawn
+            uniformly from the target's domain.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    if values.get("loss_type") not in losses:
+        _fail("loss_type", values.get("loss_type"), " or ".join(losses), sources)
+    negatives = values.get("train_neg_sample_args")
+    if negatives in (None, "None"):
+        negatives = {"distribution": "none"}
+    if values["loss_type"] not in SAMPLED_LOSSES:
+        if negatives.get("distribution", "none") != "none":
+            _fail("train_neg_sample_args", negatives, "none, as loss_type is CE", sources)
+        return
+    wanted = {"distribution": "uniform", "sample_num": 1}
+    plain = {key: value for key, value in negatives.items() if value not in (None, False)}
+    # RecBole's own defaults of the parts that are not given.
+    if {**wanted, "alpha": 1.0, **plain} != {**wanted, "alpha": 1.0}:
+        _fail("train_neg_sample_args", negatives, f"{wanted}, within the target's domain", sources)
 
 
 def _check_parts(key, value, parts, sources):

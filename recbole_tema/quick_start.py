@@ -5,6 +5,7 @@ import os
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 import torch
 from recbole.utils import init_logger, init_seed, set_color
 
@@ -18,7 +19,7 @@ from recbole_tema.checkpoint import (
 from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import load_yaml, merge_layer
 from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.data.sequences import domain_counts
+from recbole_tema.data.sequences import training_part
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
 from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, named_missing_package
@@ -265,19 +266,13 @@ def _ensure_dataset(config):
 def _groups(config, dataset, plans):
     if not config["eval_groups"]:
         return dict.fromkeys(plans)
-    spans = domain_counts(dataset.train_sequences, dataset.item_domain, len(dataset.domain_names))
-    lengths = dataset.sequences.lengths
-    groups = {}
-    for phase, plan in plans.items():
-        before = 1 if phase == "test" else 2
-        groups[phase] = target_groups(
-            plan,
-            config["eval_groups"],
-            train_popularity=dataset.training_popularity(),
-            history_length=lengths[plan.users] - before,
-            user_overlap=(spans > 0).sum(axis=1)[plan.users] > 1,
-        )
-    return groups
+    # Before overlap_ratio thins them: the groups are the same for every ratio.
+    events = training_part(dataset.sequences).items
+    popularity = np.bincount(events, minlength=dataset.item_num)
+    return {
+        phase: target_groups(plan, config["eval_groups"], popularity)
+        for phase, plan in plans.items()
+    }
 
 
 def _resume(config, trainer):

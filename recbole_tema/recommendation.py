@@ -5,7 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema.data.loader import pad_rows
-from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.scoring import score_items
 
 
@@ -57,7 +57,13 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
             model.ITEM_SEQ_LEN: torch.from_numpy(kept),
         }
         scores = _scores(model, Interaction(batch).to(device), dataset).clone()
-        scores[:, ~allowed.to(device)] = -torch.inf
+        wanted = allowed.to(device)
+        if not torch.isfinite(scores[:, wanted]).all():
+            raise EvaluationError(
+                f"{type(model).__name__} gives NaN or infinite scores to histories "
+                f"{first}..{first + len(kept) - 1}; its weights are damaged, train it again"
+            )
+        scores[:, ~wanted] = -torch.inf
         if exclude_history:
             row = np.repeat(np.arange(len(kept)), lengths[part])
             seen = flat[starts[part][0] : starts[part][0] + lengths[part].sum()]

@@ -212,6 +212,7 @@ def add(line, text):
         ("tiny.item", lambda x: [r.replace("film\t", "book\t") for r in x], "one domain only"),
         ("tiny.item", lambda x: x + [x[1].replace("book\t", "film\t")], "line 32.*'book0' is in"),
         ("tiny.item", swap(3, "0.", "0.5 0."), "'book1' has 2 tags and 3 tag_weights"),
+        ("tiny.item", swap(3, "0.7", "-0.7"), "'book1' has a negative weight"),
         ("tiny.itemtext", swap(3, " ", " nan "), "tiny.itemtext"),
         ("tiny.itemtext", swap(3, " ", " 0.5 "), "tiny.itemtext"),
         ("tiny.tag", lambda x: x[:2] + [x[2] + " 0.5"] + x[3:], "tiny.tag, line 3"),

@@ -38,17 +38,6 @@ def test_overlap_and_length_look_at_what_came_before_the_target():
     spans = target_groups(test, ["overlap", "length"], None)
     assert spans["overlap=yes"].tolist() == [True, False, True, True]
     assert spans["length=6-10"].tolist() == [False, False, False, True]
-    given_by_caller = target_groups(
-        test, ["overlap", "length"], None, history_length=[1, 20, 21, 51], user_overlap=[1, 1, 1, 0]
-    )
-    assert {key: np.flatnonzero(mask).tolist() for key, mask in given_by_caller.items()} == {
-        "overlap=yes": [0, 1, 2],
-        "overlap=no": [3],
-        "length=1-5": [0],
-        "length=11-20": [1],
-        "length=21-50": [2],
-        "length=51+": [3],
-    }
 
 
 @pytest.mark.parametrize(

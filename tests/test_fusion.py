@@ -5,7 +5,14 @@ import torch
 from sklearn.decomposition import PCA
 
 from recbole_tema.model.contrast import soft_contrastive_loss
-from recbole_tema.model.fusion import Fusion, Projection, principal_components, tag_matrix
+from recbole_tema.model.fusion import (
+    Fusion,
+    Projection,
+    TagTable,
+    principal_components,
+    tag_matrix,
+    tag_weights,
+)
 
 
 def test_components_are_sklearns_up_to_sign_and_scale():
@@ -25,10 +32,27 @@ def test_tag_vectors_by_hand():
     tag_ids = torch.tensor([[0, 0], [1, 2], [2, 0]])
     weights = torch.tensor([[0.0, 0.0], [0.9, 0.3], [0.5, 0.0]])
     vectors = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
-    matched = tag_matrix(tag_ids, weights, vectors, "matched")
+    matched = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "matched"), vectors)
     assert torch.allclose(matched, torch.tensor([[0.0, 0.0], [0.75, 0.25], [0.0, 1.0]]))
-    binary = tag_matrix(tag_ids, weights, vectors, "binary")
+    binary = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "binary"), vectors)
     assert torch.allclose(binary, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
+
+
+def test_a_tag_without_a_vector_takes_no_share():
+    tag_ids = torch.tensor([[1, 2], [2, 0], [1, 0]])
+    weights = torch.tensor([[0.9, 0.3], [0.5, 0.0], [0.0, 0.0]])
+    known = torch.tensor([False, True, False])
+    found = tag_weights(tag_ids, weights, "matched", known)
+    assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_a_table_of_tags_is_one_hot_vectors_behind_a_projection():
+    table = TagTable(4, 3)
+    tag_ids, weights = torch.tensor([[1, 3], [2, 0]]), torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    out = table(tag_ids, weights, torch.tensor([True, False]))
+    one_hot = torch.tensor([0.0, 0.25, 0.0, 0.75])
+    assert torch.allclose(out[0], one_hot @ table.vectors.weight)
+    assert torch.equal(out[1], table.missing)
 
 
 def test_a_missing_row_gets_the_learned_vector():

@@ -10,6 +10,8 @@ from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
 
+from .conftest import make_dataset
+
 
 def build(settings, model="TEMA", name="tiny", **keys):
     config = TemaConfig(model, name, config_dict={**settings, **keys})
@@ -248,11 +250,112 @@ def test_absent_features_are_said_once(settings, caplog):
         ({"use_intra": False, "use_inter": False}, "no thread is left"),
         ({"window_stride": 9}, "window_stride is 9"),
         ({"n_heads": 3}, "n_heads .3. does not divide"),
+        ({"n_layers": 0}, "n_layers is 0.*integer >= 1"),
+        ({"n_heads": 0}, "n_heads is 0.*integer >= 1"),
+        ({"hidden_size": 0}, "hidden_size is 0.*integer >= 1"),
+        ({"temperature": 0}, "temperature is 0.*number > 0"),
+        ({"hidden_act": "sigmoid"}, "hidden_act is 'sigmoid'.*gelu, relu, swish, tanh"),
+        ({"sampled_softmax_items": 0}, "sampled_softmax_items is 0"),
+        ({"window_stride": "abc"}, "window_stride is 'abc'.*integer >= 1, or none"),
+        ({"window_stride": 0}, "window_stride is 0"),
+        ({"window_stride": 2.5}, "window_stride is 2.5"),
+        ({"item_dropout_prob": -1}, "item_dropout_prob is -1"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0"),
+        ({"intra_weight": -0.1}, "intra_weight is -0.1.*>= 0"),
+        ({"learner": "sparse_adam"}, "learner is 'sparse_adam'"),
+        ({"loss_type": "BPR"}, "loss_type is 'BPR'.*CE"),
+        (
+            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}},
+            "train_neg_sample_args.*none, as loss_type is CE",
+        ),
     ],
 )
 def test_bad_values(settings, keys, message):
     with pytest.raises(ConfigError, match=message):
         build(settings, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"loss_type": "BPR"}, "loss_type is 'BPR'.*BCE or CE"),
+        ({"tau": 0}, "tau is 0"),
+        ({"alpha": -1}, "alpha is -1"),
+        ({"llm_size": 0}, "llm_size is 0"),
+        ({"train_neg_sample_args": {"sample_num": 5}}, "train_neg_sample_args.*'sample_num': 1"),
+        ({"train_neg_sample_args": {"distribution": "popularity"}}, "train_neg_sample_args"),
+        ({"train_neg_sample_args": {"dynamic": True}}, "train_neg_sample_args"),
+        ({"train_neg_sample_args": None}, "train_neg_sample_args"),
+    ],
+)
+def test_bad_values_of_llm4cdsr(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, "LLM4CDSR", **{"loss_type": "BCE", **keys})
+
+
+def test_negatives_may_be_spelt_out(settings):
+    spelt = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}
+    build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args=spelt)
+    build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args={"sample_num": 1})
+
+
+def test_tags_and_items_without_a_vector_are_left_out_and_said(settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = make_dataset(tmp_path / "data", "holes")
+    keep = (folder / "holes.tag").read_text().splitlines()[:-2]
+    (folder / "holes.tag").write_text("\n".join(keep) + "\n")
+    keep = (folder / "holes.itemllm").read_text().splitlines()[:-5]
+    (folder / "holes.itemllm").write_text("\n".join(keep) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    model, _, _ = build(settings, name="holes")
+    assert "2 tags have no vector" in caplog.text
+    has = model.tag.abs().sum(1) > 0
+    assert 0 < int(has.sum()) < model.n_items - 1
+    assert torch.equal(has, model.tag_present)
+    model, _, _ = build(settings, "LLM4CDSR", "holes")
+    absent = model.local_items.weight[1:][~model.llm_present[1:]]
+    assert len(absent) == 5 and (absent.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_the_sampled_losses_tend_to_the_exact_ones(settings, name):
+    exact, prepared, _ = build(settings, name=name)
+    sampled, _, _ = build(settings, name=name, full_softmax_items=1, sampled_softmax_items=200_000)
+    sampled.load_state_dict(exact.state_dict())
+    batch = next(iter(prepared.train_data))
+    exact.eval(), sampled.eval()
+    with torch.no_grad():
+        for found, expected in zip(
+            sampled.calculate_loss(batch), exact.calculate_loss(batch), strict=True
+        ):
+            assert found.item() == pytest.approx(expected.item(), rel=0.01)
+
+
+def test_the_sampled_loss_reads_only_the_drawn_items(settings, monkeypatch):
+    model, prepared, _ = build(settings, full_softmax_items=1, sampled_softmax_items=3)
+    model.eval()
+    batch = next(iter(prepared.train_data))
+    drawn = torch.tensor([1, 2, model.n_items - 1])
+    monkeypatch.setattr(model, "_draw_negatives", lambda: drawn)
+    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), drawn])
+    unread = sorted(set(range(1, model.n_items)) - set(read.tolist()))
+    before = [term.item() for term in model.calculate_loss(batch)]
+    model.item_embedding.weight.data[unread] += 100.0
+    assert [term.item() for term in model.calculate_loss(batch)] == before
+
+
+@pytest.mark.parametrize("keys", [{}, {"full_softmax_items": 5}], ids=["exact", "sampled"])
+def test_mixed_precision_changes_the_loss_little(settings, keys):
+    model, prepared, _ = build(settings, hidden_dropout_prob=0.0, attn_dropout_prob=0.0, **keys)
+    batch = next(iter(prepared.train_data))
+    torch.manual_seed(0)
+    full = total(model.calculate_loss(batch))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = total(model.calculate_loss(batch))
+    mixed.backward()
+    assert mixed.item() == pytest.approx(full.item(), rel=0.02)
+    assert torch.isfinite(model.item_embedding.weight.grad).all()
 
 
 def test_the_adapter_is_its_two_linear_maps():

@@ -6,7 +6,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema import load_model, recommend, run_recbole_tema
-from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.errors import ConfigError, DataError, EvaluationError
 
 MODELS = ("TEMA", "LLM4CDSR", "SASRec", "GRU4Rec")
 HISTORIES = [
@@ -147,3 +147,11 @@ def test_models_of_known_users_are_refused(trained, model_name):
 def test_models_that_read_more_than_the_items_are_refused(trained):
     with pytest.raises(ConfigError, match="FPMC reads the field 'user_id'"):
         recommend(trained("FPMC"), [["book1"]])
+
+
+def test_damaged_weights_are_an_error_not_a_short_list(trained):
+    model = trained("SASRec")
+    with torch.no_grad():
+        model.item_embedding.weight[3] = torch.nan
+    with pytest.raises(EvaluationError, match=r"SASRec gives NaN.*histories 0\.\.4"):
+        recommend(model, HISTORIES, k=5)

@@ -187,6 +187,12 @@ class CrossDomainMixin:
                         f"{len(given[row])} tag_weights; write one weight for each tag"
                     )
                 weights[row, : len(tags)] = given[row]
+        if (weights < 0).any():
+            row = int(np.flatnonzero((weights < 0).any(axis=1))[0])
+            raise DataError(
+                f"{self.dataset_name}.item: item '{self.id2token(self.iid_field, row)}' has a "
+                f"negative weight in tag_weights ({weights[row].min():g}); weights are >= 0"
+            )
         self.tags = torch.from_numpy(tag_ids), torch.from_numpy(weights)
 
     def _preload_weight_matrix(self):

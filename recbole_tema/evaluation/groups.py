@@ -22,18 +22,12 @@ LENGTH_NAMES = ("1-5", "6-10", "11-20", "21-50", "51+")
 POPULARITY_NAMES = ("low", "middle", "high")
 
 
-def target_groups(
-    plan: EvalPlan, names, train_popularity, history_length=None, user_overlap=None
-) -> OrderedDict:
+def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
     """Buckets of the plan's targets.
 
     Args:
         names: groupings wanted, of ``overlap``, ``popularity``, ``length`` (``eval_groups``).
         train_popularity: ``(n_items,)`` training events of each item.
-        history_length: ``(n,)`` events before each target; counted from the plan's sequences
-            without it.
-        user_overlap: ``(n,)`` bool, whether each target's history spans domains; taken from the
-            plan's sequences without it.
 
     Returns:
         ``<grouping>=<bucket>`` -> ``(n,)`` bool, buckets without targets left out.
@@ -45,14 +39,12 @@ def target_groups(
     found = OrderedDict()
     for name in names:
         if name == "overlap":
-            overlap = _spans_domains(plan) if user_overlap is None else np.asarray(user_overlap)
-            codes, labels = np.where(overlap, 0, 1), ("yes", "no")
+            codes, labels = np.where(_spans_domains(plan), 0, 1), ("yes", "no")
         elif name == "popularity":
             codes = popularity_thirds(np.asarray(train_popularity)[plan.targets])
             labels = POPULARITY_NAMES
         elif name == "length":
-            lengths = plan.history_lengths if history_length is None else np.asarray(history_length)
-            codes, labels = np.searchsorted(LENGTH_BOUNDS, lengths), LENGTH_NAMES
+            codes, labels = np.searchsorted(LENGTH_BOUNDS, plan.history_lengths), LENGTH_NAMES
         else:
             raise ConfigError(f"eval_groups: {name!r} is none of {', '.join(GROUPINGS)}")
         for code, label in enumerate(labels):

@@ -36,7 +36,7 @@ def metric_names(config, needs) -> list[str]:
         if not set(metric_information[name]) <= RANK_NEEDS | ITEM_NEEDS:
             raise ConfigError(
                 f"metrics: {name} compares scores with labels and cannot be had from a ranking; "
-                "choose hit, ndcg, mrr, recall, precision, map, gauc, or one on recommended items"
+                "choose hit, ndcg, mrr, recall, precision, map, or one on recommended items"
             )
     return [name for name in names if set(metric_information[name]) <= needs]
 

@@ -16,12 +16,13 @@ from recbole_tema.model.packing import Layout, take_once
 class CrossDomainRecommender(SequentialRecommender):
     """Base of the sequence-level models: every step of a sequence is trained at once.
 
-    A subclass gives :meth:`item_tables` and :meth:`domain_states`; the score of an item is the
+    A subclass gives :meth:`item_tables` and :meth:`last_states`; the score of an item is the
     dot product of its row of the scoring table with the state for its domain.
     """
 
     input_type = InputType.POINTWISE
     sequence_level = True
+    losses = ("CE",)  # values of loss_type
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -109,7 +110,7 @@ class CrossDomainRecommender(SequentialRecommender):
     # ---------------------------------------------------------------- scoring
 
     def item_tables(self):
-        """Whatever :meth:`domain_states` and the scoring need of the items, computed once a step.
+        """Whatever :meth:`last_states` and the scoring need of the items, computed once a step.
 
         Returns:
             (input tables, scoring table ``(n_items, S)``).

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 FUSIONS = ("sum", "gate", "concat")
 
@@ -28,20 +29,49 @@ def principal_components(matrix, present, size):
     return result
 
 
-def tag_matrix(tag_ids, weights, vectors, weighting):
-    """The tag vector of each item: ``sum_t w_it * e_t`` with the weights of an item summing to 1.
+def tag_weights(tag_ids, weights, weighting, known=None):
+    """Weights of each item's tags that sum to 1.
 
     Args:
-        tag_ids, weights: ``(n, T)``, tag 0 is padding. vectors: ``(n_tags, d)``.
+        tag_ids, weights: ``(n, T)``, tag 0 is padding.
         weighting: ``matched`` takes the given weights, ``binary`` gives each tag the same.
+        known: ``(n_tags,)`` bool, tags that have a vector, None for all; others do not count.
 
     Returns:
-        ``(n, d)``; an item without tags has 0.
+        ``(n, T)``; an item without a tag that counts has 0 throughout.
     """
-    used = (tag_ids > 0).to(vectors.dtype)
-    weights = used if weighting == "binary" else used * weights.to(vectors.dtype)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    return torch.einsum("nt,ntd->nd", weights, vectors[tag_ids])
+    used = tag_ids > 0
+    if known is not None:
+        used = used & known[tag_ids]
+    weights = torch.where(used, weights if weighting == "matched" else 1.0, 0.0)
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def tag_matrix(tag_ids, weights, vectors):
+    """The tag vector of each item: ``sum_t w_it * e_t``.
+
+    Args:
+        tag_ids, weights: ``(n, T)``. vectors: ``(n_tags, d)``.
+
+    Returns:
+        ``(n, d)``.
+    """
+    return F.embedding_bag(tag_ids, vectors, per_sample_weights=weights, mode="sum")
+
+
+class TagTable(nn.Module):
+    """Tags whose vectors are learned; an item without tags gets a learned vector."""
+
+    def __init__(self, n_tags, hidden_size):
+        super().__init__()
+        self.vectors = nn.Embedding(n_tags, hidden_size, padding_idx=0)
+        self.missing = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, tag_ids, weights, present):
+        """``tag_ids (n, T)``, ``weights (n, T)``, ``present (n,)`` -> ``(n, H)``."""
+        return torch.where(
+            present[:, None], tag_matrix(tag_ids, weights, self.vectors.weight), self.missing
+        )
 
 
 class Projection(nn.Module):

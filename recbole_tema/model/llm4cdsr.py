@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.errors import DataError
 from recbole_tema.model.base import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import init_as_recbole
@@ -44,13 +44,13 @@ class LLM4CDSR(CrossDomainRecommender):
     of the domains, plus ``beta`` times the alignment of the user's profile with the global state.
     """
 
+    losses = ("BCE", "CE")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.loss_type = config["loss_type"]
         self.alpha, self.beta = config["alpha"], config["beta"]
         self.tau, self.tau_reg = config["tau"], config["tau_reg"]
-        if self.loss_type not in ("BCE", "CE"):
-            raise ConfigError(f"loss_type is '{self.loss_type}'; LLM4CDSR takes BCE or CE")
         if not config["causal"]:
             getLogger().warning(
                 "causal is False: a step sees the items it has to predict, as in the official "
@@ -95,7 +95,9 @@ class LLM4CDSR(CrossDomainRecommender):
                 for layer in module:
                     nn.init.xavier_normal_(layer.weight)
         nn.init.normal_(self.empty, std=std)
-        self.local_items.weight.data.copy_(self.pca * config["local_scale"])
+        # An item without an LLM vector keeps its random start: zeros would score 0 for everybody.
+        present = self.llm_present
+        self.local_items.weight.data[present] = self.pca[present] * config["local_scale"]
         del self.pca
 
     # ---------------------------------------------------------------- threads

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-# Logits held at once: 64 MB of float32 keep within the caches' reach and any memory.
+# Logits held at once: 8 MB of float32 stay near the processor and fit any memory.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -63,8 +63,19 @@ def linear_cross_entropy(blocks, column, weight):
         column: ``(n,)`` index of the target among all columns.
         weight: ``(n,)`` weights, 1/n for the mean.
     """
-    flat = [tensor for block in blocks for tensor in block]
+    # In float32 under mixed precision too: sums over a catalogue have no place in 16 bits.
+    flat = [
+        tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        for block in blocks
+        for tensor in block
+    ]
+    with torch.autocast(column.device.type, enabled=False):
+        return _cross_entropy(flat, column, weight.to(flat[0].dtype))
+
+
+def _cross_entropy(flat, column, weight):
     if not torch.is_grad_enabled():
+        blocks = zip(flat[0::2], flat[1::2], strict=True)
         logits = torch.cat([state @ table.T for state, table in blocks], 1)
         return (weight * F.cross_entropy(logits, column, reduction="none")).sum()
     return _LinearCrossEntropy.apply(column, weight, *flat)

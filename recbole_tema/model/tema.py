@@ -14,8 +14,10 @@ from recbole_tema.model.fusion import (
     FUSIONS,
     Fusion,
     Projection,
+    TagTable,
     principal_components,
     tag_matrix,
+    tag_weights,
 )
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import PreferenceAttention
@@ -69,8 +71,8 @@ class TEMA(CrossDomainRecommender):
             nn.Embedding(self.n_items, self.hidden_size, padding_idx=0) if self.use_id else None
         )
         self.projections = nn.ModuleDict()
-        if config["use_tags"] and self._tag_vectors(config, dataset):
-            self.projections["tag"] = Projection(self.tag.size(1), self.hidden_size)
+        if config["use_tags"]:
+            self._tag_part(config, dataset)
         for name, key, id_field in (
             ("text", "use_text", "text_iid"),
             ("image", "use_image", "image_iid"),
@@ -87,23 +89,31 @@ class TEMA(CrossDomainRecommender):
         self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
         self.item_dropout = Dropout(config["item_dropout_prob"])
 
-    def _tag_vectors(self, config, dataset):
+    def _tag_part(self, config, dataset):
         """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
         if dataset.tags is None:
             getLogger().info("TEMA: no tags in this dataset, trained without")
-            return False
-        tag_ids, weights = dataset.tags
-        vectors = dataset.feature("tag_id")
+            return
+        tag_ids, given = (part[: self.n_items] for part in dataset.tags)
+        vectors, known = dataset.feature("tag_id") or (None, None)
+        weights = tag_weights(tag_ids, given, config["tag_weighting"], known)
+        present = weights.sum(1) > 0
+        if known is not None:
+            lacking = int((~known[torch.unique(tag_ids)][1:]).sum())
+            if lacking:
+                getLogger().info(f"TEMA: {lacking} tags have no vector (NAME.tag), left out")
+        untagged = int((~present[1:]).sum())
+        if untagged:
+            getLogger().info(f"TEMA: {untagged} of {self.n_items - 1} items have no tag to use")
+        self.register_buffer("tag_present", present, persistent=False)
         if vectors is None:
-            # One-hot vectors behind a projection are a trained table of tag vectors.
             getLogger().info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
-            matrix = torch.eye(int(tag_ids.max()) + 1)
+            self.register_buffer("tag_ids", tag_ids, persistent=False)
+            self.register_buffer("tag_weights", weights, persistent=False)
+            self.projections["tag"] = TagTable(int(tag_ids.max()) + 1, self.hidden_size)
         else:
-            matrix = vectors[0]
-        tag = tag_matrix(tag_ids, weights, matrix, config["tag_weighting"])
-        self.register_buffer("tag", tag[: self.n_items], persistent=False)
-        self.register_buffer("tag_present", (tag_ids > 0).any(1)[: self.n_items], persistent=False)
-        return True
+            self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
+            self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
 
     def _threads(self, config):
         if self.use_inter:
@@ -150,8 +160,10 @@ class TEMA(CrossDomainRecommender):
         everything = slice(None) if rows is None else rows
         parts = [self.item_embedding.weight[everything]] if self.use_id else []
         for name, projection in self.projections.items():
-            vectors, present = getattr(self, name), getattr(self, f"{name}_present")
-            parts.append(projection(vectors[everything], present[everything]))
+            learned = isinstance(projection, TagTable)
+            inputs = ("tag_ids", "tag_weights") if learned else (name,)
+            inputs = [getattr(self, field)[everything] for field in (*inputs, f"{name}_present")]
+            parts.append(projection(*inputs))
         fused = self.item_dropout(self.fusion(parts))
         if rows is None:
             return fused
@@ -233,7 +245,8 @@ class TEMA(CrossDomainRecommender):
         main = self._next_item_loss(tables[1], self.join(inter, intra), targets, negatives)
         if not (self.use_intra and self.use_inter and self.intra_weight):
             return main
-        return main, self.intra_weight * self._intra_loss(tables[1], intra, targets)
+        intra_loss = self._intra_loss(tables[1], intra, targets, negatives)
+        return main, self.intra_weight * intra_loss
 
     def _next_item_loss(self, scoring, states, targets, negatives):
         weight = scoring.new_full((len(targets),), 1.0 / max(1, len(targets)))
@@ -245,18 +258,23 @@ class TEMA(CrossDomainRecommender):
             return linear_cross_entropy(blocks, self.column[targets], weight)
         return self._sampled_loss(scoring, states, targets, negatives, weight)
 
-    def _intra_loss(self, scoring, intra, targets):
+    def _intra_loss(self, scoring, intra, targets, negatives):
         """Each target by its own domain's thread, among that domain's items."""
         domain = self.item_domain[targets] - 1
-        tables = scoring[self.by_domain].split(self.domain_sizes)
+        tables = scoring[self.by_domain].split(self.domain_sizes) if negatives is None else None
         first, loss = 0, 0.0
-        for d, table in enumerate(tables):
+        for d, size in enumerate(self.domain_sizes):
             mine = domain == d
             states = self._scaled(intra[mine, d])
             weight = states.new_full((len(states),), 1.0 / max(1, len(targets)))
-            column = self.column[targets[mine]] - first
-            loss = loss + linear_cross_entropy([(states, table)], column, weight)
-            first += len(table)
+            if negatives is None:
+                column = self.column[targets[mine]] - first
+                term = linear_cross_entropy([(states, tables[d])], column, weight)
+                first += size
+            else:
+                drawn = negatives[self.item_domain[negatives] == d + 1]
+                term = self._sampled_term(scoring, states, [states], targets[mine], [drawn], weight)
+            loss = loss + term
         return loss
 
     def _proposal(self):
@@ -271,17 +289,21 @@ class TEMA(CrossDomainRecommender):
     def _sampled_loss(self, scoring, states, targets, negatives, weight):
         rows = torch.arange(len(targets), device=targets.device)
         own = states[rows, self.item_domain[targets] - 1]
+        drawn = [negatives[self.item_domain[negatives] == d + 1] for d in range(self.n_domains)]
+        return self._sampled_term(scoring, own, states.unbind(1), targets, drawn, weight)
+
+    def _sampled_term(self, scoring, own, states, targets, drawn, weight):
+        """Sampled cross-entropy of targets scored by ``own (n, H)``.
+
+        ``drawn`` lists negatives of some domains, ``states`` the ``(n, H)`` that score each list.
+        The draws are from the whole catalogue, so an item's expected count is the same whether one
+        domain's items are the candidates or all.
+        """
         target_logit = (own * scoring[targets]).sum(-1)
-        order = torch.argsort(self.item_domain[negatives], stable=True)
-        negatives = negatives[order]
-        sizes = torch.bincount(self.item_domain[negatives], minlength=self.n_domains + 1)[1:]
         logits = torch.cat(
-            [
-                states[:, d] @ scoring[part].T
-                for d, part in enumerate(negatives.split(sizes.tolist()))
-            ],
-            dim=1,
+            [state @ scoring[part].T for state, part in zip(states, drawn, strict=True)], dim=1
         )
-        expected = (self._proposal()[negatives] * len(negatives)).to(logits.dtype)
+        negatives = torch.cat(drawn)
+        expected = (self._proposal()[negatives] * self.sampled_items).to(logits.dtype)
         is_target = negatives == targets[:, None]
         return sampled_cross_entropy(target_logit, logits, expected, is_target, weight)
