@@ -78,7 +78,8 @@ class Layout:
 
         With ``read (r,)``, packed steps without repetitions, theirs alone: ``(r, C)``.
         """
-        return take_once(torch.cat(padded), self.place if read is None else self.place[read])
+        flat = padded[0] if len(padded) == 1 else torch.cat(padded)
+        return take_once(flat, self.place if read is None else self.place[read])
 
 
 class _TakeOnce(torch.autograd.Function):
