@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
+from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.data.sequences import build_sequences, thin_overlap, training_part
@@ -49,7 +50,9 @@ class CrossDomainMixin:
                 self.field2type[name] = FeatureType(kind)
             if kind.endswith("seq"):
                 self.field2seqlen[name] = max(map(len, frame[name]))
-                limit = (self.config["seq_len"] or {}).get(name)
+                # A tag that is cut off takes its weight along.
+                limits = self.config["seq_len"] or {}
+                limit = limits.get("tags" if name == "tag_weights" else name)
                 if limit:
                     frame[name] = [row[:limit] for row in frame[name]]
                     self.field2seqlen[name] = min(limit, self.field2seqlen[name])
@@ -57,9 +60,23 @@ class CrossDomainMixin:
                 self.field2seqlen[name] = 1
             if "float" in kind:
                 self.field2bucketnum[name] = 2
+        self._refuse_names(filepath, frame)
         if source == FeatureSource.ITEM and self.domain_field in frame:
             self._check_item_rows(filepath, frame)
         return frame
+
+    def _refuse_names(self, filepath, frame):
+        """Names that would mean something else here: RecBole's padding, parts of metric names."""
+        for field in {self.uid_field, self.iid_field, self.domain_field} & set(frame):
+            bad = frame[field] == "[PAD]"
+            if field == self.domain_field:
+                bad |= frame[field].str.contains(r"[/=\s]")
+            if bad.any():
+                raise DataError(
+                    f"{filepath}, line {bad.idxmax() + 2}: {field} '{frame[field][bad].iloc[0]}' "
+                    f"cannot be a name; rename it ([PAD] is RecBole's padding, and a domain is "
+                    f"part of its metrics' names: no blank, '/' or '=')"
+                )
 
     def _check_item_rows(self, filepath, frame):
         repeated = frame[self.iid_field].duplicated(keep="first")
@@ -86,8 +103,13 @@ class CrossDomainMixin:
             return
         known = self.inter_feat[self.iid_field].isin(self.item_feat[self.iid_field])
         if not known.all():
-            items = self.inter_feat[self.iid_field][~known].unique()
-            self._refuse_items_without_row(items)
+            line = int(known.idxmin()) + 2
+            raise DataError(
+                f"{self.dataset_path}/{self.dataset_name}.inter, line {line}: item "
+                f"'{self.inter_feat[self.iid_field][known.idxmin()]}' has no row in "
+                f"{self.dataset_name}.item, so no domain ({int((~known).sum())} such events); add "
+                f"the item there or remove its events"
+            )
 
     def _filter_by_inter_num(self):
         # RecBole counts all events in Python even where its default admits every number of them.
@@ -95,13 +117,20 @@ class CrossDomainMixin:
         if not intervals <= {None, "[0,inf)"}:
             super()._filter_by_inter_num()
 
-    def _refuse_items_without_row(self, tokens):
-        named = ", ".join(f"'{token}'" for token in tokens[:3])
-        raise DataError(
-            f"{len(tokens)} items have events or features but no row in {self.dataset_name}.item, "
-            f"so no domain: {named}{', ...' if len(tokens) > 3 else ''}; add them there or remove "
-            f"their events"
-        )
+    def _data_filtering(self):
+        check_feature_rows(self)
+        super()._data_filtering()
+        drop_filtered_rows(self)
+
+    def _reset_index(self):
+        if self.inter_feat.empty:
+            keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
+            given = {key: self.config[key] for key in keys}
+            given = [f"{k} ({v})" for k, v in given.items() if v not in (None, "[0,inf)")]
+            raise DataError(
+                f"{' and '.join(given)} leaves no event of dataset '{self.dataset_name}'; loosen it"
+            )
+        super()._reset_index()
 
     def _init_alias(self):
         # RecBole knows aliases of users and items; tags of items and of the tag list are one more.
@@ -126,13 +155,17 @@ class CrossDomainMixin:
             )
         self.item_domain = self.item_feat[self.domain_field].to_numpy(dtype=np.int64)
         self.domain_names = [str(name) for name in self.field2id_token[self.domain_field][1:]]
-        without = np.flatnonzero(self.item_domain[1:] == 0) + 1
-        if len(without):
-            self._refuse_items_without_row(self.id2token(self.iid_field, without))
         if len(self.domain_names) < 2:
             raise DataError(
                 f"{self.dataset_name}.item has one domain only ('{self.domain_names[0]}'); "
                 f"cross-domain recommendation needs two or more"
+            )
+        events = np.bincount(self.item_domain[self.inter_feat[self.iid_field].to_numpy()])
+        if (events > 0).sum() < 2:
+            raise DataError(
+                f"dataset '{self.dataset_name}' has events in one domain only "
+                f"('{self.domain_names[events.argmax() - 1]}'); cross-domain recommendation needs "
+                f"two or more"
             )
 
     def _set_sequences(self):

@@ -40,6 +40,7 @@ def create_dataset(config, model_class):
         DataError: a file is missing or malformed. ConfigError: the model cannot be run here.
     """
     found = detect(config["data_path"], config["dataset"], config)
+    _leave_out_unloaded(config, found)
     config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
     config.set_data_defaults({**_without_unloaded(config, found), **_labels_by_sampling(config)})
     if is_sequence_level(model_class):
@@ -50,6 +51,24 @@ def create_dataset(config, model_class):
     dataset = dataset_class(config)
     _check_attributes(config, dataset)
     return dataset
+
+
+def _leave_out_unloaded(config, found) -> None:
+    """Bring what was found in line with the user's ``load_col`` or ``unload_col``.
+
+    RecBole refuses both at once, and reads a feature file only if ``load_col`` names it.
+    """
+    unload = config["unload_col"] or {}
+    if "load_col" in config.external_config_dict and config["load_col"] is not None:
+        load = config["load_col"]
+        suffixes = [s for s in found["additional_feat_suffix"] or [] if s in load]
+        found["additional_feat_suffix"] = suffixes or None
+    elif unload:
+        found["load_col"] = {
+            source: [name for name in names if name not in unload.get(source, ())]
+            for source, names in found["load_col"].items()
+        }
+        config["unload_col"] = None
 
 
 def _without_unloaded(config, found) -> dict:

@@ -8,7 +8,7 @@ in ``properties/dataset/NAME.yaml`` win over these.
 from pathlib import Path
 
 from recbole_tema.atomic import read_header, require_fields
-from recbole_tema.errors import DataError
+from recbole_tema.errors import ConfigError, DataError
 
 # suffix -> (id field, value field, field whose ids it shares)
 FEATURE_FILES = {
@@ -36,6 +36,9 @@ FIELD_TYPES = (
 )
 
 TAG_FIELDS = ("tags", "tag_weights")
+
+# Keys of RecBole that work on a field of NAME.inter or NAME.item, which then has to be loaded.
+FIELD_KEYS = ("val_interval", "threshold", "normalize_field", "numerical_features")
 
 
 def check_types(path: Path, header) -> None:
@@ -82,8 +85,10 @@ def detect(folder, name: str, config=None) -> dict:
             f"{', '.join(map(str, item_header))}), so '{name}' is not a cross-domain dataset; add "
             f"it, or set DOMAIN_FIELD to the column that tells an item's domain"
         )
+    require_fields(item_path, item_header, {domain: "token"})
 
     load_col = {"inter": [user, item, time], "item": [item, domain]}
+    _add_named_fields(config, load_col, {"inter": inter_header, "item": item_header}, name)
     has_tags = "tags" in item_names
     if has_tags:
         load_col["item"] += [field for field in TAG_FIELDS if field in item_names]
@@ -95,9 +100,11 @@ def detect(folder, name: str, config=None) -> dict:
             continue
         header = read_header(path)
         check_types(path, header)
-        require_fields(path, header, {id_field: "token"})
-        if value_field not in {field.name for field in header}:
+        names = {field.name for field in header}
+        if suffix == "tag" and value_field not in names:
+            require_fields(path, header, {id_field: "token"})
             continue  # a tag list without vectors
+        require_fields(path, header, {id_field: "token", value_field: "float_seq"})
         suffixes.append(suffix)
         load_col[suffix] = [id_field, value_field]
         aliases[alias].append(id_field)
@@ -107,3 +114,27 @@ def detect(folder, name: str, config=None) -> dict:
         "additional_feat_suffix": suffixes or None,
         "preload_weight": preload or None,
     } | {f"alias_of_{alias}": fields for alias, fields in aliases.items() if fields}
+
+
+def _add_named_fields(config, load_col, headers, name):
+    """Add to ``load_col`` the fields that the config filters, labels or normalises by.
+
+    Raises:
+        ConfigError: a named field is in neither file.
+    """
+    for key in FIELD_KEYS if config is not None else ():
+        for wanted in config[key] or ():
+            sources = [
+                source
+                for source, header in headers.items()
+                if wanted in {field.name for field in header}
+            ]
+            if not sources:
+                there = sorted({field.name for header in headers.values() for field in header})
+                raise ConfigError(
+                    f"{key} names the field '{wanted}', which neither {name}.inter nor "
+                    f"{name}.item has; there are {', '.join(there)}"
+                )
+            for source in sources:
+                if wanted not in load_col[source]:
+                    load_col[source].append(wanted)

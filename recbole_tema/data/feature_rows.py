@@ -1,0 +1,54 @@
+"""Rows of the feature files (text, image, LLM vectors, profiles) against items and users."""
+
+from logging import getLogger
+
+from recbole_tema.data.schema import FEATURE_FILES
+from recbole_tema.errors import DataError
+
+
+def check_feature_rows(dataset) -> None:
+    """Leave out profiles of users without events, and refuse vectors of items that are not there.
+
+    To be called before anything is filtered, on a dataset whose files are loaded.
+
+    Raises:
+        DataError: a feature file has a row for an item that ``NAME.item`` does not have.
+    """
+    for suffix, id_field, frame in _feature_frames(dataset):
+        stray = ~frame[id_field].isin(_known(dataset, suffix))
+        if not stray.any():
+            continue
+        path = f"{dataset.dataset_path}/{dataset.dataset_name}.{suffix}"
+        line, token = stray.idxmax() + 2, frame[id_field][stray].iloc[0]
+        if suffix == "userllm":
+            getLogger().info(
+                f"{path}: {int(stray.sum())} users without events left out (first: line {line}, "
+                f"'{token}')"
+            )
+            setattr(dataset, f"{suffix}_feat", frame[~stray])
+            continue
+        raise DataError(
+            f"{path}, line {line}: {id_field} '{token}' is not in {dataset.dataset_name}.item "
+            f"({int(stray.sum())} such rows); add the item or remove these rows"
+        )
+
+
+def drop_filtered_rows(dataset) -> None:
+    """Drop the features of items and users that a filter took out."""
+    for suffix, id_field, frame in _feature_frames(dataset):
+        kept = frame[id_field].isin(_known(dataset, suffix))
+        if not kept.all():
+            setattr(dataset, f"{suffix}_feat", frame[kept].reset_index(drop=True))
+
+
+def _known(dataset, suffix):
+    if suffix == "userllm":
+        return dataset.inter_feat[dataset.uid_field]
+    return dataset.item_feat[dataset.iid_field]
+
+
+def _feature_frames(dataset):
+    for suffix, (id_field, _, alias) in FEATURE_FILES.items():
+        frame = getattr(dataset, f"{suffix}_feat", None)
+        if alias != "tag_id" and frame is not None and id_field in frame:
+            yield suffix, id_field, frame
