@@ -13,6 +13,7 @@ from pathlib import Path
 from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
 from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
 from recbole_tema.config_keys import check_keys
+from recbole_tema.config_model_checks import model_rules
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, check_model
 from recbole_tema.paths import default_data_path
@@ -36,10 +37,12 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
-        command = f"{_program()} {shlex.join(again)}"
-        print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
-        return 130
+        pass
+    # Behind the except block the frames of the run are gone, and progress bars have written last.
+    again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
+    command = f"{_program()} {shlex.join(again)}"
+    print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
+    return 130
 
 
 def parse_arguments(argv: list[str]) -> dict[str, str | bool]:
@@ -118,8 +121,9 @@ def _check(model, dataset, values, sources):
     defaults = our_defaults(model, dataset)
     values = merge_layer(defaults, values)
     values["data_path"] = values["data_path"] or default_data_path()
-    check_values(values, sources)
-    check_kinds(values, sources, defaults, strict=True)
+    rules = {**RULES, **model_rules(model)}
+    check_values(values, sources, rules)
+    check_kinds(values, sources, defaults, strict=True, rules=rules)
     check_dataset(dataset, os.path.expanduser(values["data_path"]))
 
 

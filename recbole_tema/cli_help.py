@@ -5,7 +5,7 @@ import textwrap
 from typing import NamedTuple
 
 from recbole_tema.config_files import load_yaml, properties_dir
-from recbole_tema.names import OUR_MODELS, RECBOLE_DATASETS, dataset_names, recbole_models
+from recbole_tema.names import OUR_MODELS, dataset_names, recbole_models
 
 WIDTH = 100
 USED_KEYS = (
@@ -86,8 +86,7 @@ def help_text(prog: str, model: str, dataset: str, data_path, asked_model=None) 
     parts.append("models:\n" + _wrapped("this package", OUR_MODELS))
     for kind, models in recbole_models().items():
         parts[-1] += _wrapped(f"RecBole, {kind.replace('_', ' ')}", models)
-    names = [*dataset_names(data_path), *RECBOLE_DATASETS]
-    parts.append(f"datasets (in {data_path}):\n" + _wrapped("", names))
+    parts.append(f"datasets (in {data_path}):\n" + _wrapped("", dataset_names(data_path)))
     overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
     parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")
     parts[-1] += "".join(_line(overall[key]) for key in USED_KEYS)

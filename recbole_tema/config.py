@@ -9,15 +9,16 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_tema.config_checks import (
-    MODEL_RULES,
+    INTERVALS,
+    NEGATIVE_PARTS,
+    NONE,
     RULES,
-    SAMPLED_LOSSES,
     check_kinds,
-    check_loss,
     check_values,
 )
 from recbole_tema.config_files import (
     PlainYamlLoader,
+    check_layers,
     load_yaml,
     merge_layer,
     our_defaults,
@@ -25,6 +26,12 @@ from recbole_tema.config_files import (
     properties_dir,
 )
 from recbole_tema.config_keys import check_keys
+from recbole_tema.config_model_checks import (
+    SAMPLED_LOSSES,
+    check_loss,
+    check_together,
+    model_rules,
+)
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import get_model_class
 from recbole_tema.paths import default_data_path
@@ -68,6 +75,7 @@ class TemaConfig(Config):
         config_dict=None,
         cmd_config_dict=None,
     ):
+        check_layers(config_dict=config_dict, cmd_config_dict=cmd_config_dict)
         self.sources = {}
         self._given_cmd_config_dict = copy.deepcopy(dict(cmd_config_dict or {}))
         try:
@@ -125,8 +133,10 @@ class TemaConfig(Config):
             )
         if isinstance(model, str):
             model_class = get_model_class(model)
-        else:
+        elif isinstance(model, type):
             model, model_class = model.__name__, model
+        else:
+            raise ConfigError(f"model is {model!r}; give a model's name or class")
         self._check_keys(model, model_class)
         return model, model_class, dataset
 
@@ -134,7 +144,7 @@ class TemaConfig(Config):
         foreign = check_keys(self.sources, model, model_class)
         if foreign:
             named = ", ".join(f"{key} ({self.sources[key]})" for key in foreign)
-            getLogger().warning(f"keys of other models, without effect on {model}: {named}")
+            getLogger().warning(f"keys without effect on {model}: {named}")
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -151,16 +161,24 @@ class TemaConfig(Config):
         final["data_path"] = final.get("data_path") or default_data_path()
         if self._trains_without_negatives(final):
             final["train_neg_sample_args"] = None
-        ours = getattr(self.model_class, "sequence_level", False)
-        rules = {**RULES, **MODEL_RULES} if ours else RULES
+        ours = bool(getattr(self.model_class, "sequence_level", False))
+        rules = {**RULES, **model_rules(self.model, ours)}
         check_values(final, self.sources, rules)
         if ours:
             check_loss(final, self.sources, self.model_class.losses)
+            check_together(final, self.sources)
+        _as_recbole_reads(final)
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))
         check_kinds(final, self.sources, self._our_defaults, strict=True, rules=rules)
         check_kinds(final, self.sources, self._recbole_defaults, strict=False, rules=rules)
         return final
+
+    def _set_default_parameters(self):
+        folder = self.final_config_dict["data_path"]
+        super()._set_default_parameters()
+        # RecBole reads its own example in place of any folder that is called ml-100k.
+        self.final_config_dict["data_path"] = os.path.join(folder, self.dataset)
 
     def _trains_without_negatives(self, final):
         """Say whether the loss compares a target with all items, so that RecBole demands None."""
@@ -221,3 +239,17 @@ class TemaConfig(Config):
             final["state"] = "error"
             final["show_progress"] = False
             final["verbose"] = False
+
+
+def _as_recbole_reads(final):
+    """Bring values that were checked into the one form that RecBole takes."""
+    for key in INTERVALS:
+        if isinstance(final.get(key), list | tuple):  # [5, 10] was read as a list
+            final[key] = str(final[key])
+    negatives = final.get("train_neg_sample_args")
+    if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in NONE:
+        negatives = None
+    if negatives in NONE:
+        final["train_neg_sample_args"] = None
+    else:
+        final["train_neg_sample_args"] = {**NEGATIVE_PARTS, **negatives}

@@ -1,8 +1,10 @@
 """Checks of configuration values: types, ranges and enumerations, each error in one line."""
 
+import math
 import os
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -19,15 +21,28 @@ ITEM_METRICS = (
 )
 METRICS = RANK_METRICS + ITEM_METRICS
 GROUPS = ("overlap", "popularity", "length")
-# Losses that compare a target with sampled items.
-SAMPLED_LOSSES = ("BCE", "BPR")
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("debug", "info", "warning", "error", "critical")
+TRANSFORMS = ("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq")
+DISTRIBUTIONS = ("uniform", "popularity")
 EVAL_ARGS = ("split", "order", "group_by", "mode")
-NEG_SAMPLE_ARGS = ("distribution", "sample_num", "alpha", "dynamic", "candidate_num")
 GROUP_KEYS = ("nproc", "world_size", "offset", "ip", "port")
-ACTIVATIONS = ("gelu", "relu", "swish", "tanh")
 CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
+NONE = (None, "None", "none")
+# The parts of train_neg_sample_args, as RecBole has them by default.
+NEGATIVE_PARTS = {
+    **{"distribution": "uniform", "sample_num": 1, "alpha": 1.0},
+    **{"dynamic": False, "candidate_num": 0},
+}
+# Each names another column of RecBole's tables.
+FIELD_NAMES = (
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD", "LABEL_FIELD"),
+    "ITEM_LIST_LENGTH_FIELD",
+)
+INTERVALS = (
+    *("user_inter_num_interval", "item_inter_num_interval"),
+    *("entity_kg_num_interval", "relation_kg_num_interval"),
+)
 
 
 class Rule(NamedTuple):
@@ -37,21 +52,56 @@ class Rule(NamedTuple):
     allowed: str
 
 
-def _is_int(value, low=0):
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+def is_int(value, low=0, high=math.inf) -> bool:
+    """Whether ``value`` is an integer, no boolean, from ``low`` to ``high``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_real(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < float("inf")
+def is_real(value) -> bool:
+    """Whether ``value`` is a finite number and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def _integer(low):
-    return Rule(lambda v: _is_int(v, low), f"an integer >= {low}")
+def integer(low, high=math.inf) -> Rule:
+    """The rule of an integer in a range."""
+    words = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
+    return Rule(lambda v: is_int(v, low, high), words)
 
 
-def _choice(options):
+def choice(options) -> Rule:
+    """The rule of one of some words, in any case."""
     words = ", ".join(options)
     return Rule(lambda v: isinstance(v, str) and v.lower() in options, f"one of {words}")
+
+
+def optional(rule) -> Rule:
+    """``rule``, or none."""
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
+
+
+def is_interval(value) -> bool:
+    """Whether RecBole reads ``value`` as an interval: ``[5,inf)``, several parted by ``;``."""
+    for part in str(value).split(";"):
+        found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
+        try:
+            if not found or not float(found[1]) <= float(found[2]):
+                return False
+        except ValueError:
+            return False
+    return True
+
+
+def _is_text(value):
+    return isinstance(value, str) and value != ""
+
+
+def _is_columns(value):
+    return value == "*" or (isinstance(value, list | tuple) and all(map(_is_text, value)))
+
+
+def _dict_of(test, words):
+    holds = lambda v: isinstance(v, dict) and all(map(test, v.values()))  # noqa: E731
+    return optional(Rule(holds, words))
 
 
 def _listed(test, one=True):
@@ -61,36 +111,37 @@ def _listed(test, one=True):
 
 
 BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
-TEXT = Rule(lambda v: isinstance(v, str) and v != "", "text")
+TEXT = Rule(_is_text, "text")
+TEXTS = optional(Rule(_is_columns, "a list of names"))
+INTERVAL = optional(Rule(is_interval, "an interval as [5,inf)"))
+COLUMNS = _dict_of(_is_columns, "a dict of lists of columns by suffix, as {'inter': ['user_id']}")
 PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
 RULES = {
-    "seed": _integer(0),
+    "seed": integer(0, 2**32 - 1),
     "reproducibility": BOOL,
-    "threads": Rule(lambda v: v is None or _is_int(v, 1), "an integer >= 1, or none"),
+    "threads": Rule(lambda v: v is None or is_int(v, 1), "an integer >= 1, or none"),
     "use_gpu": BOOL,
-    "state": _choice(LEVELS),
+    "state": choice(LEVELS),
     "show_progress": BOOL,
     "data_path": PATH,
     "checkpoint_dir": PATH,
     "resume": BOOL,
-    "save_dataset": BOOL,
-    "save_dataloaders": BOOL,
     "log_wandb": BOOL,
     "shuffle": BOOL,
-    "worker": _integer(0),
+    "worker": integer(0),
     "DOMAIN_FIELD": TEXT,
-    "MAX_ITEM_LIST_LENGTH": _integer(1),
-    "overlap_ratio": Rule(lambda v: _is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "epochs": _integer(0),
-    "train_batch_size": _integer(1),
-    "learner": _choice(LEARNERS),
-    "learning_rate": Rule(lambda v: _is_real(v) and v > 0, "a number > 0"),
-    "weight_decay": Rule(lambda v: _is_real(v) and v >= 0, "a number >= 0"),
-    "eval_step": _integer(0),
-    "stopping_step": _integer(0),
+    "MAX_ITEM_LIST_LENGTH": integer(1),
+    "overlap_ratio": Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "epochs": integer(0),
+    "train_batch_size": integer(1),
+    "learner": choice(LEARNERS),
+    "learning_rate": Rule(lambda v: is_real(v) and v > 0, "a number > 0"),
+    "weight_decay": Rule(lambda v: is_real(v) and v >= 0, "a number >= 0"),
+    "eval_step": integer(0),
+    "stopping_step": integer(0),
     "candidates": Rule(lambda v: v in ("in_domain", "all"), "in_domain or all"),
     "exclude_history": BOOL,
-    "eval_neg_seed": _integer(0),
+    "eval_neg_seed": integer(0),
     "eval_groups": Rule(
         lambda v: isinstance(v, list | tuple) and all(g in GROUPS for g in v),
         f"a list of {', '.join(GROUPS)}",
@@ -99,33 +150,57 @@ RULES = {
         _listed(lambda m: isinstance(m, str) and m.lower() in METRICS),
         f"a list of {', '.join(METRICS)}",
     ),
-    "topk": Rule(_listed(lambda k: _is_int(k, 1)), "a list of integers >= 1"),
-    "metric_decimal_place": _integer(1),
-    "loss_decimal_place": _integer(1),
-    "eval_batch_size": _integer(1),
-}
-
-PROBABILITY = Rule(lambda v: _is_real(v) and 0 <= v < 1, "a number from 0 to below 1")
-POSITIVE = Rule(lambda v: _is_real(v) and v > 0, "a number > 0")
-NOT_NEGATIVE = Rule(lambda v: _is_real(v) and v >= 0, "a number >= 0")
-OPTIONAL_COUNT = Rule(lambda v: v is None or _is_int(v, 1), "an integer >= 1, or none")
-# Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
-MODEL_RULES = {
-    **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), _integer(1)),
-    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
-    **dict.fromkeys(
-        ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
+    "topk": Rule(_listed(lambda k: is_int(k, 1)), "a list of integers >= 1"),
+    "metric_decimal_place": integer(1, 15),
+    "loss_decimal_place": integer(1, 15),
+    "eval_batch_size": integer(1),
+    # RecBole's keys of loading and filtering.
+    **dict.fromkeys(FIELD_NAMES, TEXT),
+    **dict.fromkeys(INTERVALS, INTERVAL),
+    **dict.fromkeys(("load_col", "unload_col", "unused_col"), COLUMNS),
+    **dict.fromkeys(("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id"), TEXTS),
+    **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), TEXTS),
+    **dict.fromkeys(("normalize_field", "numerical_features"), TEXTS),
+    "additional_feat_suffix": optional(
+        Rule(lambda v: _is_text(v) or _is_columns(v), "a list of suffixes")
     ),
-    **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
-    **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
-    **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), _integer(1)),
-    **dict.fromkeys(("llm_size", "window_stride"), OPTIONAL_COUNT),
-    "hidden_act": Rule(lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-    "learner": _choice(LEARNERS[:-1]),  # their gradients are dense
+    "benchmark_filename": Rule(
+        lambda v: v is None, "none: NAME.inter is split leave-one-out, no other split is read"
+    ),
+    "discretization": _dict_of(lambda v: isinstance(v, dict), "a dict of dicts by field"),
+    "encoding": optional(
+        Rule(lambda v: str(v).lower() in ("utf-8", "utf8", "utf_8"), "utf-8, which files are in")
+    ),
+    "field_separator": Rule(lambda v: v == "\t", "a tab, which parts the cells of atomic files"),
+    "normalize_all": optional(BOOL),
+    "preload_weight": _dict_of(_is_text, "a dict from the column of ids to that of vectors"),
+    "rm_dup_inter": optional(choice(("first", "last"))),
+    "seq_len": _dict_of(lambda v: is_int(v, 1), "a dict of integers >= 1 by field"),
+    "seq_separator": TEXT,
+    "threshold": _dict_of(is_real, "a dict of numbers by field, as {'rating': 3}"),
+    "transform": optional(choice(TRANSFORMS)),
+    "val_interval": _dict_of(is_interval, "a dict of intervals by field, as {'rating': '[3,inf)'}"),
+}
+# Parts of the two keys that are dicts of arguments.
+PART_RULES = {
+    "clip_grad_norm": {
+        "max_norm": Rule(lambda v: is_real(v) and v > 0, "a number > 0"),
+        "norm_type": Rule(lambda v: v != 0 and (v == math.inf or is_real(v)), "a number, not 0"),
+        "error_if_nonfinite": BOOL,
+        "foreach": optional(BOOL),
+    },
+    "train_neg_sample_args": {
+        "distribution": choice(DISTRIBUTIONS),
+        "sample_num": integer(1),
+        "alpha": Rule(is_real, "a number"),
+        "dynamic": BOOL,
+        "candidate_num": integer(0),
+    },
 }
 
 
-def _fail(key, value, allowed, sources):
+def fail(key, value, allowed, sources):
+    """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
     source = sources.get(key.split(".")[0])
     where = f" ({source})" if source else ""
     raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
@@ -144,20 +219,22 @@ def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> 
     """
     for key, rule in rules.items():
         if key in values and not rule.holds(values[key]):
-            _fail(key, values[key], rule.allowed, sources)
+            fail(key, values[key], rule.allowed, sources)
     for key in ("nproc", "world_size"):
         if values.get(key, 1) not in (1, -1):
-            _fail(key, values[key], "1, training runs in one process", sources)
+            fail(key, values[key], "1, training runs in one process", sources)
     if "local_rank" in values:
         lacking = [key for key in GROUP_KEYS if key not in values]
         if lacking:
             allowed = f"no value, training runs in one process (or a group with {lacking[0]} too)"
-            _fail("local_rank", values["local_rank"], allowed, sources)
+            fail("local_rank", values["local_rank"], allowed, sources)
     if "eval_args" in values:
         _check_eval_args(values["eval_args"], sources)
-    for key, parts in (("clip_grad_norm", CLIP_ARGS), ("train_neg_sample_args", NEG_SAMPLE_ARGS)):
-        if values.get(key) not in (None, "None"):
-            _check_parts(key, values[key], parts, sources)
+    _check_clip_grad_norm(values.get("clip_grad_norm"), sources)
+    _check_negatives(values.get("train_neg_sample_args"), sources)
+    _check_field_names(values, sources)
+    if values.get("log_wandb") and find_spec("wandb") is None:
+        fail("log_wandb", True, "False, as wandb is not installed (pip install wandb)", sources)
     if {"valid_metric", "metrics", "topk"} <= set(values):
         _check_valid_metric(values, sources)
 
@@ -182,65 +259,65 @@ def check_kinds(
         default, value = defaults[key], values[key]
         if isinstance(default, bool):
             if strict and not isinstance(value, bool):
-                _fail(key, value, BOOL.allowed, sources)
+                fail(key, value, BOOL.allowed, sources)
         elif isinstance(default, int) and strict:
-            if not _is_int(value, float("-inf")):
-                _fail(key, value, f"an integer, as the default {default}", sources)
-        elif isinstance(default, Real) and not _is_real(value):
-            _fail(key, value, f"a number, as the default {default}", sources)
-
-
-def check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:
-    """Check the loss of one of our models, and that its negatives are what it trains with.
-
-    Args:
-        losses: the losses that the model has; with ``BCE`` it takes one negative a target, drawn
-            uniformly from the target's domain.
-
-    Raises:
-        ConfigError: names the key, its value, where it came from and what is allowed.
-    """
-    if values.get("loss_type") not in losses:
-        _fail("loss_type", values.get("loss_type"), " or ".join(losses), sources)
-    negatives = values.get("train_neg_sample_args")
-    if negatives in (None, "None"):
-        negatives = {"distribution": "none"}
-    if values["loss_type"] not in SAMPLED_LOSSES:
-        if negatives.get("distribution", "none") != "none":
-            _fail("train_neg_sample_args", negatives, "none, as loss_type is CE", sources)
-        return
-    wanted = {"distribution": "uniform", "sample_num": 1}
-    plain = {key: value for key, value in negatives.items() if value not in (None, False)}
-    # RecBole's own defaults of the parts that are not given.
-    if {**wanted, "alpha": 1.0, **plain} != {**wanted, "alpha": 1.0}:
-        _fail("train_neg_sample_args", negatives, f"{wanted}, within the target's domain", sources)
+            if not is_int(value, float("-inf")):
+                fail(key, value, f"an integer, as the default {default}", sources)
+        elif isinstance(default, Real) and not is_real(value):
+            fail(key, value, f"a number, as the default {default}", sources)
 
 
 def _check_parts(key, value, parts, sources):
     if not isinstance(value, dict):
-        _fail(key, value, f"a dict of {', '.join(parts)}", sources)
+        fail(key, value, f"a dict of {', '.join(parts)}", sources)
+    source = sources.get(key.split(".")[0])
     for part in value:
         if part not in parts:
-            _fail(
-                f"{key}.{part}", value[part], f"no such part; {key} has {', '.join(parts)}", sources
-            )
+            where = f" ({source})" if source else ""
+            raise ConfigError(f"{key} has no part {part!r}{where}; it has {', '.join(parts)}")
+        rule = PART_RULES.get(key, {}).get(part)
+        if rule and not rule.holds(value[part]):
+            fail(f"{key}.{part}", value[part], rule.allowed, sources)
+
+
+def _check_clip_grad_norm(value, sources):
+    if value in NONE:
+        return
+    _check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
+    if "max_norm" not in value:
+        fail("clip_grad_norm", value, "a dict with max_norm, as {'max_norm': 5}", sources)
+
+
+def _check_negatives(value, sources):
+    if isinstance(value, dict) and value.get("distribution", "uniform") in NONE:
+        return
+    if value not in NONE:
+        _check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
+
+
+def _check_field_names(values, sources):
+    given = [key for key in FIELD_NAMES if key in values]
+    for key in given:
+        same = [other for other in given if other != key and values[other] == values[key]]
+        if key in sources and same:
+            fail(key, values[key], f"a name of its own, {same[0]} is that column", sources)
 
 
 def _check_eval_args(value, sources):
     _check_parts("eval_args", value, EVAL_ARGS, sources)
     if value.get("split") not in (None, {"LS": "valid_and_test"}):
-        _fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
+        fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
     if value.get("order", "TO") != "TO":
-        _fail("eval_args.order", value["order"], "TO, by time", sources)
+        fail("eval_args.order", value["order"], "TO, by time", sources)
     if value.get("group_by") not in ("user", "none", None):
-        _fail("eval_args.group_by", value["group_by"], "user or none", sources)
+        fail("eval_args.group_by", value["group_by"], "user or none", sources)
     mode = value.get("mode", "full")
     if isinstance(mode, dict):
         _check_parts("eval_args.mode", mode, ("valid", "test"), sources)
     for phase, one in (mode if isinstance(mode, dict) else {"": mode}).items():
         if not isinstance(one, str) or not re.fullmatch(r"full|uni[1-9]\d*", one):
             name = f"eval_args.mode.{phase}".rstrip(".")
-            _fail(name, one, "full, or uniN for N negatives as uni100", sources)
+            fail(name, one, "full, or uniN for N negatives as uni100", sources)
 
 
 def _check_valid_metric(values, sources):
@@ -248,5 +325,12 @@ def _check_valid_metric(values, sources):
     topk = values["topk"] if isinstance(values["topk"], list | tuple) else [values["topk"]]
     offered = [f"{metric}@{k}" for metric in metrics for k in topk]
     chosen = values["valid_metric"]
-    if not isinstance(chosen, str) or chosen.lower() not in [name.lower() for name in offered]:
-        _fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)
+    if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
+        return
+    changed = [f"{key} ({sources[key]})" for key in ("metrics", "topk") if key in sources]
+    if "valid_metric" not in sources and changed:
+        raise ConfigError(
+            f"valid_metric is {chosen!r} by default, which {' and '.join(changed)} leaves out; "
+            f"set valid_metric to one of {', '.join(offered)}"
+        )
+    fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)

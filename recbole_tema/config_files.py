@@ -71,6 +71,8 @@ def load_yaml(path) -> dict:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
+        if "could not determine a constructor for the tag" in problem:
+            problem = "tags such as '!!python/object' are not read; write plain values"
         raise ConfigError(f"config file '{path}'{line}: {problem}") from error
     finally:
         loader.dispose()
@@ -78,6 +80,15 @@ def load_yaml(path) -> dict:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"config file '{path}' must hold 'key: value' lines with text keys")
     return values
+
+
+def check_layers(**layers) -> None:
+    """Raise :class:`ConfigError` unless every ``name=layer`` is None or a dict with text keys."""
+    for name, layer in layers.items():
+        if layer is None:
+            continue
+        if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
+            raise ConfigError(f"{name} is {layer!r}; give a dict from the keys' names to values")
 
 
 def our_defaults(model: str, dataset: str) -> dict:

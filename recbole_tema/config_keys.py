@@ -44,6 +44,18 @@ RENAMED_KEYS = {
     "max_seq_length": "MAX_ITEM_LIST_LENGTH",
     "gpu": "gpu_id",
     "k": "topk",
+    # RecBole lists config_file among its arguments, and reads it nowhere.
+    "config_file": "config_files",
+}
+# RecBole has these keys, but nothing that runs here reads them.
+UNREAD_KEYS = {
+    *("POSITION_FIELD", "save_dataset", "dataset_save_path"),
+    *("save_dataloaders", "dataloaders_save_path"),
+}
+# Only RecBole's own models and their loaders read these.
+UNREAD_BY_OURS = {
+    *("embedding_size", "double_tower"),
+    *("transform", "shuffle", "worker"),
 }
 
 
@@ -81,7 +93,7 @@ def general_keys() -> frozenset[str]:
     keys |= keys_read(*(p for p in recbole.rglob("*.py") if p not in models))
     ours = Path(__file__).parent
     keys |= keys_read(*(p for p in ours.rglob("*.py") if p.parent.name != "model"))
-    return frozenset(keys - set(DERIVED_KEYS))
+    return frozenset(keys - set(DERIVED_KEYS) - set(RENAMED_KEYS))
 
 
 @lru_cache(maxsize=1)
@@ -117,8 +129,12 @@ def class_keys(model_class) -> set[str]:
     return keys_read(*files) | _yaml_keys(model_class.__name__)
 
 
+def _is_ours(model, model_class):
+    return model in OUR_MODELS or bool(getattr(model_class, "sequence_level", False))
+
+
 def check_keys(sources: dict[str, str], model: str, model_class=None) -> list[str]:
-    """Check the keys that a user gave; return those that only other models know.
+    """Check the keys that a user gave; return those that only other models or programs read.
 
     A key of another model is no error: one config file often serves several models. It has no
     effect, which the caller says.
@@ -134,7 +150,9 @@ def check_keys(sources: dict[str, str], model: str, model_class=None) -> list[st
     own = general_keys() | keys_by_model().get(model, frozenset())
     if model_class is not None:
         own |= class_keys(model_class)
-    elsewhere = set().union(*keys_by_model().values())
+    unread = UNREAD_KEYS | (UNREAD_BY_OURS if _is_ours(model, model_class) else set())
+    own -= unread
+    elsewhere = unread.union(*keys_by_model().values())
     foreign = []
     for key, source in sources.items():
         if key in DERIVED_KEYS:

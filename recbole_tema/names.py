@@ -17,7 +17,6 @@ OUR_MODELS = {
 BUILTIN_DATASETS = ("ml-100k-genre",)
 DEFAULT_MODEL = "TEMA"
 DEFAULT_DATASET = "ml-100k-genre"
-RECBOLE_DATASETS = ("ml-100k",)
 RECBOLE_MODEL_TYPES = ("sequential", "general", "context_aware", "knowledge_aware", "exlib")
 
 
@@ -125,7 +124,7 @@ def dataset_names(data_path, builtin=BUILTIN_DATASETS) -> list[str]:
 def check_dataset(name: str, data_path, builtin=BUILTIN_DATASETS) -> None:
     """Raise ``ConfigError`` with the nearest names unless ``name`` is built in or has a folder."""
     names = dataset_names(data_path, builtin)
-    if name in names or name in RECBOLE_DATASETS:
+    if name in names:
         return
     close = hint(name, names) or f"; there are {', '.join(names)}"
     wanted = Path(data_path) / name / f"{name}.inter"

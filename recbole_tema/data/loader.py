@@ -9,11 +9,9 @@ from recbole.data.interaction import Interaction
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
-from recbole_tema.errors import ConfigError
 
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
-TRAIN_ROWS = ("sequence", "prefix")
 
 
 def pad_rows(flat, start, length):
@@ -45,15 +43,6 @@ class SequenceTrainLoader:
         self.batch_size = int(config["train_batch_size"])
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.stride = int(config["window_stride"] or max(1, self.max_length // 4))
-        if not 1 <= self.stride <= self.max_length:
-            raise ConfigError(
-                f"window_stride is {self.stride}; it must be between 1 and "
-                f"MAX_ITEM_LIST_LENGTH ({self.max_length})"
-            )
-        if config["train_rows"] not in TRAIN_ROWS:
-            raise ConfigError(
-                f"train_rows is '{config['train_rows']}'; allowed: {', '.join(TRAIN_ROWS)}"
-            )
         self.prefix_rows = config["train_rows"] == "prefix"
         self.sequences = dataset.train_sequences
         self.n_targets = int(np.maximum(self.sequences.lengths - 1, 0).sum())

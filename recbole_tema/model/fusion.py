@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FUSIONS = ("sum", "gate", "concat")
-
 
 def principal_components(matrix, present, size):
     """Principal components of the rows that are there, scaled to unit standard deviation.

@@ -11,7 +11,6 @@ from recbole_tema.model.base import CrossDomainRecommender
 from recbole_tema.model.dropout import Dropout
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import (
-    FUSIONS,
     Fusion,
     Projection,
     TagTable,
@@ -46,22 +45,9 @@ class TEMA(CrossDomainRecommender):
         self.full_softmax_items = config["full_softmax_items"]
         self.sampled_items = config["sampled_softmax_items"]
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
-        self._check(config)
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
-
-    def _check(self, config):
-        for key, allowed in (
-            ("fusion", FUSIONS),
-            ("similarity", ("dot", "cosine")),
-            ("tag_weighting", ("matched", "binary")),
-            ("id_init", ("normal", "text_pca")),
-        ):
-            if config[key] not in allowed:
-                raise ConfigError(f"{key} is '{config[key]}'; allowed: {', '.join(allowed)}")
-        if not (self.use_intra or self.use_inter):
-            raise ConfigError("use_intra and use_inter are both False: no thread is left")
 
     # ---------------------------------------------------------------- construction
 

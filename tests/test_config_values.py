@@ -1,0 +1,180 @@
+"""TemaConfig: values that are refused, with what is allowed, and values that pass."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from recbole_tema.config import TemaConfig
+from recbole_tema.config_checks import check_values
+from recbole_tema.config_files import load_yaml
+from recbole_tema.config_model_checks import model_rules
+from recbole_tema.errors import ConfigError
+from recbole_tema.names import model_names, recbole_dir
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"candidates": "some"}, "candidates is 'some'.*in_domain or all"),
+        ({"overlap_ratio": 1.5}, "overlap_ratio is 1.5.*from 0 to 1"),
+        ({"overlap_ratio": float("nan")}, "overlap_ratio is nan"),
+        ({"eval_groups": ["age"]}, "eval_groups.*overlap, popularity, length"),
+        ({"eval_groups": "overlap"}, "eval_groups.*a list"),
+        ({"exclude_history": 1}, "exclude_history is 1.*True or False"),
+        ({"epochs": -1}, "epochs is -1.*>= 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"learning_rate": 0}, "learning_rate is 0.*> 0"),
+        ({"learner": "adaam"}, "learner is 'adaam'.*sparse_adam"),
+        ({"topk": [0]}, r"topk is \[0\]"),
+        ({"topk": []}, r"topk is \[\]"),
+        ({"metrics": ["AUC"]}, "metrics.*ndcg"),
+        ({"metrics": ["NDGC"]}, "metrics.*ndcg"),
+        ({"valid_metric": "NDCG@7"}, "valid_metric is 'NDCG@7'.*NDCG@10"),
+        (
+            {"topk": 20},
+            r"valid_metric is 'NDCG@10' by default, which topk \(config_dict\) leaves.*NDCG@20",
+        ),
+        ({"eval_args": "{mode: full}"}, "eval_args.*a dict"),
+        (
+            {"eval_args": {"modes": "full"}},
+            "eval_args has no part 'modes'.*; it has split, order",
+        ),
+        (
+            {"eval_args": {"mode": {"tests": "full"}}},
+            "eval_args.mode has no part 'tests'",
+        ),
+        ({"eval_args": {"mode": {"test": "uni0"}}}, "eval_args.mode.test is 'uni0'"),
+        ({"eval_args": {"mode": "pop100"}}, "eval_args.mode is 'pop100'"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}}}, "eval_args.split.*leave-one-out"),
+        ({"eval_args": {"order": "RO"}}, "eval_args.order is 'RO'.*TO"),
+        ({"clip_grad_norm": {"max": 5}}, "clip_grad_norm has no part 'max'.*max_norm"),
+        (
+            {"train_neg_sample_args": {"number": 5}},
+            "has no part 'number'.*sample_num",
+        ),
+        ({"threads": 0}, "threads is 0"),
+        ({"nproc": 2}, "nproc is 2.*one process"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'.*an integer"),
+        ({"repeatable": False}, "repeatable"),
+        ({"seed": 2**32}, "seed is 4294967296.*to 4294967295"),
+        ({"metric_decimal_place": 400}, "metric_decimal_place is 400.*from 1 to 15"),
+        ({"loss_decimal_place": 16}, "loss_decimal_place is 16"),
+        ({"clip_grad_norm": {"norm_type": 2}}, "clip_grad_norm is .*with max_norm"),
+        ({"clip_grad_norm": {"max_norm": -1}}, "clip_grad_norm.max_norm is -1.*> 0"),
+        ({"clip_grad_norm": {"max_norm": 1, "norm_type": "x"}}, "clip_grad_norm.norm_type is 'x'"),
+        ({"loss_type": "BPR", "train_neg_sample_args": {"sample_num": 0}}, "sample_num is 0"),
+        ({"loss_type": "BPR", "train_neg_sample_args": {"distribution": "x"}}, "distribution is"),
+        ({"val_interval": "foo"}, "val_interval is 'foo'.*a dict of intervals"),
+        ({"val_interval": {"rating": "foo"}}, "val_interval is .*a dict of intervals"),
+        ({"discretization": "foo"}, "discretization is 'foo'.*a dict"),
+        ({"load_col": "abc"}, "load_col is 'abc'.*a dict"),
+        ({"load_col": {"inter": "abc"}}, "load_col is .*a dict of lists"),
+        ({"unload_col": ["inter"]}, "unload_col is .*a dict"),
+        ({"preload_weight": "abc"}, "preload_weight is 'abc'.*a dict"),
+        ({"threshold": "foo"}, "threshold is 'foo'.*a dict of numbers"),
+        ({"seq_len": {"title": 0}}, "seq_len is .*integers >= 1"),
+        ({"rm_dup_inter": "foo"}, "rm_dup_inter is 'foo'.*first, last, or none"),
+        ({"benchmark_filename": ["a", "b", "c"]}, "benchmark_filename.*none"),
+        ({"numerical_features": "price"}, "numerical_features is 'price'.*a list"),
+        ({"user_inter_num_interval": "foo"}, r"user_inter_num_interval is 'foo'.*\[5,inf\)"),
+        ({"item_inter_num_interval": "[5,2]"}, "item_inter_num_interval"),
+        ({"item_inter_num_interval": "[five,inf)"}, "item_inter_num_interval"),
+        ({"transform": "foo"}, "transform is 'foo'.*mask_itemseq"),
+        ({"encoding": "foo"}, "encoding is 'foo'.*utf-8"),
+        ({"field_separator": ","}, "field_separator is ','.*a tab"),
+        ({"ITEM_LIST_LENGTH_FIELD": "item_id"}, "ITEM_LIST_LENGTH_FIELD.*ITEM_ID_FIELD is that"),
+        ({"hidden_size": 0}, "hidden_size is 0.*>= 1"),
+        ({"hidden_act": "foo"}, "hidden_act is 'foo'.*gelu"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        TemaConfig("SASRec", "x", config_dict=values)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_at_the_edge_of_their_range_pass():
+    values = {
+        "overlap_ratio": 0,
+        "eval_groups": ["overlap", "popularity", "length"],
+        "candidates": "all",
+        "topk": 10,
+        "metrics": "ndcg",
+        "threads": 1,
+        "clip_grad_norm": {"max_norm": 5, "norm_type": float("inf")},
+        "seed": 2**32 - 1,
+        "metric_decimal_place": 15,
+        "val_interval": {"rating": "[3,inf);(0, 1)"},
+        "user_inter_num_interval": "[5, 10]",
+        "encoding": "UTF-8",
+        "load_col": {"inter": ["user_id", "item_id"], "item": "*"},
+        "eval_args": {"mode": "uni999", "group_by": None},
+    }
+    config = TemaConfig("SASRec", "x", config_dict=values)
+    assert config["topk"] == [10]
+    assert config["metrics"] == ["ndcg"]
+    assert config["overlap_ratio"] == 0
+    assert config["user_inter_num_interval"] == "[5, 10]", "text, as RecBole reads it"
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        ("LightGCN", {"n_layers": -1}, "n_layers is -1.*>= 0"),
+        ("GRU4Rec", {"embedding_size": 0}, "embedding_size is 0.*>= 1"),
+        ("TEMA", {"fusion": "product"}, r"fusion is 'product' \(config_dict\).*sum, gate, concat"),
+        ("TEMA", {"similarity": 1}, "similarity is 1.*dot, cosine"),
+        ("TEMA", {"id_init": "pca"}, "id_init is 'pca'.*normal, text_pca"),
+        ("TEMA", {"tag_weighting": "tfidf"}, "tag_weighting is 'tfidf'.*matched, binary"),
+        ("TEMA", {"train_rows": "prefixes"}, "train_rows is 'prefixes'.*sequence, prefix"),
+        ("LLM4CDSR", {"train_rows": "x"}, "train_rows is 'x'.*sequence, prefix"),
+        ("TEMA", {"window_stride": 51}, r"window_stride is 51 \(config_dict\).*\(50\)"),
+        ("TEMA", {"use_intra": False, "use_inter": False}, "no thread is left"),
+        (
+            "LLM4CDSR",
+            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 0}},
+            "train_neg_sample_args.sample_num is 0.*>= 1",
+        ),
+        (
+            "LLM4CDSR",
+            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}},
+            "train_neg_sample_args is .*'sample_num': 1",
+        ),
+        ("LLM4CDSR", {"train_neg_sample_args": {"alpha": 0.5}}, "train_neg_sample_args is"),
+    ],
+)
+def test_a_wrong_value_of_a_models_key(model, values, message):
+    with pytest.raises(ConfigError, match=message):
+        TemaConfig(model, "x", config_dict=values)
+
+
+def test_parts_of_the_negatives_that_are_not_given_are_recboles():
+    config = TemaConfig("BPR", "x", config_dict={"train_neg_sample_args": {"sample_num": 2}})
+    assert config["train_neg_sample_args"] == {
+        **{"distribution": "uniform", "sample_num": 2, "alpha": 1.0},
+        **{"dynamic": False, "candidate_num": 0},
+    }
+
+
+def test_wandb_is_asked_for_before_it_is_needed():
+    if find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    with pytest.raises(ConfigError, match=r"log_wandb.*pip install wandb"):
+        TemaConfig("Pop", "x", config_dict={"log_wandb": True})
+
+
+def test_a_key_of_another_model_may_be_out_of_its_range():
+    assert TemaConfig("Pop", "x", config_dict={"hidden_size": 0})["hidden_size"] == 0
+
+
+def test_recboles_own_defaults_are_allowed():
+    for model in model_names():
+        path = recbole_dir() / "properties" / "model" / f"{model}.yaml"
+        if path.is_file():
+            check_values(load_yaml(path), {}, model_rules(model))
+    for name in ("overall", "dataset/sample"):
+        values = load_yaml(recbole_dir() / "properties" / f"{name}.yaml")
+        values.pop("eval_args", None)  # a random split
+        check_values(values, {})
