@@ -66,7 +66,7 @@ def test_tema_trains_with_every_switch(settings, name, keys):
     "keys",
     [
         {},
-        {"loss_type": "CE", "train_neg_sample_args": None},
+        {"loss_type": "BCE"},
         {"alpha": 0, "beta": 0},
         {"llm_size": 8},
     ],
@@ -192,7 +192,13 @@ def test_loss_is_the_mean_cross_entropy_of_the_scores(settings):
 
 def test_bce_loss_by_hand(settings):
     model, prepared, _ = build(
-        settings, "LLM4CDSR", alpha=0.0, beta=0.0, hidden_dropout_prob=0, attn_dropout_prob=0
+        settings,
+        "LLM4CDSR",
+        loss_type="BCE",
+        alpha=0.0,
+        beta=0.0,
+        hidden_dropout_prob=0,
+        attn_dropout_prob=0,
     )
     batch = next(iter(prepared.train_data))
     found = total(model.calculate_loss(batch)).item()
