@@ -257,14 +257,14 @@ def test_other_losses_keep_recboles_negatives(model, values):
 
 
 def test_our_models_take_negatives_only_for_a_sampled_loss():
-    values = {"loss_type": "CE"}
+    values = {"loss_type": "BCE"}
     configs = [
         TemaConfig("TEMA", "x"),
         TemaConfig("LLM4CDSR", "x", config_dict=values),
         TemaConfig("LLM4CDSR", "x"),
     ]
     kinds = [config["train_neg_sample_args"]["distribution"] for config in configs]
-    assert kinds == ["none", "none", "uniform"]
+    assert kinds == ["none", "uniform", "none"]
 
 
 def test_negatives_that_the_user_asks_for_are_not_dropped_in_silence():
