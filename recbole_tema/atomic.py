@@ -134,6 +134,8 @@ def require_fields(
 def check_rows(path: str | Path) -> int:
     """Check each row's shape and encoding in one pass of constant memory; the number of rows.
 
+    Blank lines behind the last row do not count, as in a feature file.
+
     Raises:
         DataError: no rows, a row with another number of cells than the header, a NUL byte, text
             that is not UTF-8, or a cell whose opening double quote is not closed in that cell
@@ -141,9 +143,9 @@ def check_rows(path: str | Path) -> int:
     """
     with open_atomic(path) as file:
         n_tabs = len(parse_header(file.readline(), path)) - 1
-        number = 1
-        while block := file.read(CHECKED_BYTES):
-            block += file.readline()
+        number, end = 1, _end_of_rows(file)
+        while (place := file.tell()) < end:
+            block = file.read(min(CHECKED_BYTES, end - place)) + file.readline()
             if not _is_plain(block, n_tabs):
                 for offset, line in enumerate(io.BytesIO(block), start=1):
                     _check_line(path, number + offset, line, n_tabs)
@@ -151,6 +153,19 @@ def check_rows(path: str | Path) -> int:
     if number == 1:
         raise DataError(f"{path}: a header but no rows; write the data or remove the file")
     return number - 1
+
+
+def _end_of_rows(file: BinaryIO) -> int:
+    """Offset behind the last line of `file` that is not blank; the place in the file stays."""
+    place, end = file.tell(), file.seek(0, os.SEEK_END)
+    content = b""
+    while end > 0 and not content:
+        start = max(0, end - 4096)
+        file.seek(start)
+        content = file.read(end - start).rstrip(b"\r\n")
+        end = start + len(content)
+    file.seek(place)
+    return end
 
 
 def _is_plain(block: bytes, n_tabs: int) -> bool:
@@ -210,12 +225,13 @@ def read_table(
     fields = read_header(path)
     require_fields(path, fields, required or {})
     require_fields(path, fields, dict.fromkeys(columns or ()))
-    check_rows(path)
+    n_rows = check_rows(path)
     wanted = [f for f in fields if columns is None or f.name in columns]
     token_type = "category" if categories else str
     dtypes = {str(f): token_type if f.type == "token" else str for f in wanted}
     dtypes.update({str(f): np.float64 for f in wanted if f.type == "float"})
     options = {"sep": "\t", "encoding": "utf-8", "usecols": list(dtypes), "skip_blank_lines": False}
+    options["nrows"] = n_rows  # without the blank lines at the end
     missing = {str(f): ([""] if f.type == "float" else []) for f in wanted}
     try:
         table = pd.read_csv(
@@ -239,13 +255,23 @@ def _name_bad_float(path: str | Path, floats: list[Field], options: dict) -> Non
     table = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
     for field in floats:
         column = table[str(field)]
-        bad = pd.to_numeric(column, errors="coerce").isna() & (column != "")
+        finite = pd.to_numeric(column, errors="coerce").abs() < np.inf
+        bad = ~finite & (column != "")
         if bad.any():
             row = int(bad.to_numpy().argmax())
             raise DataError(
                 f"{path}, line {row + 2}: field '{field.name}' holds {column.iloc[row]!r}, "
-                "not a number; correct it or leave the cell empty"
+                f"{_number_fault(column.iloc[row])}; correct it"
             )
+
+
+def _number_fault(text: str) -> str:
+    try:
+        float(text)
+    except ValueError:
+        return "not a number"
+    large = any(character.isdigit() for character in text)
+    return "beyond the range of a float" if large else "not a finite number"
 
 
 def token_fault(token: str) -> str | None:

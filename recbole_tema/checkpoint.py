@@ -6,6 +6,8 @@ state dict and the config as plain values; one to resume from the optimizer and 
 
 import hashlib
 import pickle
+import zipfile
+import zlib
 from enum import Enum
 from pathlib import Path
 
@@ -23,6 +25,8 @@ PARTS = {
 }
 # torch.save writes a zip archive, and so begins every file that it finished or began.
 ARCHIVE = b"PK"
+# How the zip archive says that it is damaged.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def plain(value):
@@ -119,18 +123,35 @@ def unpack_other(value, device="cpu"):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def _misfits(own: dict, given: dict) -> str:
+    """How two state dicts differ in names and shapes, in a few words; empty where they fit."""
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in given.items()}
+    kinds = {
+        "the file lacks": [name for name in own if name not in given],
+        "the model lacks": [name for name in given if name not in own],
+        "other sizes": [
+            f"{name} is {shapes[name]} in the file, {tuple(value.shape)} in the model"
+            for name, value in own.items()
+            if name in given and tuple(value.shape) != shapes[name]
+        ],
+    }
+    return "; ".join(
+        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
+        for kind, names in kinds.items()
+        if names
+    )
+
+
 def load_weights(model, state: dict, path, device="cpu") -> None:
     """Put the weights of a checkpoint, and what the model keeps beside them, into ``model``.
 
     Raises:
         CheckpointError: the weights do not fit the model.
     """
-    try:
-        model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit the model as configured: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    misfits = _misfits(model.state_dict(), state["state_dict"])
+    if misfits:
+        raise CheckpointError(f"{path} does not fit the model as configured: {misfits}")
+    model.load_state_dict(state["state_dict"])
     model.load_other_parameter(unpack_other(state.get("other_parameter"), device))
 
 
@@ -172,18 +193,20 @@ def read_checkpoint(path, device="cpu") -> dict:
     if head != ARCHIVE:
         what = "is empty" if not head else "is no file that torch.save wrote"
         raise CheckpointError(f"{path} {what}; give a .pth file of recbole-tema")
+    damaged = f"{path} is truncated or damaged; restore it from a copy or train again"
     try:
+        # PyTorch does not look at the checksums of the archive: flipped bits would load.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise CheckpointError(damaged)
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of recbole-tema: it holds objects beyond tensors and "
             f"plain values, and loading those could run code; train the model with this package"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({str(error).splitlines()[0]}); restore it from a "
-            f"copy or train again"
-        ) from error
+    except (*UNREADABLE, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(damaged) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of recbole-tema ('{FORMAT}')")
     for name, kind in PARTS.items():

@@ -98,7 +98,7 @@ def check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:
     if negatives in NONE:
         negatives = {"distribution": None}
     if values["loss_type"] not in SAMPLED_LOSSES:
-        if negatives.get("distribution") not in NONE:
+        if negatives.get("distribution", "uniform") not in NONE:
             fail("train_neg_sample_args", negatives, "none, as loss_type is CE", sources)
     elif {**NEGATIVE_PARTS, **negatives} != NEGATIVE_PARTS:
         wanted = "{'distribution': 'uniform', 'sample_num': 1}, within the target's domain"

@@ -17,13 +17,16 @@ from recbole_tema.checkpoint import (
     read_checkpoint,
 )
 from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import load_yaml, merge_layer
+from recbole_tema.config_files import check_layers, load_yaml, merge_layer
+from recbole_tema.config_keys import keys_by_model
 from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.data.preparation import PHASES
 from recbole_tema.data.sequences import training_part
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
 from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, named_missing_package
 from recbole_tema.randomness import seeded
+from recbole_tema.refusals import REFUSED, from_recbole, in_one_line, recbole_refusals
 from recbole_tema.scoring import EvalData, evaluate_model
 from recbole_tema.trainer import build_trainer
 
@@ -61,6 +64,7 @@ def run_recbole_tema(
     Raises:
         TemaError: a name, key, value or file is wrong; the message says which.
     """
+    check_layers(config_dict=config_dict, cmd_config_dict=cmd_config_dict)
     layers = (config_file_list, config_dict, cmd_config_dict)
     model = _name("model", model, DEFAULT_MODEL, *layers)
     dataset = _name("dataset", dataset, DEFAULT_DATASET, *layers)
@@ -74,10 +78,9 @@ def run_recbole_tema(
     logger.info(config)
     _ensure_dataset(config)
 
-    model_class = config.model_class
-    data = create_dataset(config, model_class)
+    data = _load_dataset(config)
     logger.info(data)
-    prepared = data_preparation(config, data, model_class)
+    prepared = _prepare(config, data)
     eval_data = _eval_data(config, data, prepared)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
@@ -125,11 +128,13 @@ def load_model(checkpoint, data_path=None, device=None):
 
     Raises:
         CheckpointError: the file is damaged, not this package's, or of other data.
+        ConfigError: there is no such device.
         DataError: the dataset is not where it was, or one of its files is damaged.
     """
+    device = None if device is None else _device(device)
     config, state = _saved_config(checkpoint, data_path)
     if device is not None:
-        config["device"] = torch.device(device)
+        config["device"] = device
     dataset = _saved_dataset(config, state, checkpoint)
     model = _saved_model(config, dataset.build()[0], state, checkpoint)
     model.dataset = dataset
@@ -152,9 +157,13 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
 
     Raises:
         CheckpointError: the file is damaged, not this package's, or of other data.
-        ConfigError: a key of ``config_dict`` is unknown or its value out of range.
+        ConfigError: a phase or a key of ``config_dict`` is unknown, or a value out of range.
         DataError: the dataset is not where it was, or one of its files is damaged.
     """
+    phases = [phases] if isinstance(phases, str) else list(phases)
+    if not set(phases) <= set(PHASES):
+        raise ConfigError(f"phases is {phases}; allowed: a list of {', '.join(PHASES)}")
+    check_layers(config_dict=config_dict)
     config, state = _saved_config(checkpoint, data_path, config_dict)
     data = _saved_dataset(config, state, checkpoint)
     if state.get("events", "") != events_fingerprint(data):
@@ -162,7 +171,7 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
             f"dataset '{config['dataset']}' has other interactions than those that {checkpoint} "
             f"was trained on: the metrics are of what is there now"
         )
-    prepared = data_preparation(config, data, config.model_class)
+    prepared = _prepare(config, data)
     model = _saved_model(config, prepared.train_data.dataset, state, checkpoint)
     eval_data = _eval_data(config, data, prepared)
     return {phase: evaluate_model(model, eval_data[phase], config, data)[0] for phase in phases}
@@ -205,17 +214,63 @@ def _saved_dataset(config, state, checkpoint):
             f"{folder} not found: the dataset of {checkpoint} has moved or is gone; give "
             f"data_path, the folder that holds the folder '{state['dataset']}'"
         )
-    dataset = create_dataset(config, config.model_class)
+    dataset = _load_dataset(config)
     check_belongs(state, checkpoint, state["model"], dataset_fingerprint(dataset))
     return dataset
+
+
+def _device(name):
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        # PyTorch has no CUDA: an AssertionError. No such name, no such GPU: a RuntimeError.
+        words = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({words}); give cpu") from error
+    return device
+
+
+def _load_dataset(config):
+    """The dataset of ``config``; what RecBole refuses while it loads becomes one line.
+
+    Raises:
+        DataError: a file is missing or malformed. ConfigError: a key does not fit the dataset.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    suffixes = config["additional_feat_suffix"] or []
+    for suffix in [suffixes] if isinstance(suffixes, str) else suffixes:
+        path = folder / f"{name}.{suffix}"
+        if not path.is_file():
+            raise DataError(f"{path} not found, which additional_feat_suffix names")
+    with recbole_refusals(f"RecBole refuses dataset '{name}' with this configuration"):
+        dataset = create_dataset(config, config.model_class)
+    length = config["ITEM_LIST_LENGTH_FIELD"]
+    if any(length in columns for columns in (config["load_col"] or {}).values()):
+        raise ConfigError(
+            f"ITEM_LIST_LENGTH_FIELD is '{length}', which is a column of '{name}' already; give "
+            f"another name"
+        )
+    return dataset
+
+
+def _prepare(config, dataset):
+    with recbole_refusals(f"RecBole refuses to split dataset '{config['dataset']}'"):
+        return data_preparation(config, dataset, config.model_class)
 
 
 def _new_model(config, train_dataset):
     try:
         return config.model_class(config, train_dataset).to(config["device"])
-    except (ValueError, NotImplementedError) as error:
-        # So RecBole's models refuse keys that do not fit together.
-        raise ConfigError(f"model '{config['model']}': {' '.join(str(error).split())}") from error
+    except REFUSED as error:
+        # So RecBole's models refuse keys that do not fit together, or a value that they miss in a
+        # table of theirs; a package that is not installed is named by the caller.
+        known = isinstance(error, ValueError | NotImplementedError) or from_recbole(error)
+        if not known or isinstance(error, ModuleNotFoundError):
+            raise
+        own = keys_by_model().get(config["model"], ())
+        given = ", ".join(sorted(key for key in config.sources if key in own))
+        where = f" (keys of this model that were given: {given})" if given else ""
+        raise ConfigError(f"model '{config['model']}': {in_one_line(error)}{where}") from error
 
 
 def _saved_model(config, train_dataset, state, checkpoint):

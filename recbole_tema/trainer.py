@@ -7,6 +7,7 @@ is needed to resume, and the evaluation (in-domain candidates, per-domain and gr
 import errno
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,7 @@ from recbole_tema.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from recbole_tema.errors import CheckpointError, ConfigError, TrainingError
+from recbole_tema.errors import CheckpointError, ConfigError, EvaluationError, TrainingError
 from recbole_tema.randomness import random_state, set_random_state
 from recbole_tema.scoring import evaluate_model
 
@@ -264,6 +265,20 @@ class TrainerLayer:
             )
 
     # ---------------------------------------------------------------- evaluation
+
+    def _valid_epoch(self, *args, **kwargs):
+        """RecBole's; early stopping would compare with NaN and keep no model at all.
+
+        Raises:
+            EvaluationError: the score of the validation is not finite.
+        """
+        score, result = super()._valid_epoch(*args, **kwargs)
+        if not math.isfinite(score):
+            raise EvaluationError(
+                f"the validation's {self.config['valid_metric']} is {score}, so no model can be "
+                f"chosen by it; check metrics and metric_decimal_place"
+            )
+        return score, result
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Rank every target of a phase among its candidates: its metrics, as in `evaluate_model`.

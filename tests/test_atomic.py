@@ -147,6 +147,31 @@ def test_malformed_number_names_its_line(tmp_path):
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("1e999", "beyond the range of a float; correct it"),
+        ("x", "not a number; correct it"),
+        ("1 2", "not a number; correct it"),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_told_apart(tmp_path, cell, says):
+    path = put(tmp_path, f"item_id:token\tprice:float\na\t\nb\t{cell}\nc\t1\n")
+    with pytest.raises(DataError, match=f"line 3: field 'price' holds '{cell}', {says}$"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"", b"\n\n", b"\n\n\n\n", b"\r\n\r\n", b"\n" * 9000])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    path = put(tmp_path, b"item_id:token\tprice:float\na\t1\nb\t" + end)
+    assert check_rows(path) == 2
+    table = read_table(path)
+    assert table["item_id"].tolist() == ["a", "b"]
+    assert table["price"].isna().tolist() == [False, True]
+    with pytest.raises(DataError, match="no rows"):
+        read_table(put(tmp_path, b"item_id:token\tprice:float\n" + end))
+
+
 # ---- ids, titles, tags
 
 

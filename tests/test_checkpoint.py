@@ -18,7 +18,7 @@ from recbole_tema.checkpoint import FORMAT, pack_other, read_checkpoint, unpack_
 from recbole_tema.checkpoint import write_checkpoint as write
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.errors import CheckpointError, DataError
+from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer import build_trainer
 
@@ -115,6 +115,16 @@ def test_a_truncated_checkpoint(run, share):
         load_model(path)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_flipped_bit_is_found(run, share):
+    _, path = run("BPR")
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is truncated or damaged; restore it from a copy"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("part", ["model", "dataset", "fingerprint", "config", "state_dict"])
 def test_a_checkpoint_without_a_part(run, part):
     _, path = run("Pop")
@@ -143,6 +153,34 @@ def test_weights_of_another_size(run):
     _, path = run("BPR", embedding_size=8)
     with pytest.raises(CheckpointError, match="does not fit the model as configured"):
         evaluate_checkpoint(path, {"embedding_size": 4})
+
+
+def test_weights_of_another_model_are_named_in_a_few_words(run):
+    _, path = run("TEMA")
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "model": "SASRec", "given": {}}, path)
+    with pytest.raises(CheckpointError, match=r"the file lacks: .* and \d+ more; ") as caught:
+        load_model(path)
+    assert "position_embedding.weight" in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_device_that_is_not_there_is_named(run):
+    _, path = run("Pop")
+    for device in ("foo", "cuda:99", 1.5):
+        with pytest.raises(ConfigError, match=f"device {device!r} cannot be used") as caught:
+            load_model(path, device=device)
+        assert "\n" not in str(caught.value)
+    assert str(load_model(path, device="cpu")[0]["device"]) == "cpu"
+
+
+def test_phases_that_are_not_there_are_named(run):
+    _, path = run("Pop")
+    for phases in (["train"], "foo", ["test", "train"]):
+        with pytest.raises(ConfigError, match=r"phases is .*valid, test"):
+            evaluate_checkpoint(path, phases=phases)
+    assert set(evaluate_checkpoint(path, phases="test")) == {"test"}
+    with pytest.raises(ConfigError, match="config_dict is"):
+        evaluate_checkpoint(path, [1])
 
 
 @pytest.fixture

@@ -139,7 +139,10 @@ def test_values_at_the_edge_of_their_range_pass():
         ),
         (
             "LLM4CDSR",
-            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}},
+            {
+                "loss_type": "BCE",
+                "train_neg_sample_args": {"distribution": "uniform", "sample_num": 2},
+            },
             "train_neg_sample_args is .*'sample_num': 1",
         ),
         ("LLM4CDSR", {"train_neg_sample_args": {"alpha": 0.5}}, "train_neg_sample_args is"),

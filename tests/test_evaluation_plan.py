@@ -141,7 +141,16 @@ def test_negatives_are_distinct_unseen_and_of_the_pool(seed, n_domains, n, candi
         assert set(drawn) <= eligible
         assert plan.n_candidates[row] == len(drawn) + 1
         listed = plan.candidate_items([row])[0].tolist()
-        assert listed == [plan.targets[row], *drawn, *[0] * (n - len(drawn))]
+        width = plan.negatives.shape[1]
+        assert listed == [plan.targets[row], *drawn, *[0] * (width - len(drawn))]
+    assert plan.negatives.shape[1] <= min(n, len(domains))
+
+
+def test_more_negatives_than_items_are_all_items():
+    domains = np.repeat([0, 1, 2], [1, 30, 10])
+    plan = make_plan([[2, 3, 35, 17]] * 3, domains, mode="uni99999999999")
+    assert plan.negatives.shape == (3, 30)
+    assert [set(row) for row in plan.negatives.tolist()] == [{*range(31)} - {2, 3, 17}] * 3
 
 
 @pytest.mark.parametrize("n", [4, 12, 24])  # drawn again on collision, by keys, nearly everything

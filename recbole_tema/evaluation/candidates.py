@@ -113,9 +113,10 @@ def sample_negatives(pools: Pools, row_pool, offsets, places, n_negatives: int, 
         row_pool: ``(n,)``. offsets, places: the own items, from :func:`own_places`.
 
     Returns:
-        ``(n, n_negatives)`` int32 item ids. A row with fewer eligible items has all of them, and
-        zeros (the padding item) behind.
+        ``(n, N)`` int32 item ids, N the smaller of ``n_negatives`` and the size of the largest
+        pool. A row with fewer eligible items has all of them, and zeros (the padding item) behind.
     """
+    n_negatives = min(n_negatives, int(pools.sizes(row_pool).max(initial=1)))
     negatives = np.zeros((len(row_pool), n_negatives), dtype=np.int32)
     for low in range(0, len(row_pool), CHUNK_ROWS):
         part = slice(low, min(low + CHUNK_ROWS, len(row_pool)))

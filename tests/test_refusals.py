@@ -1,0 +1,68 @@
+"""What RecBole refuses ends in one line; faults of our own code keep their traceback."""
+
+import pytest
+from recbole.model.general_recommender import BPR
+
+from recbole_tema import quick_start, run_recbole_tema
+from recbole_tema.config import TemaConfig
+from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.errors import ConfigError, DataError, EvaluationError
+from recbole_tema.evaluation import plan
+from recbole_tema.refusals import recbole_refusals
+from recbole_tema.scoring import EvalData
+from recbole_tema.trainer import build_trainer
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "message"),
+    [
+        ("BPR", {"user_inter_num_interval": "[1000,inf)"}, r"\[1000,inf\).*tiny"),
+        ("TEMA", {"numerical_features": ["price"]}, "numerical_features names the field 'price'"),
+        ("TEMA", {"discretization": {"price": {}}}, "RecBole refuses dataset 'tiny'.*price"),
+        ("TEMA", {"normalize_field": ["colour"]}, "colour"),
+        ("TEMA", {"additional_feat_suffix": ["foo"]}, r"tiny\.foo not found.*additional_feat_"),
+        ("TEMA", {"additional_feat_suffix": "foo"}, r"tiny\.foo not found"),
+        ("SASRec", {"ITEM_LIST_LENGTH_FIELD": "tags"}, "'tags', which is a column of 'tiny'"),
+        ("SASRec", {"hidden_act": "foo"}, "hidden_act is 'foo'"),
+        ("NARM", {"dropout_probs": 0.5}, r"'NARM': TypeError: .*given: dropout_probs,"),
+        ("GRU4Rec", {"num_layers": 0}, r"model 'GRU4Rec': .*given: .*num_layers\)"),
+    ],
+)
+def test_a_key_that_does_not_fit_ends_in_one_line(settings, model, keys, message):
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        run_recbole_tema(model, "tiny", config_dict={**settings, **keys})
+    assert "\n" not in str(caught.value)
+
+
+def test_our_own_faults_keep_their_traceback(settings):
+    class Faulty(BPR):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            raise KeyError("ours")
+
+    config = TemaConfig(Faulty, "tiny", config_dict={**settings, "embedding_size": 4})
+    dataset = quick_start._load_dataset(config)
+    with pytest.raises(KeyError, match="ours"):
+        quick_start._new_model(config, quick_start._prepare(config, dataset).train_data.dataset)
+    with pytest.raises(ValueError, match=r"\(2,\) targets"), recbole_refusals("x"):
+        plan.EvalPlan([1], [1, 2], [0, 1, 2], ["a", "b"], sequences=([1], [0, 0, 1]))
+
+
+def test_arguments_of_the_wrong_kind_are_named():
+    with pytest.raises(ConfigError, match="model is 3"):
+        run_recbole_tema(model=3)
+    for layer in ({"config_dict": [1]}, {"cmd_config_dict": "seed=1"}):
+        with pytest.raises(ConfigError, match="give a dict"):
+            run_recbole_tema(**layer)
+
+
+def test_a_validation_score_that_is_not_finite_ends_training(settings):
+    config = TemaConfig("BPR", "tiny", config_dict=settings)
+    dataset = create_dataset(config, config.model_class)
+    prepared = data_preparation(config, dataset, config.model_class)
+    model = config.model_class(config, prepared.train_data.dataset)
+    trainer = build_trainer(config, model, dataset)
+    valid = EvalData(prepared.eval_data["valid"], prepared.plans["valid"])
+    config["metric_decimal_place"] = 400  # which the config refuses: every metric is nan
+    with pytest.raises(EvaluationError, match=r"NDCG@3 is nan.*metric_decimal_place"):
+        trainer.fit(prepared.train_data, valid)
