@@ -71,7 +71,14 @@ def interrupt_after(monkeypatch, model, n_batches):
     [
         ("TEMA", {}, 10),
         ("TEMA", {"eval_step": 2}, 14),
-        ("LLM4CDSR", {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}, 10),
+        (
+            "LLM4CDSR",
+            {
+                "loss_type": "BCE",
+                "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+            },
+            10,
+        ),
         ("BERT4Rec", {"hidden_size": 16, "mask_ratio": 0.6}, 14),
         ("LightGCN", {}, 8),
         ("GRU4Rec", {"learner": "adagrad", "eval_step": 0}, 14),
