@@ -74,6 +74,11 @@ def choice(options) -> Rule:
     return Rule(lambda v: isinstance(v, str) and v.lower() in options, f"one of {words}")
 
 
+def exactly(*options) -> Rule:
+    """The rule of one of some words, as they are written."""
+    return Rule(lambda v: isinstance(v, str) and v in options, f"one of {', '.join(options)}")
+
+
 def optional(rule) -> Rule:
     """``rule``, or none."""
     return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
@@ -95,13 +100,16 @@ def _is_text(value):
     return isinstance(value, str) and value != ""
 
 
+def _is_names(value):
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
 def _is_columns(value):
-    return value == "*" or (isinstance(value, list | tuple) and all(map(_is_text, value)))
+    return value == "*" or _is_names(value)
 
 
 def _dict_of(test, words):
-    holds = lambda v: isinstance(v, dict) and all(map(test, v.values()))  # noqa: E731
-    return optional(Rule(holds, words))
+    return optional(Rule(lambda v: isinstance(v, dict) and all(map(test, v.values())), words))
 
 
 def _listed(test, one=True):
@@ -112,7 +120,7 @@ def _listed(test, one=True):
 
 BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
 TEXT = Rule(_is_text, "text")
-TEXTS = optional(Rule(_is_columns, "a list of names"))
+TEXTS = optional(Rule(_is_names, "a list of names"))
 INTERVAL = optional(Rule(is_interval, "an interval as [5,inf)"))
 COLUMNS = _dict_of(_is_columns, "a dict of lists of columns by suffix, as {'inter': ['user_id']}")
 PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
@@ -162,7 +170,7 @@ RULES = {
     **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), TEXTS),
     **dict.fromkeys(("normalize_field", "numerical_features"), TEXTS),
     "additional_feat_suffix": optional(
-        Rule(lambda v: _is_text(v) or _is_columns(v), "a list of suffixes")
+        Rule(lambda v: _is_text(v) or _is_names(v), "a list of suffixes")
     ),
     "benchmark_filename": Rule(
         lambda v: v is None, "none: NAME.inter is split leave-one-out, no other split is read"
@@ -174,11 +182,11 @@ RULES = {
     "field_separator": Rule(lambda v: v == "\t", "a tab, which parts the cells of atomic files"),
     "normalize_all": optional(BOOL),
     "preload_weight": _dict_of(_is_text, "a dict from the column of ids to that of vectors"),
-    "rm_dup_inter": optional(choice(("first", "last"))),
+    "rm_dup_inter": optional(exactly("first", "last")),
     "seq_len": _dict_of(lambda v: is_int(v, 1), "a dict of integers >= 1 by field"),
     "seq_separator": TEXT,
     "threshold": _dict_of(is_real, "a dict of numbers by field, as {'rating': 3}"),
-    "transform": optional(choice(TRANSFORMS)),
+    "transform": optional(exactly(*TRANSFORMS)),
     "val_interval": _dict_of(is_interval, "a dict of intervals by field, as {'rating': '[3,inf)'}"),
 }
 # Parts of the two keys that are dicts of arguments.
@@ -190,7 +198,7 @@ PART_RULES = {
         "foreach": optional(BOOL),
     },
     "train_neg_sample_args": {
-        "distribution": choice(DISTRIBUTIONS),
+        "distribution": exactly(*DISTRIBUTIONS),
         "sample_num": integer(1),
         "alpha": Rule(is_real, "a number"),
         "dynamic": BOOL,

@@ -6,6 +6,7 @@ from recbole_tema.config_checks import (
     NONE,
     Rule,
     choice,
+    exactly,
     fail,
     integer,
     is_real,
@@ -20,12 +21,6 @@ ACTIVATIONS = ("gelu", "relu", "swish", "tanh")
 PROBABILITY = Rule(lambda v: is_real(v) and 0 <= v < 1, "a number from 0 to below 1")
 POSITIVE = Rule(lambda v: is_real(v) and v > 0, "a number > 0")
 NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
-
-
-def _exactly(*options):
-    return Rule(lambda v: isinstance(v, str) and v in options, f"one of {', '.join(options)}")
-
-
 # Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
@@ -37,13 +32,13 @@ MODEL_RULES = {
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
-    "hidden_act": _exactly(*ACTIVATIONS),
+    "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
-    "fusion": _exactly("sum", "gate", "concat"),
-    "similarity": _exactly("dot", "cosine"),
-    "tag_weighting": _exactly("matched", "binary"),
-    "id_init": _exactly("normal", "text_pca"),
-    "train_rows": _exactly("sequence", "prefix"),
+    "fusion": exactly("sum", "gate", "concat"),
+    "similarity": exactly("dot", "cosine"),
+    "tag_weighting": exactly("matched", "binary"),
+    "id_init": exactly("normal", "text_pca"),
+    "train_rows": exactly("sequence", "prefix"),
 }
 # Keys that mean the same in every model of RecBole that has them.
 RECBOLE_RULES = {
@@ -52,7 +47,7 @@ RECBOLE_RULES = {
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob"), PROBABILITY),
     "layer_norm_eps": POSITIVE,
     "initializer_range": NOT_NEGATIVE,
-    "hidden_act": _exactly(*ACTIVATIONS, "sigmoid"),
+    "hidden_act": exactly(*ACTIVATIONS, "sigmoid"),
 }
 
 

@@ -74,6 +74,7 @@ from recbole_tema.names import model_names, recbole_dir
         ({"preload_weight": "abc"}, "preload_weight is 'abc'.*a dict"),
         ({"threshold": "foo"}, "threshold is 'foo'.*a dict of numbers"),
         ({"seq_len": {"title": 0}}, "seq_len is .*integers >= 1"),
+        ({"rm_dup_inter": "First"}, "rm_dup_inter is .First"),
         ({"rm_dup_inter": "foo"}, "rm_dup_inter is 'foo'.*first, last, or none"),
         ({"benchmark_filename": ["a", "b", "c"]}, "benchmark_filename.*none"),
         ({"numerical_features": "price"}, "numerical_features is 'price'.*a list"),
