@@ -77,6 +77,7 @@ def test_batches(settings):
     config, dataset = open_dataset(
         settings,
         model="LLM4CDSR",
+        loss_type="BCE",
         train_neg_sample_args={"distribution": "uniform", "sample_num": 1},
     )
     loader = data_preparation(config, dataset, config.model_class).train_data
