@@ -73,6 +73,19 @@ def test_the_users_columns_win(rated, model):
     assert set(dataset.tags[1].unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"inter": ["user_id"], "item": ["item_id", "domain"]}, r"'item_id' of tiny\.inter"),
+        ({"inter": "*", "item": ["item_id"]}, r"'domain' of tiny\.item"),
+        ({"inter": "*"}, r"'item_id' of tiny\.item"),
+    ],
+)
+def test_columns_that_every_run_reads_cannot_be_left_out(settings, columns, message):
+    with pytest.raises(ConfigError, match=f"load_col leaves out {message}"):
+        open_dataset(settings, load_col=columns)
+
+
 def test_tags_that_are_cut_off_take_their_weights_along(settings):
     _, dataset = open_dataset(settings, seq_len={"tags": 1})
     ids, weights = dataset.tags

@@ -61,6 +61,7 @@ def _leave_out_unloaded(config, found) -> None:
     unload = config["unload_col"] or {}
     if "load_col" in config.external_config_dict and config["load_col"] is not None:
         load = config["load_col"]
+        _check_needed_columns(config, load)
         suffixes = [s for s in found["additional_feat_suffix"] or [] if s in load]
         found["additional_feat_suffix"] = suffixes or None
     elif unload:
@@ -69,6 +70,20 @@ def _leave_out_unloaded(config, found) -> None:
             for source, names in found["load_col"].items()
         }
         config["unload_col"] = None
+
+
+def _check_needed_columns(config, load) -> None:
+    fields = {
+        "inter": ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"),
+        "item": ("ITEM_ID_FIELD", "DOMAIN_FIELD"),
+    }
+    for source, keys in fields.items():
+        for needed in (config[key] for key in keys):
+            if load.get(source) != "*" and needed not in load.get(source, ()):
+                raise ConfigError(
+                    f"load_col leaves out '{needed}' of {config['dataset']}.{source}, which every "
+                    f"run reads; add it"
+                )
 
 
 def _without_unloaded(config, found) -> dict:

@@ -64,8 +64,9 @@ def read_frame(path, load=None, skip=None, seq_separator=" ", required=()):
 def _refuse(path, name, column, bad, fault):
     rows = np.flatnonzero(bad.to_numpy())
     if len(rows):
+        found = "" if pd.isna(column.iloc[rows[0]]) else column.iloc[rows[0]]
         raise DataError(
-            f"{path}, line {rows[0] + 2}: '{name}' {fault} (found '{column.iloc[rows[0]]}'; "
+            f"{path}, line {rows[0] + 2}: '{name}' {fault} (found '{found}'; "
             f"{len(rows)} of {len(column)} rows); mend or remove them"
         )
 
