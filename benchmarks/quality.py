@@ -43,6 +43,16 @@ def read_suite(path: Path) -> dict:
     return suite
 
 
+def run_id(suite: dict, label: str, seed: int) -> str:
+    """Name of a run by all that its result depends on: new defaults make it another run."""
+    from recbole_tema.config import TemaConfig
+    from recbole_tema.trainer import run_name
+
+    run = suite["runs"][label]
+    config = TemaConfig(run["model"], suite["dataset"], config_dict={**run["keys"], "seed": seed})
+    return run_name(config)
+
+
 def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
     """Train and evaluate one run in this process."""
     import torch
@@ -68,6 +78,7 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
     seconds = result["epoch_seconds"]
     return {
         "label": label,
+        "run": run_id(suite, label, seed),
         "model": run["model"],
         "seed": seed,
         "keys": run["keys"],
@@ -179,14 +190,14 @@ def main():
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{args.suite.stem}.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(r["label"], r["seed"], json.dumps(r["keys"], sort_keys=True)) for r in records}
+    done = {(r["label"], r.get("run")) for r in records}
     todo = [
         (label, seed)
-        for seed in suite["seeds"]
+        for seed in sorted({seed for run in suite["runs"].values() for seed in run["seeds"]})
         for label, run in suite["runs"].items()
         if seed in run["seeds"]
-        and (label, seed, json.dumps(run["keys"], sort_keys=True)) not in done
         and (not args.only or label in args.only.split(","))
+        and (label, run_id(suite, label, seed)) not in done
     ]
     with ThreadPoolExecutor(args.jobs) as pool:
         for record in pool.map(lambda job: start(args, *job), todo):
