@@ -3,9 +3,9 @@
     python benchmarks/quality.py benchmarks/suites/NAME.yaml [--data_path FOLDER] [--jobs 2]
 
 A suite names a dataset, the seeds, keys common to all runs, and its runs: a label, a model, the
-keys that differ, and maybe seeds of its own. Every model is trained once a seed and evaluated under
-two protocols, the full in-domain ranking and 100 sampled ones, overall, per domain and
-for the least popular third of the targets. A run that is already in the file is not repeated, so an
+keys that differ, and maybe seeds or a dataset of its own. Every model is trained once a seed and
+evaluated under two protocols, the full in-domain ranking and 100 sampled ones, overall, per domain
+and for the least popular third of the targets. A run that is already in the file is not repeated, so an
 interrupted suite goes on where it was. With ``search: true`` only validation metrics are computed
 and shown.
 """
@@ -37,6 +37,7 @@ def read_suite(path: Path) -> dict:
             "model": run["model"],
             "keys": {**common, **(run.get("keys") or {})},
             "seeds": run.get("seeds", suite["seeds"]),
+            "dataset": run.get("dataset", suite["dataset"]),
         }
         for label, run in suite["runs"].items()
     }
@@ -49,7 +50,8 @@ def run_id(suite: dict, label: str, seed: int) -> str:
     from recbole_tema.trainer import run_name
 
     run = suite["runs"][label]
-    config = TemaConfig(run["model"], suite["dataset"], config_dict={**run["keys"], "seed": seed})
+    keys = {**run["keys"], "seed": seed}
+    config = TemaConfig(run["model"], run["dataset"], config_dict=keys)
     return run_name(config)
 
 
@@ -65,7 +67,7 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
         keys["data_path"] = data_path
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # RecBole writes its logs into the current folder
-        result = run_recbole_tema(run["model"], suite["dataset"], config_dict=keys)
+        result = run_recbole_tema(run["model"], run["dataset"], config_dict=keys)
         phases = ("valid",) if suite.get("search") else ("valid", "test")
         metrics = {
             name: evaluate_checkpoint(
@@ -80,6 +82,7 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
         "label": label,
         "run": run_id(suite, label, seed),
         "model": run["model"],
+        "dataset": run["dataset"],
         "seed": seed,
         "keys": run["keys"],
         "epochs": len(seconds),
