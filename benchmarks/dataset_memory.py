@@ -9,10 +9,13 @@ imports.
 
 import argparse
 import json
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
@@ -93,6 +96,8 @@ def main():
     ours, theirs = report["ours"], report["recbole"]
     report["times_faster"] = round(theirs["seconds"] / ours["seconds"], 1)
     report["times_smaller"] = round(theirs["peak_mb"] / max(1, ours["peak_mb"]), 1)
+    report |= {name: version(name) for name in ("recbole", "pandas", "torch")}
+    report |= {"python": platform.python_version(), "date": date.today().isoformat()}
     print(json.dumps(report, indent=2))
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -5,9 +5,9 @@
 A suite names a dataset, the seeds, keys common to all runs, and its runs: a label, a model, the
 keys that differ, and maybe seeds or a dataset of its own. Every model is trained once a seed and
 evaluated under two protocols, the full in-domain ranking and 100 sampled ones, overall, per domain
-and for the least popular third of the targets. A run that is already in the file is not repeated, so an
-interrupted suite goes on where it was. With ``search: true`` only validation metrics are computed
-and shown.
+and for the least popular third of the targets. A run that is already in the file is not repeated,
+so an interrupted suite goes on where it was. With ``search: true`` only validation metrics are
+computed and shown.
 """
 
 import argparse
