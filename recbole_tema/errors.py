@@ -23,3 +23,7 @@ class TrainingError(TemaError):
 
 class EvaluationError(TemaError):
     """A model's scores or an evaluation phase cannot be ranked: NaN, infinite, or no targets."""
+
+
+class BackendError(TemaError):
+    """A language model or its server cannot go on: key refused, endpoint gone, model missing."""
