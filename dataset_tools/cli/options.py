@@ -1,0 +1,224 @@
+"""Options that several commands share, and what they open: dataset, model, store."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recbole_tema.errors import ConfigError, TemaError
+from recbole_tema.paths import DATA_VARIABLE, default_data_path
+
+STORE = "llm-answers"  # folder of kept answers, beside the dataset's files
+INTERRUPTED = 130
+
+data_path_option = click.option(
+    "--data_path",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Folder of all datasets.  [default: ${DATA_VARIABLE}, else the user's cache folder]",
+)
+encoder_option = click.option(
+    "--text_encoder",
+    default="minilm",
+    show_default=True,
+    help="minilm (packaged), clip:FOLDER, open_clip:MODEL:WEIGHTS or sentence:FOLDER.",
+)
+force_option = click.option(
+    "--force", is_flag=True, help="Make it again even if it is there; kept answers are used."
+)
+
+
+class Shard(click.ParamType):
+    """`i/n`, process i of n: 2/4."""
+
+    name = "i/n"
+
+    def convert(self, value, param, ctx) -> tuple[int, int]:
+        """(i, n) with 1 <= i <= n."""
+        if isinstance(value, tuple):
+            return value
+        index, slash, total = value.partition("/")
+        if slash and index.isdecimal() and total.isdecimal() and 1 <= int(index) <= int(total):
+            return int(index), int(total)
+        self.fail(f"{value!r} is not of the form i/n with 1 <= i <= n, such as 2/4", param, ctx)
+
+
+MODEL_OPTIONS = [
+    click.option(
+        "--backend",
+        type=click.Choice(["local", "openai"]),
+        default="local",
+        show_default=True,
+        help="A model on this machine, or any server with OpenAI's interface.",
+    ),
+    click.option(
+        "--model",
+        help="local: a folder of Hugging Face files or a GGUF file; openai: the model's name. "
+        "[default: local: the packaged SmolLM2-135M-Instruct]",
+    ),
+    click.option(
+        "--base_url", help="openai: address of the server, e.g. http://localhost:11434/v1."
+    ),
+    click.option(
+        "--key_variable",
+        default="OPENAI_API_KEY",
+        show_default=True,
+        help="openai: environment variable that holds the key.",
+    ),
+    click.option(
+        "--embedding_model", help="openai: model of the embeddings, if not that of the answers."
+    ),
+    click.option(
+        "--concurrency",
+        type=click.IntRange(1, 1024),
+        default=16,
+        show_default=True,
+        help="openai: questions under way at a time.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="local: cpu, cuda or auto."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help="local: number format of the model.",
+    ),
+    click.option(
+        "--batch_size",
+        type=click.IntRange(1),
+        help="local: questions answered together.  [default: the backend's]",
+    ),
+    click.option(
+        "--prompts",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of your own prompt files; those of dataset_tools/prompts stand in for others.",
+    ),
+    click.option(
+        "--answers",
+        type=click.Path(file_okay=False, path_type=Path),
+        help=f"Folder where answers are kept.  [default: {STORE} in the dataset's folder]",
+    ),
+    click.option(
+        "--shard",
+        type=Shard(),
+        default="1/1",
+        show_default=True,
+        help="This is process i of n that share the work, also on other machines with the folder.",
+    ),
+    click.option(
+        "--dry-run",
+        "dry_run",
+        is_flag=True,
+        help="Ask nothing; print calls, tokens and, given prices, the cost.",
+    ),
+    click.option("--price_in", type=float, help="Price of a million tokens in, for --dry-run."),
+    click.option("--price_out", type=float, help="Price of a million tokens out, for --dry-run."),
+]
+
+
+def model_options(command: Callable) -> Callable:
+    """Add the options of the language model; the command gets them as the dict `llm`."""
+    names = [option(lambda: None).__click_params__[0].name for option in MODEL_OPTIONS]
+
+    @functools.wraps(command)
+    def gathered(**values: Any):
+        llm = {name: values.pop(name) for name in names}
+        return command(**values, llm=llm)
+
+    for option in reversed(MODEL_OPTIONS):
+        gathered = option(gathered)
+    return gathered
+
+
+def one_line_errors(command: Callable) -> Callable:
+    """End on an expected error with one line and exit code 2, on Ctrl-C with code 130."""
+
+    @functools.wraps(command)
+    def guarded(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except TemaError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            sys.exit(INTERRUPTED)
+
+    return guarded
+
+
+def open_dataset(name: str, data_path: Path | None):
+    """The dataset NAME, built first if it is a built-in one that is not there.
+
+    Raises:
+        DataError: see `read_dataset`.
+    """
+    from dataset_tools.builtin import BUILTIN, ensure_builtin
+    from dataset_tools.update import read_dataset
+
+    root = Path(data_path or default_data_path()).expanduser()
+    folder = root / name
+    if name in BUILTIN:
+        folder = ensure_builtin(name, root)
+    return read_dataset(folder, name)
+
+
+@contextmanager
+def open_session(dataset, llm: dict[str, Any]) -> Iterator:
+    """The session of a command: backend and store from its options.
+
+    Raises:
+        ConfigError: options that do not go together.
+        BackendError: the model is missing or cannot be had.
+        DataError: a prompt file is wrong, or the store cannot be opened.
+    """
+    from dataset_tools.llm.answers import AnswerStore
+    from dataset_tools.llm.prompts import check_prompts
+    from dataset_tools.llm.session import Session
+
+    check_prompts(llm["prompts"])
+    backend = make_backend(llm)
+    folder = llm["answers"] or dataset.folder / STORE
+    with AnswerStore(folder, llm["shard"]) as store:
+        yield Session(
+            backend,
+            store,
+            llm["prompts"],
+            prices=(llm["price_in"], llm["price_out"]),
+            dry=llm["dry_run"],
+        )
+
+
+def make_backend(llm: dict[str, Any]):
+    """The backend that the options name."""
+    if llm["backend"] == "openai":
+        if not llm["model"]:
+            raise ConfigError("--backend openai needs --model, the name that the server knows")
+        from dataset_tools.llm.openai_api import OpenAIBackend
+
+        return OpenAIBackend(
+            llm["model"],
+            llm["base_url"],
+            key_variable=llm["key_variable"],
+            embedding_model=llm["embedding_model"],
+            concurrency=llm["concurrency"],
+        )
+    if llm["base_url"]:
+        raise ConfigError("--base_url is of --backend openai; add that, or leave the address out")
+    from dataset_tools.llm.local import LocalBackend
+
+    sizes = {"batch_size": llm["batch_size"]} if llm["batch_size"] else {}
+    return LocalBackend(llm["model"], device=llm["device"], dtype=llm["dtype"], **sizes)
+
+
+def finish(session, dry_run: bool) -> None:
+    """Print what the questions added up to, or would."""
+    if dry_run:
+        for task, found in session.estimates.items():
+            click.echo(f"{task}:\n{found}")
+        return
+    for task, tally in session.tallies.items():
+        click.echo(f"{task}: {tally}")

@@ -1,0 +1,120 @@
+"""Text and image vectors of the items of a dataset: NAME.itemtext and NAME.itemimage."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset_tools.clip.encoders import Encoder, load_encoder
+from dataset_tools.clip.features import image_vectors, text_vectors
+from dataset_tools.clip.fetching import Missing, fetch_images, write_missing
+from dataset_tools.clip.images import image_folder
+from dataset_tools.item_embeddings import item_words
+from dataset_tools.tagging import tags_version
+from dataset_tools.update import Dataset, update_dataset
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+URL_COLUMN = "image_url"
+CACHE = "images"  # folder of downloads, beside the dataset's files
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Where images come from; see the help of `python -m dataset_tools clip`."""
+
+    image_encoder: str | None = None
+    images: Path | None = None
+    image_cache: Path | None = None
+    workers: int = 16
+    allow_private: bool = False
+    retry_failed: bool = False
+    device: str = "auto"
+
+
+def has_text_vectors(dataset: Dataset, encoder: Encoder) -> bool:
+    """Whether NAME.itemtext is by this encoder, of the items' present texts and tags."""
+    note = dataset.generated("clip_text")
+    current = note.startswith(encoder.name) and tags_version(dataset) in note
+    return current and dataset.path("itemtext").is_file()
+
+
+def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, force: bool) -> str:
+    """Write NAME.itemtext, and NAME.itemimage where there are images; returns what was done.
+
+    Items without an image or with a broken one are listed in NAME.images-missing.tsv, with the
+    reason, and have no row.
+
+    Args:
+        dataset: Changed in place to what was written.
+        text_encoder: Spec, see `load_encoder`.
+        options: Where images come from.
+        force: Write again what is there.
+
+    Raises:
+        DataError: no item has a title, an encoder cannot be loaded, or it reads no images.
+    """
+    encoder = load_encoder(text_encoder, device=options.device)
+    lines = []
+    if force or not has_text_vectors(dataset, encoder):
+        lines.append(_write_texts(dataset, encoder))
+    else:
+        lines.append(f"{dataset.name} has text vectors by {dataset.generated('clip_text')}")
+    if options.images is None and URL_COLUMN not in dataset.items:
+        lines.append(
+            f"no images: neither --images nor a column {URL_COLUMN} in {dataset.path('item')}"
+        )
+    elif options.images is None and not (options.image_encoder or encoder.has_images):
+        lines.append(
+            f"no image vectors of {URL_COLUMN}: {encoder.name} reads no images; name a CLIP model"
+        )
+    elif dataset.path("itemimage").is_file() and not force:
+        lines.append(f"{dataset.name} has image vectors by {dataset.generated('clip_image')}")
+    else:
+        if options.image_encoder:
+            encoder = load_encoder(options.image_encoder, device=options.device)
+        lines.append(_write_images(dataset, encoder, options))
+    return "\n".join(lines)
+
+
+def _write_texts(dataset: Dataset, encoder: Encoder) -> str:
+    texts, items = item_words(dataset), dataset.column("item_id")
+    rows = [row for row, text in enumerate(texts) if text]
+    if not rows:
+        raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to encode")
+    matrix = text_vectors(encoder, [texts[row] for row in rows])
+    note = f"{encoder.name} of domain, texts and tags {tags_version(dataset)}"
+    tokens = [items[row] for row in rows]
+    update_dataset(dataset, features={"itemtext": (tokens, matrix)}, generated={"clip_text": note})
+    return f"{dataset.path('itemtext')}: {len(rows)} of {len(items)} items"
+
+
+def _write_images(dataset: Dataset, encoder: Encoder, options: ClipOptions) -> str:
+    encoder.require_images()  # before a download of hours
+    items = dataset.column("item_id")
+    if options.images is not None:
+        urls = dict.fromkeys(items, "")
+        paths = image_folder(options.images, items)
+        missing = {item: Missing("", "no file") for item in items if item not in paths}
+    else:
+        addresses = zip(items, dataset.column(URL_COLUMN), strict=True)
+        urls = {item: url for item, url in addresses if url}
+        found = fetch_images(
+            urls,
+            options.image_cache or dataset.folder / CACHE,
+            workers=options.workers,
+            allow_private=options.allow_private,
+            retry_failed=options.retry_failed,
+        )
+        paths, missing = found.paths, dict(found.missing)
+        missing |= {item: Missing("", "no address") for item in items if item not in urls}
+    ids, matrix, refused = image_vectors(encoder, paths)
+    missing |= {item: Missing(urls[item], reason) for item, reason in refused.items()}
+    listed = dataset.path("images-missing.tsv")
+    write_missing(listed, missing)
+    if not ids:
+        return f"no image vectors: none of {len(items)} items has a sound image; see {listed}"
+    update_dataset(
+        dataset, features={"itemimage": (ids, matrix)}, generated={"clip_image": encoder.name}
+    )
+    return f"{dataset.path('itemimage')}: {len(ids)} of {len(items)} items; others in {listed}"

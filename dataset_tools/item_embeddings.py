@@ -1,0 +1,100 @@
+"""Item vectors from the language model, for LLM4CDSR: NAME.itemllm."""
+
+import logging
+
+import numpy as np
+
+from dataset_tools.llm.prompts import field_text
+from dataset_tools.llm.requests import Embedding
+from dataset_tools.llm.session import NotAsked, Session
+from dataset_tools.tagging import BY_MODEL, tags_version
+from dataset_tools.tags.generate import item_fields
+from dataset_tools.update import Dataset, update_dataset
+from recbole_tema.atomic import tag_text
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+PARTS = ("title", "category", "brand", "description")
+
+
+def item_words(dataset: Dataset) -> list[str]:
+    """What is encoded of each item: its domain, texts and tags; "" for an item without a title.
+
+    The tags make it the paper's LLM-augmented text.
+    """
+    texts = []
+    rows = zip(item_fields(dataset), dataset.column("domain"), dataset.column("tags"), strict=True)
+    for fields, domain, tags in rows:
+        if not field_text(fields["title"]):
+            texts.append("")
+            continue
+        parts = [field_text(fields[name]) for name in PARTS]
+        parts.append(", ".join(tag_text(tag) for tag in tags.split()))
+        texts.append(f"{domain}: " + ". ".join(part for part in parts if part))
+    return texts
+
+
+def has_llm_vectors(dataset: Dataset) -> bool:
+    """Whether the item vectors are a language model's, of the items' present tags."""
+    note = dataset.generated("llm_emb")
+    current = note.startswith(BY_MODEL) and tags_version(dataset) in note
+    return current and dataset.path("itemllm").is_file()
+
+
+def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: bool) -> str:
+    """Write NAME.itemllm: pooled states of a local model, or a server's embeddings.
+
+    Args:
+        dataset: Changed in place to what was written.
+        session: The language model and its answers.
+        width: Principal components to keep; None for the model's own width.
+        force: Write again where there are a language model's vectors of the same texts.
+
+    Raises:
+        BackendError: the model cannot go on; run again to go on from there.
+        DataError: no item has a title, or `width` is more than there are items or numbers.
+    """
+    if has_llm_vectors(dataset) and not force:
+        return f"{dataset.name} has item vectors by a {dataset.generated('llm_emb')}"
+    texts = item_words(dataset)
+    rows = [row for row, text in enumerate(texts) if text]
+    if not rows:
+        raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to embed")
+    try:
+        answers = session.ask("embed", [Embedding(texts[row]) for row in rows])
+    except NotAsked:
+        return "nothing was asked"
+    if session.dry:
+        return "every answer is kept: nothing would be asked"
+    good = [i for i, answer in enumerate(answers) if not answer.fault]
+    if not good:
+        raise DataError(f"{session.backend.identity}: gave no vector of {len(rows)} items")
+    matrix = np.stack([np.asarray(answers[i].value, np.float32) for i in good])
+    note = (
+        f"{BY_MODEL}{session.backend.identity}, of domain, texts and tags {tags_version(dataset)}"
+    )
+    if width is not None:
+        matrix, note = principal(matrix, width), f"{note}, {width} principal components"
+    items = dataset.column("item_id")
+    tokens = [items[rows[i]] for i in good]
+    update_dataset(dataset, features={"itemllm": (tokens, matrix)}, generated={"llm_emb": note})
+    width = matrix.shape[1]
+    return f"{dataset.path('itemllm')}: {len(tokens)} of {len(items)} items, {width} wide"
+
+
+def principal(matrix: np.ndarray, width: int) -> np.ndarray:
+    """(n, d) -> (n, width): principal components, as scikit-learn's full SVD gives them.
+
+    Raises:
+        DataError: `width` is more than n or d.
+    """
+    from sklearn.decomposition import PCA
+
+    if not 1 <= width <= min(matrix.shape):
+        raise DataError(
+            f"--pca {width}: {matrix.shape[0]} vectors of {matrix.shape[1]} numbers have at most "
+            f"{min(matrix.shape)} components"
+        )
+    pca = PCA(width, svd_solver="full")
+    return pca.fit_transform(matrix.astype(np.float64)).astype(np.float32)

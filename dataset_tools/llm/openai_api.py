@@ -1,0 +1,361 @@
+"""Any OpenAI-compatible endpoint as a backend: DeepSeek, vLLM, Ollama, llama.cpp, OpenAI."""
+
+import asyncio
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from ipaddress import ip_address
+from itertools import accumulate, pairwise
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from dataset_tools.llm.background import as_completed, background_loop
+from dataset_tools.llm.endpoint import Endpoint, Limits, Rejected
+from dataset_tools.llm.parsing import HOW_TO_GET
+from dataset_tools.llm.redact import HIDDEN, redacted
+from dataset_tools.llm.replies import (
+    JSON_OUTPUT,
+    Dialect,
+    Unusable,
+    chat_body,
+    chat_value,
+    estimate_tokens,
+    sendable,
+    usage,
+    vectors,
+    without_refused,
+)
+from dataset_tools.llm.requests import Answer, Completion, Embedding, Request, Scoring
+from recbole_tema.errors import BackendError, DataError
+
+log = logging.getLogger(__name__)
+
+OPENAI_URL = "https://api.openai.com/v1"
+PACKAGES = ("openai", "json_repair")
+NO_KEY = "none-needed"  # what a local server without keys is sent
+ANSWER_RETRIES = 2  # of a reply without a usable answer
+CONNECT_S = 10.0
+GROUP_TEXTS = 64  # embeddings asked for in one call
+GROUP_CHARACTERS = 200_000
+SHORTEST_SECRET = 8  # a shorter key, such as vLLM's EMPTY, is a word that answers may hold
+# At INFO these write the URL of every request, at DEBUG the headers of every response.
+CHATTY = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
+
+
+class OpenAIBackend:
+    """A language model behind an OpenAI-compatible address. Scores are ratings that it wrote.
+
+    Chat requests are answered one by one, embeddings in groups of 64 texts. Failed tries are
+    repeated with growing waits; a request that stays without a usable answer gets a fault, the
+    rest goes on. `troubles` counts the failed tries by kind ("HTTP 429").
+
+    A score up to 0.05 outside 0..1 is clipped; one further out, or a wrong number of scores, is a
+    fault after three tries. So are an empty answer and broken JSON; an answer cut off at
+    `max_tokens` is a fault at once.
+
+    Args:
+        model: Name of the model, as the server knows it.
+        base_url: Address up to and with /v1, where the server has that; a query is sent with each
+            request. None: the environment's OPENAI_BASE_URL, or OpenAI.
+        key_variable: Environment variable that holds the key. A loopback address needs none.
+        embedding_model: Name of the model for embeddings; None: `model`.
+        concurrency: Most requests on their way at a time.
+        timeout_s: Longest time for one answer, from sending to its last byte.
+        retries: Tries after the first, for what may pass.
+        json_output: How JSON is asked for: "schema", "object" (any JSON object), "text" (by words
+            alone), or "auto": the first of these that the server does not refuse.
+        temperature: Of sampling; 0 is the likeliest answer.
+        seed: Of sampling, for servers that have one; None sends none.
+        backoff_s: First wait before another try; doubled each time, with jitter.
+        longest_pause_s: Longest wait, whatever the server's Retry-After asks for.
+        grace_s: How long answers on their way are waited for after Ctrl-C or an error.
+
+    Raises:
+        BackendError: the key is missing, the address is none, or a number is out of range.
+        DataError: a package of the `features` extra is not installed.
+    """
+
+    likelihoods = False
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        embedding_model: str | None = None,
+        concurrency: int = 16,
+        timeout_s: float = 60.0,
+        retries: int = 6,
+        json_output: str = "auto",
+        temperature: float = 0.0,
+        seed: int | None = 0,
+        backoff_s: float = 0.5,
+        longest_pause_s: float = 60.0,
+        grace_s: float = 5.0,
+    ) -> None:
+        missing = [name for name in PACKAGES if find_spec(name) is None]
+        if missing:
+            raise DataError(f"served models need {', '.join(missing)}; run: {HOW_TO_GET}")
+        if json_output not in ("auto", *JSON_OUTPUT):
+            choices = ", ".join(JSON_OUTPUT)
+            raise BackendError(f"JSON output {json_output!r} is unknown: choose auto, {choices}")
+        if concurrency < 1 or retries < 0 or not timeout_s > 0:
+            raise BackendError("concurrency and timeout have to be over 0, retries not under 0")
+        self.model, self.embedding_model = model, embedding_model or model
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        self.address, self._query, self._loopback = _split_address(url)
+        self.key_variable = key_variable
+        self._key()
+        self._limits = Limits(concurrency, timeout_s, retries, backoff_s, longest_pause_s)
+        self._grace_s = grace_s
+        self._sampling = {"temperature": temperature, "seed": seed}
+        self._dialect = Dialect(json_output)
+        self.troubles: Counter[str] = Counter()
+        self.identity = f"openai:{model}@{self.address} temperature={temperature:g} seed={seed}"
+        if self.embedding_model != model:
+            self.identity += f" embeddings={self.embedding_model}"
+
+    def __repr__(self) -> str:
+        return f"OpenAIBackend({self.identity!r})"
+
+    def units(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Each completion and scoring alone; embeddings 64 texts, or 200,000 characters, a call."""
+        groups: list[list[int]] = []
+        characters = math.inf
+        for place, request in enumerate(requests):
+            size = len(request.text) if isinstance(request, Embedding) else math.inf
+            full = characters + size > GROUP_CHARACTERS or len(groups[-1]) == GROUP_TEXTS
+            if full:
+                groups.append([])
+                characters = 0
+            groups[-1].append(place)
+            characters += size
+        return groups
+
+    def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
+        """Answer units, `concurrency` at a time, each yielded as soon as it is there.
+
+        Network traffic goes on in a thread of its own, which ends with the iteration, also when
+        that is left early. After Ctrl-C or a BackendError the answers on their way are waited for
+        up to `grace_s` seconds and yielded before the exception is raised.
+
+        Raises:
+            BackendError: the key is refused, or the endpoint is not there or gone.
+        """
+        run = _Run(self)
+        with background_loop("openai", run.client.close) as loop:
+            yield from as_completed(
+                loop,
+                units,
+                run.answers,
+                # As many again wait for their turn while the caller keeps what it got.
+                ahead=2 * self._limits.concurrency,
+                stop=run.endpoint.stop,
+                grace_s=self._grace_s,
+            )
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate: a quarter of an ASCII character, 1 of a wide one, 1/2 of any other."""
+        return estimate_tokens([text])
+
+    def _key(self) -> str:
+        """The key, read anew each time, so that no object holds it.
+
+        Raises:
+            BackendError: there is none, or it cannot be sent.
+        """
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key and self._loopback:
+            return NO_KEY
+        if not key:
+            raise BackendError(
+                f"{self.address} needs a key and the environment variable {self.key_variable} "
+                f"holds none; run: export {self.key_variable}=..."
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise BackendError(
+                f"the key in the environment variable {self.key_variable} holds characters that "
+                "no key has (blanks, line breaks, letters beyond ASCII); set it again"
+            )
+        return key
+
+
+class _Run:
+    """One call of `answer`: the client, the endpoint, and how each unit is answered."""
+
+    def __init__(self, backend: OpenAIBackend) -> None:
+        import openai
+
+        for name in CHATTY:
+            if logging.getLogger(name).level == logging.NOTSET:
+                logging.getLogger(name).setLevel(logging.WARNING)
+        key, limits = backend._key(), backend._limits
+        self.backend = backend
+        self.secrets = [key] if key != NO_KEY else []
+        self.width = 0  # of the embeddings, once there is one
+        timeout = openai.Timeout(limits.timeout_s, connect=min(CONNECT_S, limits.timeout_s / 2))
+        self.client = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=backend.address,
+            default_query={name: values[-1] for name, values in parse_qs(backend._query).items()},
+            max_retries=0,
+            timeout=timeout,
+            # A proxy of the environment cannot know what listens on this machine.
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=timeout, trust_env=not backend._loopback
+            ),
+        )
+        shown = [value for values in parse_qs(backend._query).values() for value in values]
+        self.endpoint = Endpoint(
+            backend.address,
+            limits,
+            backend.key_variable,
+            [*self.secrets, *(value for value in shown if len(value) >= SHORTEST_SECRET)],
+            backend.troubles,
+        )
+
+    async def answers(self, unit: Sequence[Request]) -> list[Answer]:
+        if unit and isinstance(unit[0], Embedding):
+            return await self._embed([request.text for request in unit])
+        return list(await asyncio.gather(*map(self._chat, unit)))
+
+    async def _chat(self, request: Completion | Scoring) -> Answer:
+        """One completion or scoring, asked again where the reply holds no usable answer."""
+        tokens_in = tokens_out = 0
+        fault = None
+        for again in range(ANSWER_RETRIES + 1):
+            try:
+                body, reply = await self._send_chat(request, again)
+            except Rejected as error:
+                return Answer(None, tokens_in, tokens_out, self._safe(error))
+            texts = [message["content"] for message in body["messages"]]
+            tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
+            try:
+                value = chat_value(reply, request)
+            except Unusable as error:
+                tokens_out += usage(reply, "completion_tokens", 0)
+                fault = self._safe(error)
+                if not error.again:
+                    break
+            else:
+                said = value if isinstance(value, str) else " ".join(map(str, value))
+                tokens_out += usage(reply, "completion_tokens", estimate_tokens([said]))
+                return Answer(self._without_key(value), tokens_in, tokens_out)
+        return Answer(None, tokens_in, tokens_out, fault)
+
+    async def _send_chat(self, request: Completion | Scoring, again: int) -> tuple[dict, dict]:
+        """What was sent, in a form that the server takes, and its reply."""
+        sent: dict[str, Any] = {}
+        while True:
+            try:
+                reply = await self.endpoint.ask(lambda: self._create_chat(request, again, sent))
+                return sent, reply
+            except Rejected as error:
+                if not self.backend._dialect.adapt(error, sent):
+                    raise
+
+    def _create_chat(
+        self, request: Completion | Scoring, again: int, sent: dict[str, Any]
+    ) -> Awaitable[Any]:
+        """Send a request, as the server is known to take it by now; `sent` becomes its body."""
+        dialect = self.backend._dialect
+        body: dict[str, Any] = {**self.backend._sampling, **chat_body(request, dialect)}
+        if body["seed"] is None:
+            del body["seed"]
+        else:
+            body["seed"] += again  # the same once more would be of no use
+        body = without_refused(body, dialect.refused)
+        sent.clear()
+        sent.update(body)
+        # As `extra_body` the client sends it as it stands: walking through the messages, to put
+        # them into a form that they have already, would take a third of the time of a call.
+        create = self.client.chat.completions.with_raw_response.create
+        return create(model=self.backend.model, messages=[], extra_body=body)
+
+    async def _embed(self, texts: list[str]) -> list[Answer]:
+        """Vectors of one call; where that is refused or wrong, of one call for each text."""
+        create = self.client.embeddings.with_raw_response.create
+        model, fault = self.backend.embedding_model, None
+        texts = [sendable(text) for text in texts]
+        for _ in range(ANSWER_RETRIES + 1):
+            try:
+                reply = await self.endpoint.ask(
+                    lambda: create(model=model, input=texts, encoding_format="float")
+                )
+                found = vectors(reply, len(texts))
+                self._check_width(found)
+            except (Rejected, Unusable) as error:
+                fault = self._safe(error)
+                if isinstance(error, Rejected):
+                    break
+            else:
+                total = usage(reply, "prompt_tokens", estimate_tokens(texts))
+                return [
+                    Answer(None, tokens, fault=str(vector))
+                    if isinstance(vector, Unusable)
+                    else Answer(vector, tokens)
+                    for vector, tokens in zip(found, _shares(total, texts), strict=True)
+                ]
+        if len(texts) == 1:
+            return [Answer(None, fault=fault)]
+        alone = await asyncio.gather(*(self._embed([text]) for text in texts))
+        return [answer for answers in alone for answer in answers]
+
+    def _check_width(self, found: list[np.ndarray | Unusable]) -> None:
+        widths = {len(vector) for vector in found if not isinstance(vector, Unusable)}
+        self.width = self.width or next(iter(widths), 0)
+        if widths - {self.width}:
+            raise Unusable(f"embeddings of width {widths.pop()}, those before had {self.width}")
+
+    def _safe(self, error: Exception) -> str:
+        return redacted(error, self.endpoint.secrets)
+
+    def _without_key(self, value: str | list[float]) -> str | list[float]:
+        """A server that writes the key into its answer does not get it into the store."""
+        if isinstance(value, str):
+            for key in self.secrets:
+                value = value.replace(key, HIDDEN) if len(key) >= SHORTEST_SECRET else value
+        return value
+
+
+def _shares(total: int, texts: list[str]) -> list[int]:
+    """`total` tokens over texts by their lengths: whole numbers that add up to it."""
+    lengths = [len(text) + 1 for text in texts]
+    ends = [total * reached // sum(lengths) for reached in accumulate(lengths, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _split_address(url: str) -> tuple[str, str, bool]:
+    """The address without its query, the query, and whether it is on this machine.
+
+    Raises:
+        BackendError: it is no http(s) address, or holds a user name or password.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.username is not None or parts.password is not None:
+        raise BackendError(
+            f"the address of {host} holds a user name or password; leave it out: keys come from "
+            "the environment"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise BackendError(f"{url.split('?')[0]!r} is no address; one is http://localhost:8000/v1")
+    host = f"[{host}]" if ":" in host else host
+    address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    return address, parts.query, _is_loopback(host.strip("[]"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

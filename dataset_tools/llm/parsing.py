@@ -1,0 +1,218 @@
+"""JSON, scores and tags out of the text that a language model wrote: untrusted, often broken."""
+
+import json
+import math
+import re
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+from recbole_tema.errors import DataError
+
+HOW_TO_GET = "pip install 'recbole-tema[features]'"
+LONGEST_TEXT = 100_000
+# json_repair takes time in the square of its input: of so much at worst a second or two.
+LONGEST_REPAIR = 4_000
+MOST_BRACKETS = 400
+MOST_STARTS = 64
+MOST_TAGS = 100
+LONGEST_TAG = 200
+# A score so far outside 0..1 is rounding and is clipped; more is another scale, and no answer.
+SCORE_SLACK = 0.05
+LONGEST_SCORE = 40  # characters at the end of a line in which its score is looked for
+
+_THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_BRACKET = re.compile(r"[{\[]")
+_SCORE_LINE = re.compile(r"(?:^|[\s:=(|-])([01]?\.\d+|[01])\s*[),.;]?$")
+_LIST_MARK = re.compile(r"^\s*(?:(?:[-*+\u2022\u00b7\u2013\u2014>#]+|\(?\d{1,3}[.):](?!\d))\s*)+")
+_LABEL = re.compile(
+    r"^(?:[^,;|:]{1,40}|[^:]{0,80}\b(?:tags?|keywords?|labels?|list)\b[^:]{0,20}):(?=\s|$)",
+    re.IGNORECASE,
+)
+# With the Chinese and Japanese commas and semicolon, bullets and middle dots.
+_SEPARATOR = re.compile(r"[,;|\t\u3001\uff0c\uff1b\u2022\u00b7]")
+_WRAPPING = " \t\"'`*_#.:()[]{}<>\\" + "\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_DECODER = json.JSONDecoder()
+
+
+def clean_text(text: str) -> str:
+    """A model's text without its thinking aloud at the start, and without lone surrogates.
+
+    >>> clean_text("<think>Hm, tea.</think> green tea")
+    'green tea'
+    """
+    text = text[:LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
+    return _THINKING.sub("", text).strip()
+
+
+def json_value(text: str) -> dict | list:
+    """The JSON object or array in a text, whatever stands around it; repaired if it is broken.
+
+    Whole JSON is preferred, and the longest where there are several; only without any is broken
+    or cut-off JSON repaired, from its first bracket on.
+
+    >>> json_value('Sure! ```json\\n{"tags": ["tea", "herbs"]}\\n```')
+    {'tags': ['tea', 'herbs']}
+    >>> json_value('{"scores": [0.5, 0.25')
+    {'scores': [0.5, 0.25]}
+
+    Raises:
+        ValueError: there is none, or it holds NaN or an infinity.
+        DataError: the package json_repair is not installed.
+    """
+    text = clean_text(text)
+    value = _whole_value(text)
+    if value is None:
+        value = _repaired_value(text)
+    if value is None:
+        raise ValueError("no JSON in the answer")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ValueError("JSON with NaN, an infinity or too many levels in the answer") from None
+    return value
+
+
+def _whole_value(text: str) -> dict | list | None:
+    best, length, position = None, 0, 0
+    for _ in range(MOST_STARTS):
+        start = _BRACKET.search(text, position)
+        if start is None:
+            break
+        position = start.end()
+        try:
+            value, end = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            continue
+        if end - start.start() > length:
+            best, length = value, end - start.start()
+        position = end
+    return best
+
+
+def _repaired_value(text: str) -> dict | list | None:
+    if find_spec("json_repair") is None:
+        raise DataError(f"reading a model's answers needs json_repair; run: {HOW_TO_GET}")
+    import json_repair
+
+    starts = {text.find("{"): dict, text.find("["): list}
+    for start, kind in sorted(starts.items()):
+        if start < 0:
+            continue
+        try:
+            value = json_repair.loads(_bounded(text[start : start + LONGEST_REPAIR]))
+        except Exception:  # whatever a parser stumbles over in such a text: it is no JSON
+            continue
+        if isinstance(value, kind) and value:
+            return value
+    return None
+
+
+def _bounded(text: str) -> str:
+    brackets = islice(_BRACKET.finditer(text), MOST_BRACKETS, None)
+    end = next(brackets, None)
+    return text[: end.start()] if end else text
+
+
+def scores(text: str, n: int) -> list[float]:
+    """The `n` scores from 0 to 1 in a text, in order.
+
+    Reads `{"scores": [...]}`, a bare list, an object of number -> score, a list of objects that
+    hold a `score`, and lines that end in a score. Up to 0.05 outside 0..1 is clipped.
+
+    >>> scores('{"scores": [0.9, "0.25", 0]}', 3)
+    [0.9, 0.25, 0.0]
+
+    Raises:
+        ValueError: there are not `n` scores, or one of them is no number or lies outside 0..1.
+    """
+    try:
+        found = _score_values(json_value(text), n)
+    except ValueError as error:
+        ends = (line.rstrip()[-LONGEST_SCORE:] for line in clean_text(text).splitlines())
+        lines = [_SCORE_LINE.search(end) for end in ends]
+        found = [line.group(1) for line in lines if line]
+        if len(found) != n:
+            raise ValueError(f"{error}, and no line for each of {n} scores") from None
+    if len(found) != n:
+        raise ValueError(f"{len(found)} scores where {n} were asked for")
+    return [_score(value) for value in found]
+
+
+def _score_values(value: dict | list, n: int) -> list:
+    """The list of what should be scores in a parsed answer."""
+    if isinstance(value, dict):
+        inner = value.get("scores", value)
+        if inner is value and len(value) == 1:
+            inner = next(iter(value.values()))
+        value = inner
+    if isinstance(value, dict):
+        if set(value) == {str(number) for number in range(1, n + 1)}:
+            return [value[str(number)] for number in range(1, n + 1)]
+        return list(value.values())
+    if not isinstance(value, list):
+        raise ValueError("no list of scores in the answer")
+    return [item.get("score") if isinstance(item, dict) else item for item in value]
+
+
+def _score(value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not -SCORE_SLACK <= number <= 1 + SCORE_SLACK:
+        raise ValueError(f"{str(value)[:40]!r} where a score from 0 to 1 was asked for")
+    return min(1.0, max(0.0, number))
+
+
+def tag_list(text: str) -> list[str]:
+    """The raw tags in a text, in order: out of JSON, bullets, numbered lines, or a comma list.
+
+    At most 100 tags of at most 200 characters; quotes, bullets and labels ("Tags:") are taken
+    off, nothing else is: whether a tag is any good is for the caller to say. Never raises on what
+    a model wrote.
+
+    >>> tag_list('Tags: "green tea", herbal; loose leaf')
+    ['green tea', 'herbal', 'loose leaf']
+    >>> tag_list("1. Green tea\\n2. Herbal")
+    ['Green tea', 'Herbal']
+    """
+    try:
+        found = _strings(json_value(text))
+    except ValueError:
+        found = []
+    if not found:
+        found = [
+            part
+            for line in clean_text(text).splitlines()
+            for part in _SEPARATOR.split(_without_label(line))
+        ]
+    tags = (_unwrapped(part) for part in found)
+    return [tag for tag in tags if tag][:MOST_TAGS]
+
+
+def _without_label(line: str) -> str:
+    line = _LIST_MARK.sub("", line)
+    return _LABEL.sub("", line) if ":" in line else line
+
+
+def _unwrapped(part: str) -> str:
+    part = _LIST_MARK.sub("", part[: 4 * LONGEST_TAG])
+    return " ".join(part.strip(_WRAPPING).split())[:LONGEST_TAG].strip()
+
+
+def _strings(value: dict | list) -> list[str]:
+    """The texts in a JSON value, in order; an object of text -> number is a list of its keys."""
+    found: list[str] = []
+    todo = [value]
+    while todo and len(found) < MOST_TAGS:
+        value = todo.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, list):
+            todo.extend(reversed(value))
+        elif isinstance(value, dict) and all(type(x) in (int, float, bool) for x in value.values()):
+            found.extend(value)
+        elif isinstance(value, dict):
+            todo.extend(reversed(list(value.values())))
+    return found

@@ -1,0 +1,281 @@
+"""What is sent to an OpenAI-compatible endpoint for a request, and how its reply is read."""
+
+import base64
+import binascii
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dataset_tools.llm.endpoint import Rejected
+from dataset_tools.llm.parsing import clean_text, json_value, scores
+from dataset_tools.llm.requests import Completion, Prompt, Scoring
+from recbole_tema.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+JSON_OUTPUT = ("schema", "object", "text")
+MOST_STOPS = 4  # OpenAI's limit; the rest is cut off here
+SCORE_TOKENS = 16  # of one number in a list, with its blanks
+SPARE_TOKENS = 64
+# What a server may not know, and what takes its place.
+OPTIONAL = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None, "stop": None}
+_FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
+_REFUSES = re.compile(
+    r"support|unrecogni|unknown|unexpected|permitted|allowed|extra|invalid|deprecated",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(r"context|too (?:long|large|many)|exceed", re.IGNORECASE)
+# ASCII is about four characters a token; a Chinese, Japanese or Korean character is about one;
+# other alphabets lie between.
+_WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]")
+
+
+class Unusable(Exception):
+    """A reply that holds no answer.
+
+    Attributes:
+        again: Whether asking again may help.
+    """
+
+    def __init__(self, reason: str, again: bool = True) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+@dataclass
+class Dialect:
+    """What this server understands: learned from its refusals, for the whole run.
+
+    Attributes:
+        choice: "auto", or the only JSON output to use.
+        output: How JSON is asked for: by schema, as any object, or by words alone.
+        refused: Optional parameters that are left out.
+    """
+
+    choice: str = "auto"
+    output: str = field(init=False)
+    refused: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.output = JSON_OUTPUT[0] if self.choice == "auto" else self.choice
+
+    def adapt(self, refusal: Rejected, body: dict) -> bool:
+        """Whether `body` can be sent in another form after this refusal, which is remembered.
+
+        Raises:
+            BackendError: the JSON output that was asked for by name is refused.
+        """
+        text = f"{refusal.parameter} {refusal}"
+        sent = body.get("response_format", {}).get("type")
+        if sent and _FORMAT.search(text):
+            return self._step_down("schema" if sent == "json_schema" else "object", refusal)
+        if not _REFUSES.search(text) or _TOO_LONG.search(text):
+            return False
+        named = [name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", text)]
+        for name in set(named) - self.refused:
+            log.warning("the server refuses %s: left out or replaced from here on", name)
+        self.refused.update(named)
+        return bool(named)
+
+    def _step_down(self, sent: str, refusal: Rejected) -> bool:
+        if self.choice != "auto":
+            raise BackendError(f"{refusal}; JSON output {self.choice!r} is refused: choose 'auto'")
+        if self.output == sent:  # else another request has been here before
+            self.output = JSON_OUTPUT[JSON_OUTPUT.index(sent) + 1]
+            log.warning("the server refuses JSON output by %s: %s instead", sent, self.output)
+        return True
+
+
+def chat_body(request: Completion | Scoring, dialect: Dialect) -> dict[str, Any]:
+    """Messages, longest answer, stops and output format of a request, for this server."""
+    scoring = isinstance(request, Scoring)
+    prompt = request.rating if scoring else request.prompt
+    schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
+    body: dict[str, Any] = {
+        "max_tokens": SPARE_TOKENS + SCORE_TOKENS * len(request.options)
+        if scoring
+        else request.max_tokens
+    }
+    if not scoring and request.stop:
+        body["stop"] = list(request.stop[:MOST_STOPS])
+    system = prompt.system
+    if schema is not None:
+        if dialect.output == "schema":
+            form = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        elif not scoring:  # a rating prompt says so itself
+            text = json.dumps(schema, ensure_ascii=False)
+            system = f"{system}\nAnswer with nothing but JSON of this schema: {text}".strip()
+        if dialect.output == "object" and schema.get("type") == "object":
+            body["response_format"] = {"type": "json_object"}
+    body["messages"] = _messages(prompt, system)
+    return body
+
+
+def without_refused(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
+    """`body` without the parameters that the server refuses, or with what takes their place."""
+    kept = {name: value for name, value in body.items() if name not in refused}
+    for name in refused & set(body):
+        if OPTIONAL[name]:
+            kept[OPTIONAL[name]] = body[name]
+    return kept
+
+
+def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
+    pairs = [("system", system)] if system else []
+    for said, answered in prompt.examples:
+        pairs += [("user", said), ("assistant", answered)]
+    pairs.append(("user", prompt.user))
+    return [{"role": role, "content": sendable(text)} for role, text in pairs]
+
+
+def sendable(text: str) -> str:
+    """`text` with "?" for lone surrogates, which UTF-8 does not have."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _schema_of(request: Completion) -> dict | None:
+    if request.schema is None:
+        return None
+    try:
+        schema = json.loads(request.schema)
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict):
+        raise ValueError(f"a Completion's schema is {request.schema[:60]!r}, not a JSON object")
+    return schema
+
+
+def _scores_schema(n: int) -> dict:
+    number = {"type": "number", "minimum": 0, "maximum": 1}
+    return {
+        "type": "object",
+        "properties": {
+            "scores": {"type": "array", "items": number, "minItems": n, "maxItems": n},
+        },
+        "required": ["scores"],
+        "additionalProperties": False,
+    }
+
+
+def chat_value(reply: dict, request: Completion | Scoring) -> str | list[float]:
+    """The text, JSON text or scores in a reply.
+
+    Raises:
+        Unusable: there is none: cut off, empty, refused, filtered, or not of the form asked for.
+    """
+    text = _content(reply)
+    try:
+        if isinstance(request, Scoring):
+            return scores(text, len(request.options))
+        if request.schema is not None:
+            value = json_value(text)
+            return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    for stop in request.stop:
+        text = text.split(stop, 1)[0] if stop else text
+    if not text.strip():
+        raise Unusable("an empty answer")
+    return text.strip()
+
+
+def _content(reply: dict) -> str:
+    """The text of the first choice."""
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        error = reply.get("error")  # OpenRouter puts errors into a reply of status 200
+        said = error.get("message") if isinstance(error, dict) else error
+        raise Unusable(f"an error in place of the answer: {said}" if said else "no choices")
+    choice = choices[0]
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise Unusable("a choice without a message")
+    ended, content = choice.get("finish_reason"), message.get("content")
+    if ended == "length":
+        raise Unusable("the answer is longer than max_tokens and was cut off", again=False)
+    if ended == "content_filter":
+        raise Unusable("the server's content filter held the answer back", again=False)
+    if message.get("refusal"):
+        raise Unusable(f"the model refused: {message['refusal']}", again=False)
+    if isinstance(content, list):  # parts, as Mistral's reasoning models write
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    if content is not None and not isinstance(content, str):
+        raise Unusable(f"a {type(content).__name__} in place of the answer's text")
+    text = clean_text(content or "")
+    if not text:
+        raise Unusable("an empty answer")
+    return text
+
+
+def vectors(reply: dict, n: int) -> list[np.ndarray | Unusable]:
+    """The `n` float32 vectors of an embeddings reply, in the order of the texts.
+
+    A vector with NaN or an infinity is an Unusable in its place.
+
+    Raises:
+        Unusable: their number, order, form or widths are wrong.
+    """
+    data = reply.get("data")
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+        raise Unusable("no list of embeddings")
+    if len(data) != n:
+        raise Unusable(f"{len(data)} embeddings for {n} texts")
+    places = [item.get("index", place) for place, item in enumerate(data)]
+    if any(type(place) is not int for place in places) or sorted(places) != list(range(n)):
+        raise Unusable("embeddings whose indices are not those of the texts")
+    found = [_vector(item.get("embedding")) for item in data]
+    widths = {len(vector) for vector in found}
+    if len(widths) > 1:
+        raise Unusable(f"embeddings of unlike widths: {sorted(widths)}")
+    in_order = (found[places.index(place)] for place in range(n))
+    return [
+        vector if np.isfinite(vector).all() else Unusable("an embedding with NaN or infinity")
+        for vector in in_order
+    ]
+
+
+def _vector(value: Any) -> np.ndarray:
+    """A list of numbers, or base64 of little-endian float32."""
+    try:
+        if isinstance(value, str):
+            vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+        elif isinstance(value, list) and not any(isinstance(x, str | bool) for x in value):
+            # JSON has no NaN: some servers write null.
+            vector = np.array([math.nan if x is None else x for x in value], np.float64)
+        else:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, binascii.Error):
+        raise Unusable("an embedding that is not a list of numbers") from None
+    if vector.ndim != 1 or not vector.size:
+        raise Unusable("an empty embedding")
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float32)
+
+
+def usage(reply: dict, name: str, estimate: int) -> int:
+    """`usage.<name>` of a reply, or the estimate where the server counts nothing."""
+    counted = reply.get("usage")
+    count = counted.get(name) if isinstance(counted, dict) else None
+    return count if type(count) is int and count >= 0 else estimate
+
+
+def estimate_tokens(texts: Sequence[str]) -> int:
+    """About how many tokens texts are: a quarter of an ASCII character, 1 of a wide one, else 1/2.
+
+    >>> estimate_tokens(["green tea", "緑茶"])
+    5
+    """
+    total = 0.0
+    for text in texts:
+        ascii_count = len(text.encode("ascii", "ignore"))
+        wide = len(_WIDE.findall(text))
+        total += ascii_count / 4 + wide + (len(text) - ascii_count - wide) / 2
+    return math.ceil(total)

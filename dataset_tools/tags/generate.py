@@ -1,0 +1,128 @@
+"""Stage 1 of TEMA: a domain-aware prompt asks the language model for tags of each item."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dataset_tools.llm.parsing import tag_list
+from dataset_tools.llm.prompts import PromptFile, field_text
+from dataset_tools.llm.requests import Answer, Completion, Prompt
+from dataset_tools.tags.clean import copies_of_examples, item_tags, merge_key
+from dataset_tools.update import Dataset
+
+# Columns that a prompt may name although a dataset lacks them; they are empty then.
+COMMON_COLUMNS = ("title", "category", "brand", "price", "year", "description")
+JSON_SYSTEM = 'Answer with a JSON object: {"tags": ["...", "..."]}.'
+JSON_SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"tags": {"type": "array", "items": {"type": "string"}}},
+        "required": ["tags"],
+        "additionalProperties": False,
+    }
+)
+
+
+@dataclass
+class RawTags:
+    """What the model said of each item.
+
+    Attributes:
+        tags: Cleaned tags of each item (n), in the model's order; empty where it gave none.
+        refused: Why answers or parts of them are no tags -> how often.
+        silent: Items without a title, of which nothing was asked.
+    """
+
+    tags: list[list[str]]
+    refused: Counter
+    silent: int
+
+
+def item_fields(dataset: Dataset) -> list[dict[str, str]]:
+    """The prompt fields of each item: every column of NAME.item but the ids and what is generated.
+
+    Underlines of a category become blanks, for that is how lists of words are stored.
+    """
+    own = [c for c in dataset.items if c not in ("item_id", "domain", "tags", "tag_weights")]
+    columns = {name: dataset.column(name) for name in dict.fromkeys([*COMMON_COLUMNS, *own])}
+    if "category" in own:
+        columns["category"] = [
+            ", ".join(part.replace("_", " ") for part in text.split())
+            for text in columns["category"]
+        ]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def tag_requests(
+    dataset: Dataset,
+    prompts: PromptFile,
+    rows: Sequence[int],
+    as_json: bool,
+    of_domain: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[int, Completion]:
+    """row -> the question for its item; an item without a title has none.
+
+    Args:
+        dataset: With the items.
+        prompts: tag.yaml or more_tags.yaml.
+        rows: The items to ask about.
+        as_json: The model can answer in JSON: a schema is sent and the examples are JSON.
+        of_domain: Further fields of the prompt: domain -> field -> text.
+    """
+    fields, domains = item_fields(dataset), dataset.column("domain")
+    requests = {}
+    for row in rows:
+        if not field_text(fields[row]["title"]):
+            continue
+        more = (of_domain or {}).get(domains[row], {})
+        prompt = prompts.prompt(domains[row], {**fields[row], **more})
+        if as_json:
+            requests[row] = Completion(_json_prompt(prompt), prompts.max_tokens, (), JSON_SCHEMA)
+        else:
+            requests[row] = Completion(prompt, prompts.max_tokens, ("\n",))
+    return requests
+
+
+def _json_prompt(prompt: Prompt) -> Prompt:
+    examples = tuple(
+        (user, json.dumps({"tags": [tag.strip() for tag in answer.split(",")]}))
+        for user, answer in prompt.examples
+    )
+    return replace(prompt, system=f"{prompt.system}\n{JSON_SYSTEM}", examples=examples)
+
+
+def read_answers(
+    dataset: Dataset,
+    requests: dict[int, Completion],
+    answers: Sequence[Answer],
+    limit: int,
+) -> RawTags:
+    """Clean tags out of the answers, in the order of `requests`; at most `limit` an item."""
+    titles = dataset.column("title")
+    domains = frozenset(merge_key(name) for name in set(dataset.column("domain")))
+    tags: list[list[str]] = [[] for _ in titles]
+    refused: Counter = Counter()
+    for (row, request), answer in zip(requests.items(), answers, strict=True):
+        if answer.fault:
+            refused[f"no answer: {answer.fault}"] += 1
+            continue
+        listed = tag_list(str(answer.value))
+        if answer.tokens_out >= request.max_tokens and len(listed) > 1:
+            listed.pop()  # the answer was cut off in the middle of it
+            refused["cut off at the end"] += 1
+        found, reasons = item_tags(listed, titles[row], limit, domains, request.prompt.system)
+        refused.update(reasons)
+        if copies_of_examples(found, _others_examples(request.prompt, titles[row])):
+            refused["copy of an example"] += len(found)
+            continue
+        if not found:
+            refused["an answer without a tag"] += 1
+        tags[row] = found
+    return RawTags(tags, refused, len(titles) - len(requests))
+
+
+def _others_examples(prompt: Prompt, title: str) -> list[list[str]]:
+    """Tags of the few-shot examples, without one that is about the very item."""
+    title = field_text(title)
+    return [tag_list(answer) for user, answer in prompt.examples if title not in user]

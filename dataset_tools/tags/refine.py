@@ -1,0 +1,293 @@
+"""Self-refinement of the tag list: the model that made the tags edits the list, round by round.
+
+Two ways. A model that follows instructions gets the list in pieces and answers with edits as JSON
+(`edit_*`). A small local model cannot do that, but its likelihoods can judge single questions
+(`judge_*`): is one tag another word for the other, and does a tag tell anything about the items
+that have it?
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dataset_tools.llm.parsing import json_value
+from dataset_tools.llm.prompts import PromptFile
+from dataset_tools.llm.requests import Answer, Completion, Prompt, Scoring
+from dataset_tools.tags.clean import clean_tag, merge_key, singular
+from dataset_tools.tags.listing import TagList
+
+PIECE = 120  # tags of one editing question
+MAX_DROPPED = 0.3  # share of a piece that one answer may drop: more is a misunderstanding
+MAX_MERGED = 0.6  # share of a piece that one answer may merge into others
+MAX_ADDED = 20  # tags that one answer may add
+EDIT_SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "merge": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"tag": {"type": "string"}, "into": {"type": "string"}},
+                    "required": ["tag", "into"],
+                    "additionalProperties": False,
+                },
+            },
+            "drop": {"type": "array", "items": {"type": "string"}},
+            "add": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["merge", "drop", "add"],
+        "additionalProperties": False,
+    }
+)
+
+
+@dataclass
+class Edits:
+    """Edits of one round, checked against the list.
+
+    Attributes:
+        merges: (tag, into, reason).
+        drops: (tag, reason).
+        adds: (tag, domain or "" for all, reason).
+        refused: Edits that made no sense -> how many.
+    """
+
+    merges: list[tuple[str, str, str]] = field(default_factory=list)
+    drops: list[tuple[str, str]] = field(default_factory=list)
+    adds: list[tuple[str, str, str]] = field(default_factory=list)
+    refused: Counter = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.merges) + len(self.drops) + len(self.adds)
+
+
+def list_pieces(tags: TagList, domains: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(domain, tags) of each editing question: the tags of a domain, neighbours in the alphabet."""
+    pieces = []
+    for domain in domains:
+        mine = sorted(tag for tag, counts in tags.counts.items() if counts[domain])
+        pieces += [(domain, mine[i : i + PIECE]) for i in range(0, len(mine), PIECE)]
+    return pieces
+
+
+def edit_requests(
+    tags: TagList, prompts: PromptFile, pieces: Sequence[tuple[str, Sequence[str]]]
+) -> list[Completion]:
+    """The question for edits of each piece; see `list_pieces`."""
+    requests = []
+    for domain, piece in pieces:
+        lines = ", ".join(f"{tag} ({tags.counts[tag][domain]})" for tag in piece)
+        prompt = prompts.prompt(domain, {})
+        # After the template: a list is longer than a prompt's field may be.
+        prompt = Prompt(prompt.system, prompt.examples, f"{prompt.user}\n{lines}")
+        requests.append(Completion(prompt, prompts.max_tokens, (), EDIT_SCHEMA))
+    return requests
+
+
+def read_edits(tags: TagList, answers: Sequence[Answer], pieces: Sequence[Sequence[str]]) -> Edits:
+    """The edits of all answers that make sense for the list; a tag is edited once.
+
+    Args:
+        tags: The list.
+        answers: To the questions of `edit_requests`.
+        pieces: The tags that each of these questions showed; an answer may drop or merge a share
+            of them and no others.
+    """
+    edits, used = Edits(), set()
+    for answer, piece in zip(answers, pieces, strict=True):
+        try:
+            data = json_value(str(answer.value)) if not answer.fault else None
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            edits.refused[answer.fault or "an answer that is no JSON object"] += 1
+            continue
+        _read_merges(tags, data.get("merge"), piece, edits, used)
+        _read_drops(data.get("drop"), piece, edits, used)
+        _read_adds(tags, data.get("add"), edits, used)
+    return edits
+
+
+def _read_merges(tags: TagList, merges, piece: Sequence[str], edits: Edits, used: set) -> None:
+    sound = []
+    for entry in _list(merges):
+        entry = entry if isinstance(entry, dict) else {}
+        tag, into = _as_tag(entry.get("tag")), _as_tag(entry.get("into"))
+        if tag in piece and into in tags.counts and tag != into:
+            sound.append((tag, into))
+        else:
+            edits.refused["a merge of tags that are not on the list"] += 1
+    if len(set(sound)) > MAX_MERGED * len(piece):
+        edits.refused["an answer that merges more than it may"] += 1
+        return
+    for tag, into in sound:
+        if tag not in used and into not in used:
+            used.add(tag)
+            edits.merges.append((tag, into, "synonym, by the model"))
+        else:
+            edits.refused["a second edit of a tag"] += 1
+
+
+def _read_drops(drops, piece: Sequence[str], edits: Edits, used: set) -> None:
+    named = dict.fromkeys(tag for tag in map(_as_tag, _list(drops)) if tag in piece)
+    if len(named) > MAX_DROPPED * len(piece):
+        edits.refused["an answer that drops more than it may"] += 1
+        return
+    kept = {into for _, into, _ in edits.merges}  # a tag that stands for others stays
+    for tag in named:
+        if tag not in used and tag not in kept:
+            used.add(tag)
+            edits.drops.append((tag, "vague, by the model"))
+        else:
+            edits.refused["a second edit of a tag"] += 1
+
+
+def _read_adds(tags: TagList, adds, edits: Edits, used: set) -> None:
+    # What was dropped or merged before does not come back.
+    known = {merge_key(tag) for tag in tags.target}
+    for raw in _list(adds)[:MAX_ADDED]:
+        key = merge_key(tag := _as_tag(raw))
+        if tag and key not in known and key not in used:
+            used.add(key)
+            edits.adds.append((tag, "", "missing, by the model"))
+        else:
+            edits.refused["an addition that is there, was dropped or is no tag"] += 1
+
+
+def _list(value) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _as_tag(value) -> str:
+    return clean_tag(value)[0] if isinstance(value, str) else ""
+
+
+def near_pairs(
+    tags: TagList, order: Sequence[str], vectors: np.ndarray, least: float, per_tag: int = 3
+) -> list[tuple[str, str]]:
+    """(rarer, more used) tags whose text vectors are at least `least` alike: maybe synonyms.
+
+    Two tags that have a word in common are not asked about: one is a kind of the other (`tea`,
+    `green tea`), or both are kinds of a third; nor are years and other numbers.
+
+    Args:
+        tags: The list.
+        order: Its tags, in the order of `vectors`.
+        vectors: (t, d), of norm 1.
+        least: Cosine.
+        per_tag: Most pairs of the rarer tag.
+    """
+    alike = vectors @ vectors.T
+    pairs = []
+    for row, tag in enumerate(order):
+        mine = (tags.items(tag), tag)
+        near = np.argsort(-alike[row], kind="stable")[: np.count_nonzero(alike[row] >= least)]
+        bigger = [c for c in near.tolist() if (tags.items(order[c]), order[c]) > mine]
+        bigger = [c for c in bigger if maybe_synonyms(tag, order[c])]
+        pairs += [(tag, order[c]) for c in bigger[:per_tag]]
+    return pairs
+
+
+def maybe_synonyms(one: str, other: str) -> bool:
+    """Whether two tags have no word in common and no digits.
+
+    >>> maybe_synonyms("kids", "children"), maybe_synonyms("green tea", "black teas")
+    (True, False)
+    """
+    words = [{singular(word) for word in tag.split()} for tag in (one, other)]
+    return not words[0] & words[1] and not any(c.isdigit() for c in one + other)
+
+
+def judge_requests(
+    pairs: Sequence[tuple[str, str]], prompts: PromptFile
+) -> tuple[list[Scoring], list[Scoring]]:
+    """For each pair: how likely is `into` as another word for `tag`; and for each `into` alone.
+
+    The second list is the prior, asked once a word with nothing before it, so that a word that is
+    likely everywhere is not taken for a synonym of everything.
+    """
+    asked = [_same_question(prompts, tag, into) for tag, into in pairs]
+    priors = [_same_question(prompts, "", into) for into in sorted({into for _, into in pairs})]
+    return asked, priors
+
+
+def _same_question(prompts: PromptFile, tag: str, into: str) -> Scoring:
+    prompt = prompts.prompt("", {"tag": tag or "something"})
+    return Scoring(prompt, prompt, (into,))
+
+
+def judged_merges(
+    pairs: Sequence[tuple[str, str]],
+    asked: Mapping[tuple[str, str], Answer],
+    priors: Mapping[str, float],
+    least: float,
+) -> list[tuple[str, str, str]]:
+    """Merges of (tag, into) whose gain over the prior is at least `least`, both ways.
+
+    A word that goes with another (`coffee`, `mug`) is likely after it but not before it; synonyms
+    are likely both ways.
+
+    Args:
+        pairs: The candidates.
+        asked: The answer about each pair and each pair turned round, without faults.
+        priors: Log-probability a token of each word by itself.
+        least: Gain in log-probability a token.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for tag, into in pairs:
+        both = (tag, into), (into, tag)
+        if not all(pair in asked and pair[1] in priors for pair in both):
+            continue
+        gain = min(float(asked[pair].value[0]) - priors[pair[1]] for pair in both)
+        if gain >= least and gain > best.get(tag, (-np.inf, ""))[0]:
+            best[tag] = (gain, into)
+    return [
+        (tag, into, f"synonym: {gain:+.2f} log-probability a token")
+        for tag, (gain, into) in sorted(best.items())
+    ]
+
+
+def specificity(
+    own: Sequence[Sequence[str]],
+    options: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+) -> dict[str, tuple[float, int]]:
+    """tag -> (how much likelier the tag is for items that have it than for others, items).
+
+    Args:
+        own: Tags that each item (n) has by itself.
+        options: Tags that were scored for the item.
+        scores: Their scores.
+    """
+    mine, others = defaultdict(list), defaultdict(list)
+    for tags, names, values in zip(own, options, scores, strict=True):
+        for name, value in zip(names, values, strict=True):
+            (mine if name in tags else others)[name].append(value)
+    return {
+        tag: (float(np.mean(values) - np.mean(others[tag])), len(values))
+        for tag, values in mine.items()
+        if others[tag]
+    }
+
+
+def apply_edits(tags: TagList, edits: Edits, when: str) -> int:
+    """Edit the list; returns how many edits were made. Later edits see what earlier ones did."""
+    made = 0
+    for tag, into, reason in edits.merges:
+        target = tags.resolve(into)
+        if tag in tags.counts and target and target != tag:
+            tags.merge(when, tag, target, reason)
+            made += 1
+    for tag, reason in edits.drops:
+        if tag in tags.counts:
+            tags.drop(when, tag, reason)
+            made += 1
+    for tag, domain, reason in edits.adds:
+        if tag not in tags.counts:
+            tags.add(when, tag, {domain: 0} if domain else {}, reason)
+            made += 1
+    return made

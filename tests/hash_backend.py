@@ -1,0 +1,92 @@
+"""A backend whose answers are hashes, and that writes down each request that it is asked.
+
+The value depends on the whole unit, as a batch of a real model may: what comes out of another
+grouping is seen to differ. Run as a module it asks, for the tests that kill it:
+`python -m tests.hash_backend FOLDER SHARD N SECONDS_PER_UNIT`.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dataset_tools.llm.answers import AnswerStore
+from dataset_tools.llm.asking import ask
+from dataset_tools.llm.requests import Answer, Completion, Embedding, Prompt, Scoring, content
+
+
+def completion(text):
+    return Completion(Prompt("You tag.", (("tea", "hot, green"),), text), 8, ("\n",))
+
+
+def scoring(text, options=("a", "b", "c")):
+    return Scoring(Prompt("Tag.", (), text), Prompt("Rate.", (), text), tuple(options))
+
+
+class HashBackend:
+    """Answers by SHA-256; `log` gets one line for each request that is asked."""
+
+    likelihoods = True
+
+    def __init__(self, identity="hash", size=4, log=None, seconds=0.0, faults=(), order=1):
+        self.identity, self.size, self.seconds, self.order = identity, size, seconds, order
+        self.log, self.faults = log, faults
+        self.asked = []
+
+    def units(self, requests):
+        return [
+            list(range(start, min(start + self.size, len(requests))))
+            for start in range(0, len(requests), self.size)
+        ]
+
+    def answer(self, units):
+        for place, unit in list(enumerate(units))[:: self.order]:
+            time.sleep(self.seconds)
+            together = "\n".join(map(content, unit))
+            self.asked += unit
+            if self.log:
+                with open(self.log, "a") as file:
+                    file.write("".join(content(request) + "\n" for request in unit))
+            yield place, [self.one(request, together) for request in unit]
+
+    def one(self, request, together):
+        asked = content(request)
+        if any(word in asked for word in self.faults):
+            return Answer(None, 7, 0, fault="an empty answer")
+        digest = hashlib.sha256(f"{together}\n{asked}".encode("utf-8", "surrogatepass")).digest()
+        if isinstance(request, Completion):
+            return Answer(digest.hex(), 7, 3)
+        if isinstance(request, Scoring):
+            return Answer([byte / 7 for byte in digest[: len(request.options)]], 7, 0)
+        return Answer(np.frombuffer(digest, np.uint8).astype(np.float32) / 3, 7, 0)
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+def requests(n):
+    return [Embedding(f"text {i}") for i in range(n)]
+
+
+def main(folder, shard, n, seconds, *faults):
+    """Ask and write the values to `result-SHARD.json` beside the store."""
+    index, n_shards = map(int, shard.split("/"))
+    name = f"{index}-{n_shards}"
+    backend = HashBackend(
+        log=Path(folder, f"asked-{name}.log"), seconds=float(seconds), faults=faults
+    )
+    with AnswerStore(Path(folder, "store"), (index, n_shards)) as store:
+        print("open", flush=True)
+        answers = ask(backend, requests(int(n)), store, task="embed", progress=False)
+    values = [a.fault if a.fault else a.value.tolist() for a in answers]
+    temporary = Path(folder, f"{name}.tmp")
+    temporary.write_text(json.dumps(values))
+    os.replace(temporary, Path(folder, f"result-{name}.json"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,201 @@
+"""What a model wrote, however broken, gives JSON, scores and tags, or one clear reason."""
+
+import json
+from time import process_time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dataset_tools.llm.parsing import (
+    LONGEST_TAG,
+    MOST_TAGS,
+    clean_text,
+    json_value,
+    scores,
+    tag_list,
+)
+from dataset_tools.llm.redact import LONGEST, redacted
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"tags": ["tea"]}', {"tags": ["tea"]}),
+        ('```json\n{"tags": ["tea"]}\n```', {"tags": ["tea"]}),
+        ('Sure! Here it is:\n```\n["tea", "pot"]\n```\nEnjoy.', ["tea", "pot"]),
+        ('<think>{"no": 1} hm</think>\n{"yes": 2}', {"yes": 2}),
+        ('I think [maybe] this: {"a": 1}', {"a": 1}),
+        ('See [1]. {"tags": ["tea", "pot"]}', {"tags": ["tea", "pot"]}),
+        ('{"tags": ["tea", "pot', {"tags": ["tea", "pot"]}),
+        ("{'tags': ['tea', 'pot'],}", {"tags": ["tea", "pot"]}),
+        ('{"a": "he said "hi" there"}', {"a": 'he said "hi" there'}),
+        ('{"名": "緑茶"}', {"名": "緑茶"}),
+        ('{"a": "\\ud800x"}', {"a": "\ud800x"}),
+    ],
+)
+def test_the_json_in_a_text_is_found(text, value):
+    assert json_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "tea, pot", "hello {world", "null", "3", "<html></html>"])
+def test_a_text_without_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match="no JSON"):
+        json_value(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [Infinity]}', '{"a": 1e999}'])
+def test_numbers_that_json_does_not_have_are_refused(text):
+    with pytest.raises(ValueError, match="NaN"):
+        json_value(text)
+
+
+@given(
+    JSON.filter(lambda value: isinstance(value, dict | list)),
+    st.sampled_from(["", "Sure!\n", "```json\n"]),
+    st.sampled_from(["", "\n```", "\nI hope that this helps."]),
+)
+def test_whole_json_comes_back_whatever_stands_around_it(value, before, after):
+    assert json_value(before + json.dumps(value) + after) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 50_000, '{"' * 50_000, "{[}]" * 30_000, '"' * 99_999]
+)
+def test_hostile_brackets_end_soon(text):
+    start = process_time()
+    tag_list(text)
+    with pytest.raises(ValueError, match=r"JSON|score"):
+        scores(text, 3)
+    assert process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"scores": [0.9, 0.25, 0]}',
+        '```json\n{"scores": ["0.9", 0.25, 0.0]}\n```',
+        "[0.9, 0.25, 0]",
+        '{"ratings": [0.9, 0.25, 0]}',
+        '{"scores": {"1": 0.9, "3": 0, "2": 0.25}}',
+        '[{"option": "tea", "score": 0.9}, {"score": 0.25}, {"score": 0}]',
+        "1. tea: 0.9\n2. pot: 0.25\n3. car: 0",
+        "Scores:\n- tea (0.9)\n- pot (0.25)\n- car (0)\nThat is all.",
+        '{"scores": [0.9, 0.25, -0.04]}',
+    ],
+)
+def test_scores_are_read_in_order(text):
+    assert scores(text, 3) == [0.9, 0.25, 0.0]
+
+
+def test_a_score_just_outside_is_clipped():
+    assert scores('{"scores": [1.05, -0.05]}', 2) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"scores": [0.9, 0.25]}', "2 scores where 3"),
+        ('{"scores": [0.9, 0.25, 0, 1]}', "4 scores where 3"),
+        ('{"scores": [9, 3, 1]}', "'9' where a score from 0 to 1"),
+        ('{"scores": [0.5, "high", 1]}', "'high' where"),
+        ('{"scores": [true, 0.5, 1]}', "'True' where"),
+        ('{"scores": [null, 0.5, 1]}', "'None' where"),
+        ('{"scores": [[1], 0.5, 1]}', "where a score"),
+        ('{"scores": 0.5}', "no list of scores"),
+        ("The first one is best.", "no JSON in the answer, and no line for each of 3"),
+        ("", "no JSON"),
+    ],
+)
+def test_scores_that_cannot_be_used_say_why(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        scores(text, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["green tea", "loose leaf", "7.1 surround"]',
+        '{"tags": ["green tea", "loose leaf", "7.1 surround"]}',
+        '{"green tea": 0.9, "loose leaf": 0.5, "7.1 surround": 0.1}',
+        '[{"tag": "green tea"}, {"tag": "loose leaf"}, {"tag": "7.1 surround"}]',
+        "green tea, loose leaf, 7.1 surround",
+        "Tags: green tea; loose leaf; 7.1 surround.",
+        "Sure, here are the tags: green tea, loose leaf, 7.1 surround",
+        "1. green tea\n2. loose leaf\n3. 7.1 surround",
+        "1) **green tea**\n2) **loose leaf**\n3) **7.1 surround**",
+        "Here are three tags:\n- green tea\n* loose leaf\n\u2022 7.1 surround\n",
+        '"green tea", "loose leaf", "7.1 surround"',
+        "\u201cgreen tea\u201d, 'loose leaf', `7.1 surround`",
+        "green tea | loose leaf | 7.1 surround",
+        "#green tea\n#loose leaf\n#7.1 surround",
+        "green  tea\n\nloose leaf\n7.1 surround",
+    ],
+)
+def test_tags_come_out_of_every_form(text):
+    assert tag_list(text) == ["green tea", "loose leaf", "7.1 surround"]
+
+
+def test_tags_of_other_scripts_are_kept():
+    assert tag_list("緑茶、抹茶\uff0c茶\uff1bčaj") == ["緑茶", "抹茶", "茶", "čaj"]
+
+
+def test_a_cut_off_list_gives_what_there_is():
+    assert tag_list('["green tea", "loose leaf", "jap') == ["green tea", "loose leaf", "jap"]
+
+
+@given(st.text() | st.text(alphabet="[]{}\",':;- \n*1.ax"))
+@example("[" * 3000)
+@example('{"a": ' * 500)
+@example("a" * 5000)
+@example("x," * 5000)
+@example("\ud800, \x00, \u202e")
+@settings(deadline=None)
+def test_tags_of_any_text_are_a_bounded_list_of_texts(text):
+    tags = tag_list(text)
+    assert len(tags) <= MOST_TAGS
+    for tag in tags:
+        assert isinstance(tag, str)
+        assert 0 < len(tag) <= LONGEST_TAG
+        assert tag == tag.strip()
+        tag.encode("utf-8")
+
+
+@given(st.text(), st.integers(1, 4))
+@settings(deadline=None)
+def test_scores_of_any_text_are_scores_or_a_value_error(text, n):
+    try:
+        found = scores(text, n)
+    except ValueError:
+        return
+    assert len(found) == n
+    assert all(0 <= score <= 1 for score in found)
+
+
+def test_thinking_aloud_is_no_answer():
+    assert clean_text("<think>tea? no\npot?</think>\n\ncup") == "cup"
+    assert clean_text("<think>never ends") == ""
+
+
+KEY = "k3y-0123456789abcdefghij"
+
+
+@given(st.text(max_size=40), st.integers(0, 16), st.integers(8, 24), st.text(max_size=40))
+def test_no_piece_of_a_key_gets_through(before, start, size, after):
+    text = before + KEY[start : start + size] + after
+    shown = redacted(text, [KEY])
+    assert len(shown) <= LONGEST
+    assert not any(KEY[i : i + 8] in shown for i in range(len(KEY) - 7))
+
+
+def test_what_is_no_secret_stays():
+    assert redacted("the model 'tea'\n is not  loaded", [KEY]) == "the model 'tea' is not loaded"
+    assert redacted("Incorrect key sk-ab***xyz, Bearer x.y-z") == "Incorrect key ***, Bearer ***"
+    assert redacted("a k3y-012 b", ["k3y-012"]) == "a *** b"
