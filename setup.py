@@ -9,6 +9,6 @@ setup(
     package_dir={"recbole_tema.properties": "properties"},
     package_data={
         "recbole_tema.properties": ["*.yaml", "*/*.yaml"],
-        "dataset_tools": ["prompts/*.yaml"],
+        "dataset_tools": ["prompts/*.yaml", "shipped/*/*"],
     },
 )

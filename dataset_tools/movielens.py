@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dataset_tools.shipped_tags import shipped
 from dataset_tools.text_encoder import (
     HOW_TO_GET,
     MODEL_NAME,
@@ -27,7 +28,7 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 NAME = "ml-100k-genre"
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 THRILL_GENRES = frozenset(
     ["Action", "Adventure", "Crime", "Film-Noir", "Horror"]
     + ["Mystery", "Sci-Fi", "Thriller", "War", "Western"]
@@ -39,9 +40,10 @@ CLIP_TEXT_NOTE = f"{MODEL_NAME} of 'domain: title (year), genres'"
 def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
     """Build ml-100k-genre into `folder`; returns the card's path.
 
-    All ratings stay, as implicit feedback with their value. Tags are the genres and the decade,
-    equal weights that sum to 1. Where the `features` extra is installed, all-MiniLM-L6-v2 gives
-    the text vectors of films and tags; else those files are absent and the card says so.
+    All ratings stay, as implicit feedback with their value. Tags and weights are those that the
+    project keeps, made by `python -m dataset_tools tag` (see `shipped_tags`). Where the `features`
+    extra is installed, all-MiniLM-L6-v2 gives the text vectors of films and tags; else those files
+    are absent and the card says so.
 
     Raises:
         DataError: RecBole's copy is not there, the dataset exists and `force` is not set, or the
@@ -49,7 +51,9 @@ def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
     """
     events = _read_raw("inter", {"user_id": "token", "item_id": "token", "timestamp": "float"})
     items = film_table(_read_raw("item", {"item_id": "token", "class": "token_seq"}))
-    features, generated = {}, {"tags": "genres and decade", "tag_weights": "1 / number of tags"}
+    kept, kept_card = shipped(NAME)
+    items = with_kept_tags(items, kept)
+    features, generated = {}, {key: kept_card[key] for key in ("tags", "tag_weights")}
     if encoder_available():
         features = _text_features(events, items)
         generated |= {
@@ -72,6 +76,7 @@ def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
         "builder": {"name": "dataset_tools.movielens", "version": BUILDER_VERSION},
         "text_vectors": bool(features),
         "generated": generated,
+        "tagging": kept_card["tagging"],
     }
     return write_dataset(folder, NAME, events, items, **features, card=card, force=force)
 
@@ -91,7 +96,7 @@ def film_domain(genres: Sequence[str]) -> str:
 def film_table(raw: pd.DataFrame) -> pd.DataFrame:
     """Item columns from the raw item_id, movie_title, release_year, class (genres).
 
-    The one film without title and year, and the genre "unknown", leave their cells empty.
+    Tags are the genres and the decade, with equal weights that sum to 1. The one film without title and year, and the genre "unknown", leave their cells empty.
     """
     genres = [[g for g in text.split() if g != "unknown"] for text in raw["class"]]
     years = [year if year.isdigit() else "" for year in raw["release_year"]]
@@ -107,6 +112,15 @@ def film_table(raw: pd.DataFrame) -> pd.DataFrame:
             "tags": tags,
             "tag_weights": [[1 / len(row) for _ in row] for row in tags],
         }
+    )
+
+
+def with_kept_tags(items: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """`items` with the columns tags and tag_weights of `kept`, by item; others have none."""
+    rows = kept.set_index("item_id").reindex(items["item_id"]).fillna("")
+    return items.assign(
+        tags=[text.split() for text in rows["tags"]],
+        tag_weights=[[float(part) for part in text.split()] for text in rows["tag_weights"]],
     )
 
 

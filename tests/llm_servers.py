@@ -52,7 +52,8 @@ class Server(ThreadingHTTPServer):
     Attributes:
         url: The address to give to a client, up to and with /v1.
         seen: All requests, in their order.
-        most_at_once: The largest number of requests that were under way at a time.
+        at_once: How many requests wait for their reply now.
+        most_at_once: The most that ever did.
     """
 
     daemon_threads = True
@@ -92,10 +93,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
-            self.send(server.reply(seen))
-        finally:
+            reply = server.reply(seen)
+        finally:  # before the reply is out, after which the client may send the next request
             with server.lock:
                 server.at_once -= 1
+        self.send(reply)
 
     def send(self, reply: Reply) -> None:
         if reply.then == "close" and reply.sent == 0:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dataset_tools.llm import answers as answers_module
 from dataset_tools.llm import asking
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.asking import Incomplete, Tally, ask
@@ -27,6 +28,11 @@ from . import hash_backend
 from .hash_backend import HashBackend, completion, requests, scoring
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def small_reserve(monkeypatch):
+    monkeypatch.setattr(answers_module, "RESERVE_BYTES", 1 << 16)
 
 
 def values(answers):
@@ -273,7 +279,7 @@ def test_three_processes_share_a_run(tmp_path):
     """All get the same full result, the fault of one of them included, and ask nothing twice."""
     shards = [start(tmp_path, f"{i}/3", 50, 0.01, "text 17", "text 30") for i in (1, 2, 3)]
     for process in shards:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert process.returncode == 0
     results = [result(tmp_path, f"{i}-3") for i in (1, 2, 3)]
     assert results[0] == results[1] == results[2]
@@ -291,7 +297,7 @@ def test_three_processes_share_a_run(tmp_path):
 def test_a_run_without_shard_completes_what_a_killed_shard_left(tmp_path):
     one, two = start(tmp_path, "1/2", 40, 0.01), start(tmp_path, "2/2", 40, 0.15)
     assert two.stdout.readline() == "open\n"
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while len(asked(tmp_path, "2-2")) < 8 and time.monotonic() < limit:
         time.sleep(0.01)
     two.kill()
@@ -301,7 +307,7 @@ def test_a_run_without_shard_completes_what_a_killed_shard_left(tmp_path):
     one.kill()
     one.communicate()
     process = start(tmp_path, "1/1", 40)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert result(tmp_path) == direct(requests(40))
     assert len(asked(tmp_path, "1-2")) == 20
     assert len(asked(tmp_path, "2-2")) + len(asked(tmp_path)) <= 20 + 4

@@ -4,6 +4,10 @@ What is expected of them is computed by their own library on the model that was 
 """
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -194,9 +198,9 @@ def test_a_title_of_50000_letters_takes_no_time(openclip):
     folder, model = openclip
     encoder = load_encoder(f"open_clip:{folder}", device="cpu")
     letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 50_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = encoder.texts(["".join(letters), "word " * 10_000], progress=False)
-    assert time.perf_counter() - begin < 10 and encoder.n_cut == 2
+    assert time.process_time() - begin < 20 and encoder.n_cut == 2  # whole: minutes
     with torch.inference_mode():
         expected = unit(model.encode_text(open_clip.tokenize(["word " * 10_000])))
     check_vectors(found[1:], expected)
@@ -247,3 +251,31 @@ def test_a_model_without_images_says_so(clip, tmp_path):
     assert encoder.texts(["tea"], progress=False).shape == (1, 20)
     with pytest.raises(DataError, match=r"clip texts-only has no preprocessor_config.json"):
         image_vectors(encoder, {"a": tmp_path / "a.png"})
+
+
+def test_names_on_the_hub_load_from_its_cache_without_a_network(clip, openclip, tmp_path):
+    """In a process of its own: the hub's libraries read the environment once."""
+    make_bert(tmp_path / "bert")
+    names = {"a/clip": clip[0], "a/open": openclip[0], "a/bert": tmp_path / "bert"}
+    for name, folder in names.items():
+        cached = tmp_path / "home" / "hub" / f"models--{name.replace('/', '--')}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, cached / "snapshots" / ("0" * 40))
+    script = """
+import sys, numpy
+from dataset_tools.clip.encoders import load_encoder
+for n, spec in enumerate(sys.argv[2:]):
+    encoder = load_encoder(spec, "cpu")
+    numpy.save(f"{sys.argv[1]}/{n}.npy", encoder.texts(["a red cup", "tea"], progress=False))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    specs = ["clip:a/clip", "open_clip:hf-hub:a/open", "sentence:a/bert"]
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), *specs], check=True, env=environment
+    )
+    kinds = ("clip", "open_clip", "sentence")
+    for n, (kind, folder) in enumerate(zip(kinds, names.values(), strict=True)):
+        expected = load_encoder(f"{kind}:{folder}", "cpu").texts(["a red cup", "tea"], False)
+        check_vectors(np.load(tmp_path / f"{n}.npy"), expected)

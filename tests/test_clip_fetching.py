@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -216,19 +217,15 @@ def test_the_time_limit_is_of_the_whole_image(server, tmp_path):
 
     def slow_body(handler, _):
         handler.give(b"", Content_Length=str(len(SOUND)))
-        handler.drip(SOUND, 0.1)
+        handler.drip(SOUND, 0.3)
 
     def slow_body_without_length(handler, _):
         handler.give(b"", Content_Length=None, Connection="close")
-        handler.drip(SOUND, 0.1)
+        handler.drip(SOUND, 0.3)
 
     server.routes["/slow-body"] = slow_body
     server.routes["/no-length"] = slow_body_without_length
     server.routes["/slow-head"] = lambda h, _: h.drip(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200, 0.1)
-
-    def slow_redirect(handler, hit):
-        handler.server.closing.wait(0.4)
-        handler.give(b"", 302, Location=f"/hop{hit}")
 
     for n in range(5):
         server.routes[f"/hop{n}"] = lambda h, _, n=n: (
@@ -238,7 +235,7 @@ def test_the_time_limit_is_of_the_whole_image(server, tmp_path):
     begin = time.monotonic()
     paths = ["/silent", "/slow-body", "/no-length", "/slow-head", "/hop0"]
     found = reasons(fetch(server, paths, tmp_path, timeout_s=1, retries=0))
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10  # the answers would take 20 s and more
     assert found == dict.fromkeys(paths, "took longer than 1 s")
     assert not list(tmp_path.rglob("*.missing"))
 
@@ -258,11 +255,11 @@ def test_pixel_limits_hold_for_what_is_downloaded(server, tmp_path):
 
 
 def test_downloads_run_side_by_side(server, tmp_path):
+    together = threading.Barrier(16, timeout=30)  # nobody gets an answer before all have asked
     for n in range(16):
-        server.routes[f"/{n}"] = lambda h, _: (h.server.closing.wait(0.3), h.give(SOUND))
-    begin = time.monotonic()
-    assert not fetch(server, list(server.routes), tmp_path, workers=16).missing
-    assert time.monotonic() - begin < 16 * 0.3 / 3
+        server.routes[f"/{n}"] = lambda h, _: (together.wait(), h.give(SOUND))
+    fetched = fetch(server, list(server.routes), tmp_path, workers=16, timeout_s=40)
+    assert not fetched.missing
 
 
 def test_a_cache_that_cannot_be_written_ends_the_run(server, tmp_path):

@@ -187,11 +187,11 @@ def test_tls_verifies_the_name_over_the_checked_address(shop, monkeypatch):
 def test_the_time_limit_holds_under_tls_and_in_its_handshake(shop, monkeypatch):
     trusting = ssl.create_default_context(cafile=shop.certificate)
     monkeypatch.setattr(http_get, "_tls", lambda: trusting)
-    shop.routes["/a"] = lambda h, _: (h.give(b"", Content_Length="50"), h.drip(b"x" * 50, 0.1))
+    shop.routes["/a"] = lambda h, _: (h.give(b"", Content_Length="200"), h.drip(b"x" * 200, 0.1))
     rules = http_get.Rules(timeout_s=0.7, allow_private=True)
     begin = time.monotonic()
     slow = http_get.get(f"https://shop.test:{shop.server_port}/a", rules)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = http_get.get(f"https://shop.test:{silent.getsockname()[1]}/a", rules)
     assert slow.reason == mute.reason == "took longer than 0.7 s"
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10

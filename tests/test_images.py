@@ -155,14 +155,14 @@ def test_formats_outside_the_list_do_not_reach_their_decoder():
 
 
 def test_bombs_cost_neither_time_nor_memory():
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert "bomb" in open_image(png_header(50_000, 50_000))
     assert "bomb" in open_image(png_header(10_000, 10_000))  # of which PIL would only warn
     assert "9000 x 9000 pixels, more than" in open_image(png_header(9_000, 9_000))
     gif = bytearray(encoded(flat("P", 1), "GIF"))
     gif[6:10] = struct.pack("<HH", 60_000, 60_000)
     assert "bomb" in open_image(bytes(gif))
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_a_frame_larger_than_its_gif_is_refused():

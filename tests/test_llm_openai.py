@@ -537,7 +537,7 @@ def test_a_storm_of_429_slows_all_down_and_loses_nothing(caplog):
     assert [answer.value for answer in answers] == [f"{i}" for i in range(40)]
     refused = backend.troubles["HTTP 429"]
     assert refused == len(server.seen) - 40
-    assert 0 < refused < 120
+    assert 0 < refused < 80
     assert caplog.text.count("HTTP 429") == 1
 
 
@@ -590,6 +590,8 @@ def test_retry_after_is_read_with_care(text, seconds):
 
 def test_no_more_requests_are_under_way_than_allowed():
     def reply(seen):
+        while len(server.seen) < 5:
+            time.sleep(0.001)
         time.sleep(0.02)
         return chat("tea")
 
@@ -873,10 +875,10 @@ def test_a_served_model_answers_as_it_does_without_the_server(local):
         ((_, answers),) = local.answer([[texts[i] for i in unit]])
         vectors.update(zip(unit, answers, strict=True))
     with serve_model(local) as server:
-        backend = backend_at(server.url, timeout_s=60)
+        backend = backend_at(server.url, timeout_s=600)
         answer = ask(backend, *requests)[0]
         ((_, embedded),) = backend.answer([texts])
-        shaped = ask(backend, completion(schema=SCHEMA, max_tokens=12))[0]
+        shaped = ask(backend, completion(schema=SCHEMA, max_tokens=4))[0]
     assert answer.value == expected.value.strip()
     assert answer.value
     assert (answer.tokens_in, answer.tokens_out) == (expected.tokens_in, expected.tokens_out)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_tools import movielens, text_encoder
+from dataset_tools import movielens, shipped_tags, text_encoder
 from dataset_tools.card import read_card
 from dataset_tools.movielens import film_domain, film_text, mean_profiles
 from recbole_tema.errors import DataError
@@ -43,6 +43,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def items(folder):
     return {row["item_id"]: row for row in rows(folder / f"{NAME}.item")}
+
+
+@pytest.fixture(scope="module")
+def genre_tags():
+    """Genres and decades as tags, by item."""
+    raw = movielens._read_raw("item", {"item_id": "token", "class": "token_seq"})
+    return movielens.film_table(raw).set_index("item_id")
 
 
 def test_building_does_not_import_recbole():
@@ -83,17 +90,30 @@ def test_every_rating_in_time_order_ties_in_file_order(folder):
         ("543", "Misérables, Les", "1995", "heart", "drama musical 1990s"),
     ],
 )
-def test_films_checked_by_hand(items, item, title, year, domain, tags):
+def test_films_checked_by_hand(items, genre_tags, item, title, year, domain, tags):
     film = items[item]
-    assert (film["title"], film["year"], film["domain"], film["tags"]) == (
-        title,
-        year,
-        domain,
-        tags,
-    )
-    weights = [float(weight) for weight in film["tag_weights"].split()]
+    assert (film["title"], film["year"], film["domain"]) == (title, year, domain)
+    assert film["category"].lower().split() == [t for t in tags.split() if not t.endswith("0s")]
+    assert genre_tags.loc[item, "tags"] == tags.split()
+    weights = genre_tags.loc[item, "tag_weights"]
     assert len(weights) == len(tags.split()) and len(set(weights)) <= 1
     assert not weights or sum(weights) == pytest.approx(1)
+
+
+def test_tags_are_those_that_the_project_keeps(folder, items):
+    kept = rows(Path(shipped_tags.__file__).parent / "shipped" / NAME / "tags.tsv")
+    assert {row["item_id"]: row for row in kept} == {
+        item: {key: film[key] for key in ("item_id", "tags", "tag_weights")}
+        for item, film in items.items()
+    }
+    tagged = [film for film in items.values() if film["tags"]]
+    assert len(tagged) > 0.99 * len(items)
+    for film in tagged:
+        weights = [float(weight) for weight in film["tag_weights"].split()]
+        assert len(weights) == len(film["tags"].split())
+        assert sum(weights) == pytest.approx(1, abs=1e-4) and weights == sorted(weights)[::-1]
+    card = read_card(folder, NAME)
+    assert "SmolLM2" in card["generated"]["tags"] and card["tagging"]["options"]["rounds"] == 2
 
 
 def test_domains_agree_with_a_count_by_hand(items):
@@ -171,10 +191,11 @@ def test_vectors_of_films_tags_and_users(folder, items):
     vector = dict(zip(text.tokens, text.values, strict=True))
     tags = read_feature(folder / f"{NAME}.tag")
     used = {tag for row in items.values() for tag in row["tags"].split()}
-    assert set(tags.tokens) == used and len(tags.tokens) == 18 + 8
+    assert set(tags.tokens) == used
     where = dict(zip(tags.tokens, tags.extra["tag_domain"], strict=True))
-    assert where["film-noir"] == "thrill" and where["documentary"] == "heart"
-    assert where["romance"] == "heart thrill"
+    for tag in used:
+        mine = {row["domain"] for row in items.values() if tag in row["tags"].split()}
+        assert where[tag] == " ".join(sorted(mine))
     profiles = read_feature(folder / f"{NAME}.userllm")
     history = collections.defaultdict(list)
     for row in rows(folder / f"{NAME}.inter"):

@@ -268,11 +268,11 @@ def test_items_with_few_tags_are_asked_again_and_new_tags_join(tmp_path):
     backend = WordBackend(False)
     made, tags, raw = one_round(tmp_path, backend, said, min_items=5)
     few = [i for i, title in enumerate(shop_items()["title"]) if "tea" in title or "cake" in title]
-    asked = [user for user in backend.users() if "Tags in use" in user]
-    assert len(asked) == len(few) and all("use: first, " in u for u in asked)
+    assert len(backend.more()) == len(few)
+    assert all("use: first, " in str(request.prompt) for request in backend.more())
     # Of "breakfast, dinner, weekend", said of all of them, each is new and of many items.
     assert made == 3 and {"breakfast", "dinner", "weekend"} <= set(tags.counts)
-    assert tags.counts["weekend"] == {"food": 24, "kitchen": 12}
+    assert tags.counts["weekend"] == {"food": 26, "kitchen": 13}
     assert own_tags(raw.tags, tags)[few[0]] == ["first", "breakfast", "dinner", "weekend"]
     assert raw.tags[few[-1] + 1] == ["first", "second", "third"]
 
@@ -280,12 +280,22 @@ def test_items_with_few_tags_are_asked_again_and_new_tags_join(tmp_path):
 def test_too_few_items_make_no_new_tag_and_what_was_merged_does_not_return(tmp_path):
     said = dict.fromkeys(SAID, "first, second, third") | {"cake": "breakfasts"}
     backend = WordBackend(False)
-    made, tags, raw = one_round(tmp_path, backend, said, min_items=13)
+    made, tags, _ = one_round(tmp_path, backend, said, min_items=14)
     assert made == 0 and "dinner" not in tags.counts
     # "breakfast" is a spelling of the list's "breakfasts", which the item has.
     assert set(tags.counts) == {"first", "second", "third", "breakfasts"}
-    assert tags.counts["breakfasts"] == {"food": 12}
-    assert not raw.refused
+    assert tags.counts["breakfasts"] == {"food": 13}
+
+
+def test_a_tag_of_several_words_that_was_offered_is_no_echo(tmp_path):
+    """The tags in use stand in the question; what the task says stands there too."""
+    backend = WordBackend(False)
+    backend._text = lambda request: '{"tags": ["hot drink", "fit the item", "no sentences"]}'
+    said = dict.fromkeys(SAID, "hot drink, second, third") | {"cake": "dessert"}
+    _, tags, raw = one_round(tmp_path, backend, said, min_items=2)
+    assert tags.counts["hot drink"] == {"food": 52, "kitchen": 52}
+    assert raw.tags[3] == ["dessert", "hot drink"]
+    assert raw.refused["echo of the prompt"] == 26
 
 
 def test_edits_of_a_model_that_drops_everything_leave_the_list(tmp_path):
@@ -318,4 +328,4 @@ def test_limit_holds_for_the_second_question_too(tmp_path):
     backend = WordBackend(False)
     said = dict.fromkeys(SAID, "first")
     one_round(tmp_path, backend, said, limit=7)
-    assert len([user for user in backend.users() if "Tags in use" in user]) == 7
+    assert len(backend.more()) == 7

@@ -100,6 +100,10 @@ class WordBackend:
         """What the user says in all requests of a kind."""
         return [request.prompt.user for request in self.asked if isinstance(request, kind)]
 
+    def more(self):
+        """The questions for more tags of an item."""
+        return [r for r in self.asked if "You choose tags" in r.prompt.system]
+
     def one(self, request):
         if isinstance(request, Embedding):
             return Answer(_vector(request.text), 5, 0)
@@ -129,7 +133,7 @@ class WordBackend:
         if "what a user likes" in system:
             words = sorted({word for word in SAYS if word in user})
             return f'"Likes {" and ".join(words)}."'
-        tags = MORE if "Tags in use" in user else self._said(user)
+        tags = MORE if "You choose tags" in system else self._said(user)
         if request.schema is None:
             return tags
         assert not self.likelihoods

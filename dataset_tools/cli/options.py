@@ -182,7 +182,7 @@ def open_session(dataset, llm: dict[str, Any]) -> Iterator:
     check_prompts(llm["prompts"])
     backend = make_backend(llm)
     folder = llm["answers"] or dataset.folder / STORE
-    with AnswerStore(folder, llm["shard"]) as store:
+    with AnswerStore(folder, llm["shard"], readonly=llm["dry_run"]) as store:
         yield Session(
             backend,
             store,

@@ -7,7 +7,7 @@ identity it makes the key under which the answer is kept.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -130,7 +130,10 @@ def content(request: Request) -> str:
     >>> content(Embedding("tea"))
     '{"kind":"Embedding","text":"tea"}'
     """
-    fields = {"kind": type(request).__name__, **asdict(request)}
+    fields = {"kind": type(request).__name__, **vars(request)}
+    for name in ("prompt", "rating"):
+        if name in fields:  # not by `asdict`, which copies every text
+            fields[name] = vars(fields[name])
     return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 

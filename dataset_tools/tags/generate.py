@@ -97,10 +97,15 @@ def read_answers(
     requests: dict[int, Completion],
     answers: Sequence[Answer],
     limit: int,
+    offered: Mapping[str, str] | None = None,
 ) -> RawTags:
-    """Clean tags out of the answers, in the order of `requests`; at most `limit` an item."""
-    titles = dataset.column("title")
-    domains = frozenset(merge_key(name) for name in set(dataset.column("domain")))
+    """Clean tags out of the answers, in the order of `requests`; at most `limit` an item.
+
+    Several words of the instructions are an echo of them and no tag, but for what was `offered`
+    there as answers: domain -> text.
+    """
+    titles, domain_of = dataset.column("title"), dataset.column("domain")
+    domains = frozenset(merge_key(name) for name in set(domain_of))
     tags: list[list[str]] = [[] for _ in titles]
     refused: Counter = Counter()
     for (row, request), answer in zip(requests.items(), answers, strict=True):
@@ -111,7 +116,9 @@ def read_answers(
         if answer.tokens_out >= request.max_tokens and len(listed) > 1:
             listed.pop()  # the answer was cut off in the middle of it
             refused["cut off at the end"] += 1
-        found, reasons = item_tags(listed, titles[row], limit, domains, request.prompt.system)
+        choice = field_text((offered or {}).get(domain_of[row], ""))
+        told = request.prompt.system.replace(choice, "; ") if choice else request.prompt.system
+        found, reasons = item_tags(listed, titles[row], limit, domains, told)
         refused.update(reasons)
         if copies_of_examples(found, _others_examples(request.prompt, titles[row])):
             refused["copy of an example"] += len(found)

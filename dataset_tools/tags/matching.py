@@ -14,6 +14,8 @@ from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import TagList
 from dataset_tools.update import Dataset
 
+BORROWED = 10  # items' worth of the mean over all tags, in the mean of one tag
+
 
 def candidates(
     own: Sequence[Sequence[str]],
@@ -96,6 +98,38 @@ def weights(
     kept = [int(i) for i in order if fit[i] >= threshold * fit.max()]
     share = fit[kept] / fit[kept].sum()
     return [tags[i] for i in kept], [float(f"{value:.6g}") for value in share]
+
+
+def centred(
+    options: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Log-likelihoods less the mean of each tag over the items that it was scored for.
+
+    Some tags are likely answers whatever the item: `film-noir`, whose second half follows from the
+    first, got a place at half of all films. A tag of few items borrows its mean from all tags.
+
+    Args:
+        options: The tags of each item (n).
+        scores: Their mean log-probabilities a token.
+
+    >>> centred([["tea", "cup"]] * 40, [[-1, -4]] * 20 + [[-3, -2]] * 20)[0]
+    [1.1, -1.1]
+    """
+    known: dict[str, list[float]] = {}
+    for tags, values in zip(options, scores, strict=True):
+        for tag, value in zip(tags, values, strict=True):
+            known.setdefault(tag, []).append(value)
+    if not known:
+        return []
+    overall = float(np.mean([value for values in known.values() for value in values]))
+    mean = {
+        tag: (sum(values) + BORROWED * overall) / (len(values) + BORROWED)
+        for tag, values in known.items()
+    }
+    return [
+        [float(value - mean[tag]) for tag, value in zip(tags, values, strict=True)]
+        for tags, values in zip(options, scores, strict=True)
+    ]
 
 
 def own_tags(raw: Sequence[Sequence[str]], tags: TagList) -> list[list[str]]:

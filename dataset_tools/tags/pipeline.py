@@ -11,7 +11,13 @@ from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.session import Session
 from dataset_tools.tags.generate import RawTags, item_fields, read_answers, tag_requests
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
-from dataset_tools.tags.matching import candidates, match_requests, own_tags, weights
+from dataset_tools.tags.matching import (
+    candidates,
+    centred,
+    match_requests,
+    own_tags,
+    weights,
+)
 from dataset_tools.tags.rounds import refine
 from dataset_tools.update import Dataset
 
@@ -135,20 +141,21 @@ def match(
         dataset, session.prompt("match"), [options_of.get(row, []) for row in range(len(rows))]
     )
     answers = session.ask("match", list(requests.values()))
-    for (row, request), answer in zip(requests.items(), answers, strict=True):
-        if answer.fault:
+    scores = {row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault}
+    if session.backend.likelihoods:
+        known = [requests[row].options for row in scores]
+        scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))
+    for row, request in requests.items():
+        if row in scores:
+            likelihoods, top = session.backend.likelihoods, options.top
+            rows[row], values[row] = weights(
+                request.options, scores[row], likelihoods, top, options.threshold
+            )
+        else:
             # The model's own tags stand, unweighted, where it gave no scores.
             rows[row] = own[row][: options.top]
             n = max(1, len(rows[row]))
             values[row] = [float(f"{1 / n:.6g}") for _ in rows[row]]
-        else:
-            rows[row], values[row] = weights(
-                request.options,
-                answer.value,
-                session.backend.likelihoods,
-                options.top,
-                options.threshold,
-            )
     return rows, values
 
 

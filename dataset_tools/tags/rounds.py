@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_tools.llm.parsing import tag_list
 from dataset_tools.llm.session import Session
 from dataset_tools.tags.clean import merge_key
 from dataset_tools.tags.generate import RawTags, read_answers, tag_requests
@@ -127,11 +128,14 @@ def _more(dataset, session, raw, tags, options, when) -> int:
         of_domain={domain: {"known": text} for domain, text in known.items()},
     )
     answers = session.ask("more_tags", list(requests.values()))
-    found = read_answers(dataset, requests, answers, options.tags_per_item)
+    found = read_answers(dataset, requests, answers, options.tags_per_item, offered=known)
     raw.refused.update(found.refused)
+    # A small model repeats the examples; what is theirs alone is no new tag.
+    examples = [text for r in requests.values() for _, text in r.prompt.examples]
+    theirs = {merge_key(tag) for text in set(examples) for tag in tag_list(text)}
     added = _add_new(
         tags,
-        [found.tags[row] for row in requests],
+        [[tag for tag in found.tags[r] if merge_key(tag) not in theirs] for r in requests],
         [domains[r] for r in requests],
         options.min_items,
         when,
