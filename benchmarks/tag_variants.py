@@ -40,7 +40,7 @@ def copy_of(dataset: Dataset, name: str) -> Dataset:
 def write_variant(dataset: Dataset, name: str, rows: list[list[str]], what: str) -> None:
     """Write `rows`, tags of each item, as dataset `name`, every tag of an item weighted alike."""
     copied = copy_of(dataset, name)
-    weights = [[float(f"{1 / len(row):.6g}")] * len(row) for row in rows]
+    weights = [[float(f"{1 / max(1, len(row)):.6g}")] * len(row) for row in rows]
     used = sorted({tag for row in rows for tag in row})
     vectors = load_encoder("minilm").texts(used)
     update_dataset(

@@ -156,9 +156,10 @@ def test_a_kept_answer_depends_on_its_prompt_alone(tmp_path, encoder):
     stated["domains"]["food"]["system"] += " Be strict."
     (prompts / "match.yaml").write_text(yaml.safe_dump(stated))
     backend = WordBackend(False)
-    tag(dataset, backend, force=True, prompts=prompts)
+    _, session = tag(dataset, backend, force=True, prompts=prompts)
     # Food is the half of the items whose question changed.
-    assert len(backend.asked) == N_ITEMS and {type(r) for r in backend.asked} == {Scoring}
+    assert session.tallies["match"].kept == N_ITEMS
+    assert {type(request) for request in backend.asked} == {Scoring}
 
 
 @needs_encoder

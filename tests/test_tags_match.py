@@ -28,16 +28,16 @@ def test_own_tags_come_first_then_the_nearest():
 def test_questions_of_items_with_candidates(tmp_path):
     dataset = write_shop(tmp_path)
     options = [[] for _ in dataset.items.index]
-    options[1], options[50] = ["hot drink", "x{title}"], ["tea"]
+    options[1], options[60] = ["hot drink", "x{title}"], ["tea"]
     asked = match_requests(dataset, load_prompt("match"), options)
-    assert list(asked) == [1, 50]
+    assert list(asked) == [1, 60]
     first = asked[1]
     assert first.options == ("hot drink", "x{title}")
     assert first.prompt.user == "Food: Fine coffee of maker b"
     assert first.prompt.examples and not first.rating.examples
     assert first.rating.user == f"{first.prompt.user}\n\nTags:\n1. hot drink\n2. x{{title}}"
     assert '{"scores"' in first.rating.system
-    assert asked[50].prompt.user.startswith("Kitchen: ")
+    assert asked[60].prompt.user.startswith("Kitchen: ")
 
 
 def test_a_title_that_gives_orders_is_alone_in_its_question(tmp_path):
