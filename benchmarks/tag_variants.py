@@ -12,8 +12,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from dataset_tools.clip.encoders import load_encoder
 from dataset_tools.cli.options import STORE
+from dataset_tools.clip.encoders import load_encoder
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.session import Session

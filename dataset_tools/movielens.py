@@ -96,7 +96,8 @@ def film_domain(genres: Sequence[str]) -> str:
 def film_table(raw: pd.DataFrame) -> pd.DataFrame:
     """Item columns from the raw item_id, movie_title, release_year, class (genres).
 
-    Tags are the genres and the decade, with equal weights that sum to 1. The one film without title and year, and the genre "unknown", leave their cells empty.
+    Tags are the genres and the decade, with equal weights that sum to 1. The one film without
+    title and year, and the genre "unknown", leave their cells empty.
     """
     genres = [[g for g in text.split() if g != "unknown"] for text in raw["class"]]
     years = [year if year.isdigit() else "" for year in raw["release_year"]]

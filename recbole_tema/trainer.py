@@ -27,7 +27,6 @@ from recbole_tema.checkpoint import (
     write_checkpoint,
 )
 from recbole_tema.errors import CheckpointError, ConfigError, EvaluationError, TrainingError
-from recbole_tema.interrupts import check_interrupt, interrupts_kept
 from recbole_tema.randomness import random_state, set_random_state
 from recbole_tema.scoring import evaluate_model
 
@@ -238,10 +237,9 @@ class TrainerLayer:
             if callback_fn:
                 callback_fn(epoch, score)
 
-        with interrupts_kept():
-            result = super().fit(
-                train_data, valid_data, verbose, saved, show_progress, after_evaluation
-            )
+        result = super().fit(
+            train_data, valid_data, verbose, saved, show_progress, after_evaluation
+        )
         if self.epochs == 0 and valid_data:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(
                 valid_data, show_progress
@@ -260,7 +258,6 @@ class TrainerLayer:
         return loss
 
     def _check_nan(self, loss):
-        check_interrupt()  # RecBole comes by here after each batch
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the training loss became {loss.item()}; lower learning_rate or set "

@@ -169,6 +169,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_root):
         *("--model", "BPR", "--dataset=tiny", f"--data_path={tiny_root}", *long),
         cwd=tmp_path,
         start_new_session=True,
+        # A shell starts what it runs in the background deaf to Ctrl-C, the tests too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     waiting = time.monotonic() + 90
     try:

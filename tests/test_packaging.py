@@ -84,8 +84,16 @@ def test_wheel_holds_the_properties_and_no_tests(wheel):
         for path in (ROOT / "properties").rglob("*.yaml"):
             inside = f"recbole_tema/properties/{path.relative_to(ROOT / 'properties').as_posix()}"
             assert archive.read(inside) == path.read_bytes()
+        data = [
+            p for kind in ("prompts", "shipped") for p in (ROOT / "dataset_tools" / kind).rglob("*")
+        ]
+        assert len([path for path in data if path.is_file()]) > 8
+        for path in filter(Path.is_file, data):
+            assert archive.read(path.relative_to(ROOT).as_posix()) == path.read_bytes()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_tema").rglob("*.py")}
-    modules |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "dataset_tools").glob("*.py")}
+    modules |= {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "dataset_tools").rglob("*.py")
+    }
     assert {name for name in names if name.endswith(".py")} == modules
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
@@ -294,6 +302,9 @@ def check_dataset_tools(words):
 
     command = main.get_command(None, words[0])
     assert command is not None, words[0]
+    # The reader's own folders are not here.
+    folders = [i for i, word in enumerate(words) if word == "--images"]
+    words = [word for i, word in enumerate(words) if i not in folders and i - 1 not in folders]
     command.make_context(words[0], words[1:])
 
 

@@ -170,8 +170,8 @@ def item_tags(
 def clean_words(text: str) -> str:
     """The words of a text as `clean_tag` would write them, of any number and all kinds.
 
-    >>> clean_words("The <b>Hobbit</b>'s Tale_1")
-    "the hobbit's tale 1"
+    >>> clean_words("The <b>Hobbit</b>: Bilbo's Tale_1")
+    "the hobbit bilbo's tale 1"
     """
     return " ".join(WORD.findall(plain(text)))
 
