@@ -793,7 +793,11 @@ def test_ctrl_c_keeps_what_is_paid_for_and_ends():
     with serve(reply) as server:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-c", CTRL_C, server.url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        # A shell starts what it runs in the background deaf to Ctrl-C, the tests too.
+        hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=env, **hearing
+        ) as process:
             for _ in range(8):
                 process.stdout.readline()
             while len(server.seen) < 12:
