@@ -96,7 +96,7 @@ def main():
     ours, theirs = report["ours"], report["recbole"]
     report["times_faster"] = round(theirs["seconds"] / ours["seconds"], 1)
     report["times_smaller"] = round(theirs["peak_mb"] / max(1, ours["peak_mb"]), 1)
-    report |= {name: version(name) for name in ("recbole", "pandas", "torch")}
+    report["versions"] = {name: version(name) for name in ("recbole", "pandas", "torch")}
     report |= {"python": platform.python_version(), "date": date.today().isoformat()}
     print(json.dumps(report, indent=2))
     if args.out:
