@@ -8,7 +8,7 @@ setup(
     packages=[*find_packages(include=PACKAGES), "recbole_tema.properties"],
     package_dir={"recbole_tema.properties": "properties"},
     package_data={
-        "recbole_tema.properties": ["*.yaml", "*/*.yaml"],
+        "recbole_tema.properties": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
         "dataset_tools": ["prompts/*.yaml", "shipped/*/*"],
     },
 )

@@ -19,11 +19,11 @@ from recbole_tema.config_checks import (
 from recbole_tema.config_files import (
     PlainYamlLoader,
     check_layers,
+    dataset_keys,
     load_yaml,
     merge_layer,
     our_defaults,
     parse_value,
-    properties_dir,
 )
 from recbole_tema.config_keys import check_keys
 from recbole_tema.config_model_checks import (
@@ -47,8 +47,9 @@ class TemaConfig(Config):
     """RecBole's ``Config`` with this project's defaults, safe parsing and checks.
 
     From weak to strong: RecBole's YAML files, then ``properties/overall.yaml``,
-    ``properties/model/MODEL.yaml``, ``properties/dataset/DATASET.yaml``, the config files in their
-    order, ``config_dict``, ``cmd_config_dict``. ``sys.argv`` is never read. ``eval_args`` is merged
+    ``properties/model/MODEL.yaml``, ``properties/dataset/DATASET.yaml``,
+    ``properties/dataset/DATASET/MODEL.yaml``, the config files in their order, ``config_dict``,
+    ``cmd_config_dict``. ``sys.argv`` is never read. ``eval_args`` is merged
     key by key. Keys that no model knows are refused; a key that only other models know is accepted
     with a warning, because one config file often serves several models.
 
@@ -151,8 +152,7 @@ class TemaConfig(Config):
         self._recbole_defaults = dict(self.internal_config_dict)
         self._our_defaults = our_defaults(model, dataset)
         self.internal_config_dict = merge_layer(self.internal_config_dict, self._our_defaults)
-        dataset_file = properties_dir() / "dataset" / f"{dataset}.yaml"
-        self.dataset_file_keys = set(load_yaml(dataset_file)) if dataset_file.is_file() else set()
+        self.dataset_file_keys = dataset_keys(model, dataset)
 
     def _get_final_config_dict(self):
         final = merge_layer(self.internal_config_dict, self.external_config_dict)

@@ -92,9 +92,23 @@ def check_layers(**layers) -> None:
 
 
 def our_defaults(model: str, dataset: str) -> dict:
-    """Return this project's defaults of a run: overall, then the model's, then the dataset's."""
+    """Return this project's defaults of a run: overall, the model's, then the dataset's."""
+    return _merged_properties("overall", f"model/{model}", *_dataset_parts(model, dataset))
+
+
+def dataset_keys(model: str, dataset: str) -> set[str]:
+    """Return the keys that ``properties/dataset`` sets for a dataset, or for a model on it."""
+    return set(_merged_properties(*_dataset_parts(model, dataset)))
+
+
+def _dataset_parts(model: str, dataset: str) -> tuple[str, str]:
+    return f"dataset/{dataset}", f"dataset/{dataset}/{model}"
+
+
+def _merged_properties(*parts: str) -> dict:
+    """The files of ``properties`` that there are among `parts`, later ones over earlier ones."""
     merged = {}
-    for part in ("overall", f"model/{model}", f"dataset/{dataset}"):
+    for part in parts:
         path = properties_dir() / f"{part}.yaml"
         if path.is_file():
             merged = merge_layer(merged, load_yaml(path))

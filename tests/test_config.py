@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -189,6 +190,26 @@ def test_our_defaults_lie_over_recboles_and_under_the_users():
     assert config["loss_decimal_place"] == 4, "RecBole's overall.yaml"
     assert config["repeatable"] is True
     assert config["candidates"] == "in_domain"
+
+
+def test_a_models_keys_on_a_dataset_lie_over_both(tmp_path, monkeypatch):
+    folder = tmp_path / "properties"
+    shutil.copytree(properties_dir(), folder)
+    (folder / "dataset" / "shop").mkdir()
+    (folder / "dataset" / "shop.yaml").write_text("learning_rate: 0.5\nstopping_step: 7\n")
+    (folder / "dataset" / "shop" / "TEMA.yaml").write_text("learning_rate: 0.25\n")
+    monkeypatch.setattr("recbole_tema.config_files.properties_dir", lambda: folder)
+    rates = {
+        (model, dataset): TemaConfig(model, dataset)["learning_rate"]
+        for model in ("TEMA", "SASRec")
+        for dataset in ("shop", "other")
+    }
+    assert rates[("TEMA", "shop")] == 0.25 and rates[("SASRec", "shop")] == 0.5
+    assert rates[("TEMA", "other")] == load_yaml(folder / "model" / "TEMA.yaml")["learning_rate"]
+    assert rates[("SASRec", "other")] == 0.001, "RecBole's"
+    assert TemaConfig("TEMA", "shop")["stopping_step"] == 7
+    given = TemaConfig("TEMA", "shop", config_dict={"learning_rate": 0.125})
+    assert given["learning_rate"] == 0.125
 
 
 def test_eval_args_is_merged_by_part(tmp_path):
