@@ -13,8 +13,8 @@ from pathlib import Path
 from tag_variants import copy_of
 
 from dataset_tools.clip.encoders import load_encoder
-from dataset_tools.item_embeddings import has_llm_vectors, item_words
-from dataset_tools.profiles import has_profiles
+from dataset_tools.generated import BY_MODEL
+from dataset_tools.item_embeddings import item_words
 from dataset_tools.update import read_dataset, update_dataset
 from recbole_tema.paths import default_data_path
 
@@ -25,11 +25,11 @@ def main():
     parser.add_argument("--data_path", type=Path, default=Path(default_data_path()))
     args = parser.parse_args()
     dataset = read_dataset(args.data_path / args.name, args.name)
-    for done, command in ((has_llm_vectors, "embed"), (has_profiles, "profile")):
-        if not done(dataset):
+    for field, command in (("llm_emb", "embed"), ("profile_emb", "profile")):
+        if not dataset.generated(field).startswith(BY_MODEL):
             parser.error(
                 f"{dataset.folder} lacks what 'python -m dataset_tools {command} {args.name}' "
-                "makes, or has it of earlier tags; run it first"
+                "makes; run it first"
             )
     copied = copy_of(dataset, f"{args.name}-minilm-vectors")
     items, words = dataset.column("item_id"), item_words(dataset)

@@ -8,8 +8,8 @@ from dataset_tools.clip.encoders import Encoder, load_encoder
 from dataset_tools.clip.features import image_vectors, text_vectors
 from dataset_tools.clip.fetching import Missing, fetch_images, write_missing
 from dataset_tools.clip.images import image_folder
+from dataset_tools.generated import digest, note_of, reason_to_skip
 from dataset_tools.item_embeddings import item_words
-from dataset_tools.tagging import tags_version
 from dataset_tools.update import Dataset, update_dataset
 from recbole_tema.errors import DataError
 
@@ -32,13 +32,6 @@ class ClipOptions:
     device: str = "auto"
 
 
-def has_text_vectors(dataset: Dataset, encoder: Encoder) -> bool:
-    """Whether NAME.itemtext is by this encoder, of the items' present texts and tags."""
-    note = dataset.generated("clip_text")
-    current = note.startswith(encoder.name) and tags_version(dataset) in note
-    return current and dataset.path("itemtext").is_file()
-
-
 def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, force: bool) -> str:
     """Write NAME.itemtext, and NAME.itemimage where there are images; returns what was done.
 
@@ -55,11 +48,7 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
         DataError: no item has a title, an encoder cannot be loaded, or it reads no images.
     """
     encoder = load_encoder(text_encoder, device=options.device)
-    lines = []
-    if force or not has_text_vectors(dataset, encoder):
-        lines.append(_write_texts(dataset, encoder))
-    else:
-        lines.append(f"{dataset.name} has text vectors by {dataset.generated('clip_text')}")
+    lines = [_texts(dataset, encoder, force)]
     if options.images is None and URL_COLUMN not in dataset.items:
         lines.append(
             f"no images: neither --images nor a column {URL_COLUMN} in {dataset.path('item')}"
@@ -68,37 +57,64 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
         lines.append(
             f"no image vectors of {URL_COLUMN}: {encoder.name} reads no images; name a CLIP model"
         )
-    elif dataset.path("itemimage").is_file() and not force:
-        lines.append(f"{dataset.name} has image vectors by {dataset.generated('clip_image')}")
     else:
         if options.image_encoder:
             encoder = load_encoder(options.image_encoder, device=options.device)
-        lines.append(_write_images(dataset, encoder, options))
+        lines.append(_images(dataset, encoder, options, force))
     return "\n".join(lines)
 
 
-def _write_texts(dataset: Dataset, encoder: Encoder) -> str:
+def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
     texts, items = item_words(dataset), dataset.column("item_id")
+    inputs = digest(items, texts)
+    skip = reason_to_skip(
+        dataset,
+        "clip_text",
+        "text vectors",
+        there=dataset.path("itemtext").is_file(),
+        maker=encoder.name,
+        inputs=inputs,
+    )
+    if skip and not force:
+        return skip
     rows = [row for row, text in enumerate(texts) if text]
     if not rows:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to encode")
     matrix = text_vectors(encoder, [texts[row] for row in rows])
-    note = f"{encoder.name} of domain, texts and tags {tags_version(dataset)}"
+    note = note_of(f"{encoder.name} of domain, texts and tags", inputs)
     tokens = [items[row] for row in rows]
     update_dataset(dataset, features={"itemtext": (tokens, matrix)}, generated={"clip_text": note})
     return f"{dataset.path('itemtext')}: {len(rows)} of {len(items)} items"
 
 
-def _write_images(dataset: Dataset, encoder: Encoder, options: ClipOptions) -> str:
-    encoder.require_images()  # before a download of hours
+def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: bool) -> str:
     items = dataset.column("item_id")
+    paths: dict[str, Path] = {}
     if options.images is not None:
         urls = dict.fromkeys(items, "")
         paths = image_folder(options.images, items)
-        missing = {item: Missing("", "no file") for item in items if item not in paths}
+        sources = [f"{item}\t{paths[item].name}\t{paths[item].stat().st_size}" for item in paths]
     else:
         addresses = zip(items, dataset.column(URL_COLUMN), strict=True)
         urls = {item: url for item, url in addresses if url}
+        sources = [f"{item}\t{url}" for item, url in urls.items()]
+    inputs = digest(sources)
+    skip = reason_to_skip(
+        dataset,
+        "clip_image",
+        "image vectors",
+        there=dataset.path("itemimage").is_file(),
+        maker=encoder.name,
+        inputs=inputs,
+    )
+    # Images that failed may be there now: --retry_failed asks for them.
+    again = options.retry_failed and dataset.generated("clip_image").startswith(encoder.name)
+    if skip and not force and not again:
+        return skip
+    encoder.require_images()  # before a download of hours
+    if options.images is not None:
+        missing = {item: Missing("", "no file") for item in items if item not in paths}
+    else:
         found = fetch_images(
             urls,
             options.image_cache or dataset.folder / CACHE,
@@ -115,6 +131,8 @@ def _write_images(dataset: Dataset, encoder: Encoder, options: ClipOptions) -> s
     if not ids:
         return f"no image vectors: none of {len(items)} items has a sound image; see {listed}"
     update_dataset(
-        dataset, features={"itemimage": (ids, matrix)}, generated={"clip_image": encoder.name}
+        dataset,
+        features={"itemimage": (ids, matrix)},
+        generated={"clip_image": note_of(encoder.name, inputs)},
     )
     return f"{dataset.path('itemimage')}: {len(ids)} of {len(items)} items; others in {listed}"

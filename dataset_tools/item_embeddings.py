@@ -4,10 +4,10 @@ import logging
 
 import numpy as np
 
+from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip
 from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.requests import Embedding
 from dataset_tools.llm.session import NotAsked, Session
-from dataset_tools.tagging import BY_MODEL, tags_version
 from dataset_tools.tags.generate import item_fields
 from dataset_tools.update import Dataset, update_dataset
 from recbole_tema.atomic import tag_text
@@ -35,13 +35,6 @@ def item_words(dataset: Dataset) -> list[str]:
     return texts
 
 
-def has_llm_vectors(dataset: Dataset) -> bool:
-    """Whether the item vectors are a language model's, of the items' present tags."""
-    note = dataset.generated("llm_emb")
-    current = note.startswith(BY_MODEL) and tags_version(dataset) in note
-    return current and dataset.path("itemllm").is_file()
-
-
 def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: bool) -> str:
     """Write NAME.itemllm: pooled states of a local model, or a server's embeddings.
 
@@ -49,15 +42,25 @@ def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: 
         dataset: Changed in place to what was written.
         session: The language model and its answers.
         width: Principal components to keep; None for the model's own width.
-        force: Write again where there are a language model's vectors of the same texts.
+        force: Write again where there are vectors.
 
     Raises:
         BackendError: the model cannot go on; run again to go on from there.
         DataError: no item has a title, or `width` is more than there are items or numbers.
     """
-    if has_llm_vectors(dataset) and not force:
-        return f"{dataset.name} has item vectors by a {dataset.generated('llm_emb')}"
     texts = item_words(dataset)
+    inputs = digest(dataset.column("item_id"), texts)
+    maker = f"{BY_MODEL}{session.backend.identity}"
+    skip = reason_to_skip(
+        dataset,
+        "llm_emb",
+        "item vectors",
+        there=dataset.path("itemllm").is_file(),
+        maker=f"{maker},",
+        inputs=inputs,
+    )
+    if skip and not force:
+        return skip
     rows = [row for row, text in enumerate(texts) if text]
     if not rows:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to embed")
@@ -71,14 +74,16 @@ def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: 
     if not good:
         raise DataError(f"{session.backend.identity}: gave no vector of {len(rows)} items")
     matrix = np.stack([np.asarray(answers[i].value, np.float32) for i in good])
-    note = (
-        f"{BY_MODEL}{session.backend.identity}, of domain, texts and tags {tags_version(dataset)}"
-    )
+    note = f"{maker}, of domain, texts and tags"
     if width is not None:
         matrix, note = principal(matrix, width), f"{note}, {width} principal components"
     items = dataset.column("item_id")
     tokens = [items[rows[i]] for i in good]
-    update_dataset(dataset, features={"itemllm": (tokens, matrix)}, generated={"llm_emb": note})
+    update_dataset(
+        dataset,
+        features={"itemllm": (tokens, matrix)},
+        generated={"llm_emb": note_of(note, inputs)},
+    )
     width = matrix.shape[1]
     return f"{dataset.path('itemllm')}: {len(tokens)} of {len(items)} items, {width} wide"
 

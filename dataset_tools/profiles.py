@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dataset_tools.clip.encoders import load_encoder
+from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip, was_limited
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
 from dataset_tools.llm.requests import Answer, Completion, Embedding
 from dataset_tools.llm.session import NotAsked, Session
-from dataset_tools.tagging import BY_MODEL, was_limited
 from dataset_tools.update import Dataset, training_events, update_dataset
 from recbole_tema.errors import DataError
+from recbole_tema.feature_file import FeatureTable
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,19 @@ def has_profiles(dataset: Dataset) -> bool:
     """Whether the users' vectors are of profiles that a language model wrote, of all users."""
     made = dataset.generated("profile_emb").startswith(BY_MODEL)
     return made and not was_limited(dataset, "profiling") and dataset.path("userllm").is_file()
+
+
+def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
+    """Digest of all that profiles are made of: training events, titles, item vectors."""
+    events = training_events(dataset.events)
+    return digest(
+        events["user_id"],
+        events["item_id"],
+        dataset.column("item_id"),
+        dataset.column("title"),
+        table.tokens,
+        np.ascontiguousarray(table.values, np.float32).tobytes(),
+    )
 
 
 def cluster_items(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -138,15 +152,26 @@ def profile_dataset(
         text_encoder: Spec of the encoder of profiles, see `load_encoder`; "llm" for the language
             model's own embeddings.
         options: Numbers.
-        force: Write again where there are profiles.
+        force: Write again where there are vectors of users.
 
     Raises:
         BackendError: the model cannot go on; run again to go on from there.
         DataError: there are no item vectors to cluster, or no profile came out.
     """
-    if has_profiles(dataset) and not force:
-        return f"{dataset.name} has profiles by a {dataset.generated('profile_emb')}"
     table = dataset.feature("itemllm") or dataset.feature("itemtext")
+    inputs = profile_digest(dataset, table) if table is not None else ""
+    skip = reason_to_skip(
+        dataset,
+        "profile_emb",
+        "profiles",
+        there=dataset.path("userllm").is_file(),
+        maker=f"{BY_MODEL}{session.backend.identity},",
+        inputs=inputs,
+        trial=was_limited(dataset, "profiling"),
+        limit=options.limit,
+    )
+    if skip and not force:
+        return skip
     if table is None and session.dry:
         return "profiles: item vectors come first, by which a user's items are parted"
     if table is None:
@@ -189,8 +214,11 @@ def profile_dataset(
         dataset,
         features={"userllm": (users, matrix)},
         generated={
-            "profile_emb": f"{BY_MODEL}{session.made_by('part', 'profile')}, of training events "
-            f"only, {by}"
+            "profile_emb": note_of(
+                f"{BY_MODEL}{session.made_by('part', 'profile')}, of training events only, "
+                f"clustered by {dataset.generated('llm_emb') or 'item vectors'}, {by}",
+                inputs,
+            )
         },
         notes={"profiling": {"options": dict(vars(options))}},
         reports={f"{dataset.name}.profiles.tsv": "".join(["user_id\tprofile\n", *lines])},

@@ -1,6 +1,5 @@
 """Give a dataset its tags: the pipeline of `tags/`, the text vectors of the tags, the files."""
 
-import hashlib
 import logging
 from collections import defaultdict
 
@@ -8,16 +7,18 @@ import numpy as np
 import pandas as pd
 
 from dataset_tools.clip.encoders import load_encoder
+from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip, was_limited
 from dataset_tools.llm.session import NotAsked, Session
+from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.pipeline import Tagged, TagOptions, make_tags
 from dataset_tools.tags.report import edit_log, report
 from dataset_tools.update import Dataset, update_dataset
-from recbole_tema.atomic import tag_token
+from recbole_tema.atomic import tag_text, tag_token
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
-BY_MODEL = "language model "  # begins the card's note of every field that one made
+PIPELINE_ENCODER = "minilm"  # the thresholds of cosines in `tags/` are for its vectors
 
 
 def has_llm_tags(dataset: Dataset) -> bool:
@@ -26,11 +27,10 @@ def has_llm_tags(dataset: Dataset) -> bool:
     return made and "tags" in dataset.items and dataset.path("tag").is_file()
 
 
-def was_limited(dataset: Dataset, note: str) -> bool:
-    """Whether the card's `note` on a run says that it was a trial of the first items or users."""
-    stated = dataset.card.get(note)
-    options = stated.get("options") if isinstance(stated, dict) else None
-    return isinstance(options, dict) and options.get("limit") is not None
+def item_digest(dataset: Dataset) -> str:
+    """Digest of all that a question for tags can show of the items."""
+    fields = [f"{name}={text}" for row in item_fields(dataset) for name, text in row.items()]
+    return digest(dataset.column("item_id"), dataset.column("domain"), fields)
 
 
 def tag_dataset(
@@ -41,19 +41,31 @@ def tag_dataset(
     Args:
         dataset: Changed in place to what was written.
         session: The language model and its answers.
-        text_encoder: Spec of the encoder of tags and titles, see `load_encoder`.
+        text_encoder: Spec of the encoder of the tags' vectors, see `load_encoder`.
         options: Numbers of the pipeline.
-        force: Tag again where there are a language model's tags.
+        force: Tag again where there are tags.
 
     Raises:
         BackendError: the model cannot go on; run again to go on from there.
         DataError: no item got a tag, or a file cannot be written.
     """
-    if has_llm_tags(dataset) and not force:
-        return f"{dataset.name} has tags by a {dataset.generated('tags')}; --force makes them anew"
+    inputs = item_digest(dataset)
+    skip = reason_to_skip(
+        dataset,
+        "tags",
+        "tags",
+        there=any(dataset.column("tags")),
+        maker=f"{BY_MODEL}{session.backend.identity},",
+        inputs=inputs,
+        trial=was_limited(dataset, "tagging"),
+        limit=options.limit,
+    )
+    if skip and not force:
+        return skip if session.dry else _with_vectors(dataset, text_encoder, skip)
     encoder = load_encoder(text_encoder)
+    near = encoder if text_encoder == PIPELINE_ENCODER else load_encoder(PIPELINE_ENCODER)
     try:
-        tagged = make_tags(dataset, session, Remembered(encoder.texts), options)
+        tagged = make_tags(dataset, session, Remembered(near.texts), options)
     except NotAsked as task:
         return _rest_of_dry_run(dataset, session, options, str(task))
     if session.dry:
@@ -64,13 +76,14 @@ def tag_dataset(
             f"{dataset.path('item')}: no tag is left of what the model said "
             f"({dict(tagged.raw.refused)}); lower --min_items, or use a better model"
         )
-    made_by = BY_MODEL + session.made_by("tag", "match")
+    edits = ("same",) if session.backend.likelihoods else ("refine",)
+    made_by = BY_MODEL + session.made_by("tag", *edits, "more_tags", "match")
     update_dataset(
         dataset,
         items=with_tags(dataset, tagged.rows, tagged.weights),
         tags=tag_table(dataset, tagged.rows, used, encoder.texts(used)),
         generated={
-            "tags": made_by,
+            "tags": note_of(f"{made_by}, candidates by {near.name}", inputs),
             "tag_weights": f"scores of the tags by the same model, {_kind(session)}, normalised",
             "tag_emb": f"{encoder.name} of the tag",
         },
@@ -82,6 +95,21 @@ def tag_dataset(
     )
     n_items = sum(bool(row) for row in tagged.rows)
     return f"{dataset.path('item')}: {n_items} of {len(tagged.rows)} items have {len(used)} tags"
+
+
+def _with_vectors(dataset: Dataset, text_encoder: str, skip: str) -> str:
+    """`skip`, after tags without NAME.tag have got their vectors, which TEMA needs."""
+    if dataset.path("tag").is_file():
+        return skip
+    rows = [[tag_text(token) for token in text.split()] for text in dataset.column("tags")]
+    used = sorted({tag for row in rows for tag in row})
+    encoder = load_encoder(text_encoder)
+    update_dataset(
+        dataset,
+        tags=tag_table(dataset, rows, used, encoder.texts(used)),
+        generated={"tag_emb": f"{encoder.name} of the tag"},
+    )
+    return f"{skip}\n{dataset.path('tag')}: vectors of these {len(used)} tags"
 
 
 class Remembered:
@@ -124,14 +152,6 @@ def tag_table(
             "tag_emb": list(vectors),
         }
     )
-
-
-def tags_version(dataset: Dataset) -> str:
-    """First digits of the SHA-256 of all tags and weights: what was made from them names it."""
-    digest = hashlib.sha256()
-    for name in ("tags", "tag_weights"):
-        digest.update("\n".join(dataset.column(name)).encode())
-    return digest.hexdigest()[:8]
 
 
 def _kind(session: Session) -> str:

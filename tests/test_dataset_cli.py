@@ -155,7 +155,7 @@ def test_embed_twice(root, backend):
     n = len(backend.asked)
     again = run("embed", NAME, "--data_path", root, "--pca", "3", "--force")
     assert "104 from the store, 0 asked" in again.stdout and len(backend.asked) == n
-    assert "has item vectors by" in run("embed", NAME, "--data_path", root).stdout
+    assert "has item vectors: language model" in run("embed", NAME, "--data_path", root).stdout
     line = refused_after(root, "--pca", "65", "--force")
     assert "--pca 65" in line
 

@@ -138,7 +138,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same_bytes(tmp_path):
     run(dataset, backend)
     files = [dataset.path(suffix) for suffix in ("userllm", "profiles.tsv", "yaml")]
     before, n = [path.read_bytes() for path in files], len(backend.asked)
-    assert "has profiles by a language model" in run(dataset, backend)[0]
+    assert "has profiles: language model" in run(dataset, backend)[0]
     run(dataset, backend, force=True)
     assert [path.read_bytes() for path in files] == before and len(backend.asked) == n
 

@@ -133,7 +133,7 @@ def test_a_second_run_asks_nothing_and_changes_no_byte(tmp_path, encoder, likeli
     tag(dataset, WordBackend(likelihoods))
     before = files(dataset.folder)
     backend = WordBackend(likelihoods)
-    assert "has tags by a language model words" in tag(dataset, backend)[0]
+    assert "has tags: language model words" in tag(dataset, backend)[0]
     again = read_dataset(dataset.folder, NAME)
     says, session = tag(again, backend, force=True)
     assert "items have" in says and backend.asked == []

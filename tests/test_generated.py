@@ -1,0 +1,161 @@
+"""What a command leaves alone without --force, and what it makes anew by itself."""
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_tools import text_encoder
+from dataset_tools.generated import digest
+from dataset_tools.item_embeddings import embed_dataset
+from dataset_tools.llm.answers import AnswerStore
+from dataset_tools.llm.session import Session
+from dataset_tools.profiles import ProfileOptions, profile_dataset
+from dataset_tools.tagging import tag_dataset
+from dataset_tools.tags.pipeline import TagOptions
+from dataset_tools.update import read_dataset, update_dataset
+from recbole_tema.feature_file import read_feature
+
+from .word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
+
+needs_encoder = pytest.mark.skipif(
+    bool(text_encoder.missing_packages()),
+    reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",
+)
+TAGS = TagOptions(max_share=0.6)
+
+
+def embed(dataset, backend, force=False):
+    with AnswerStore(dataset.folder / "llm-answers") as store:
+        return embed_dataset(dataset, Session(backend, store, progress=False), None, force)
+
+
+def tag(dataset, backend, options=TAGS, force=False):
+    with AnswerStore(dataset.folder / "llm-answers") as store:
+        session = Session(backend, store, progress=False)
+        return tag_dataset(dataset, session, "minilm", options, force)
+
+
+def profile(dataset, backend, limit=None):
+    with AnswerStore(dataset.folder / "llm-answers") as store:
+        session = Session(backend, store, progress=False)
+        options = ProfileOptions(clusters=4, limit=limit)
+        return profile_dataset(dataset, session, "llm", options, force=False)
+
+
+def with_titles(dataset, change):
+    """The dataset read again after its titles changed on the disk."""
+    path = dataset.path("item")
+    path.write_text(change(path.read_text()))
+    return read_dataset(dataset.folder, NAME)
+
+
+def own_field(dataset, field, **parts):
+    """Write files that the card names no maker of, as a user's own are."""
+    update_dataset(dataset, **parts, generated={field: "nobody"})
+    card = yaml.safe_load(dataset.path("yaml").read_text())
+    del card["generated"][field]
+    dataset.path("yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    return read_dataset(dataset.folder, NAME)
+
+
+def test_vectors_of_changed_titles_are_made_anew_and_of_the_others_not(tmp_path):
+    dataset, backend = write_shop(tmp_path), WordBackend(False)
+    embed(dataset, backend)
+    before = read_feature(dataset.path("itemllm")).values
+    n = len(backend.asked)
+    assert "has item vectors" in embed(dataset, backend) and len(backend.asked) == n
+    dataset = with_titles(dataset, lambda text: text.replace("Fine oven", "Old history"))
+    assert "has item vectors" not in embed(dataset, backend)
+    changed = [item.startswith("Old") for item in dataset.column("title")]
+    assert 0 < sum(changed) <= len(backend.asked) - n < len(changed)
+    after = read_feature(dataset.path("itemllm")).values
+    assert ((after != before).any(1) == changed).all()
+
+
+def test_another_models_vectors_stay_until_forced(tmp_path):
+    dataset, other = write_shop(tmp_path), WordBackend(False, identity="other words")
+    embed(dataset, WordBackend(False))
+    before = dataset.path("itemllm").read_bytes()
+    assert "--force" in embed(dataset, other) and not other.asked
+    dataset = with_titles(dataset, lambda text: text.replace("Fine oven", "Old history"))
+    said = embed(dataset, other)
+    assert "other texts than there are now" in said and not other.asked
+    assert dataset.path("itemllm").read_bytes() == before
+    embed(dataset, other, force=True)
+    assert other.asked and dataset.generated("llm_emb").startswith("language model other words,")
+
+
+def test_vectors_of_ones_own_stay_and_stand_ins_go(tmp_path):
+    ids = shop_items()["item_id"].tolist()
+    vectors = word_vectors(ids)
+    dataset = write_shop(tmp_path / "a")
+    dataset = own_field(dataset, "llm_emb", features={"itemllm": (ids, vectors)})
+    before, backend = dataset.path("itemllm").read_bytes(), WordBackend(False)
+    assert "of its own" in embed(dataset, backend) and not backend.asked
+    assert dataset.path("itemllm").read_bytes() == before
+    dataset = write_shop(tmp_path / "b")
+    stand_in = {"llm_emb": "all-MiniLM-L6-v2 of the title"}
+    update_dataset(dataset, features={"itemllm": (ids, vectors)}, generated=stand_in)
+    embed(dataset, backend)
+    assert backend.asked and dataset.path("itemllm").read_bytes() != before
+
+
+@needs_encoder
+def test_tags_of_ones_own_stay_and_get_vectors(tmp_path):
+    items = shop_items()
+    items["tags"] = [["my_tag"] if i % 2 else ["my_tag", "other"] for i in range(len(items))]
+    items["tag_weights"] = [[1.0] if i % 2 else [0.5, 0.5] for i in range(len(items))]
+    dataset = own_field(write_shop(tmp_path), "tags", items=items)
+    assert not dataset.path("tag").is_file()
+    before, backend = dataset.path("item").read_bytes(), WordBackend(False)
+    said = tag(dataset, backend)
+    assert "of its own" in said and "vectors of these 2 tags" in said and not backend.asked
+    table = pd.read_csv(dataset.path("tag"), sep="\t", dtype=str)
+    assert table["tag_id:token"].tolist() == ["my_tag", "other"]
+    assert dataset.path("item").read_bytes() == before
+    assert "vectors of these" not in tag(dataset, backend)
+    tag(dataset, backend, force=True)
+    assert backend.asked and "my_tag" not in dataset.path("item").read_text()
+
+
+@needs_encoder
+def test_limit_leaves_whole_fields_alone(tmp_path):
+    dataset, backend = write_shop(tmp_path / "tags"), WordBackend(False)
+    update_dataset(
+        dataset,
+        items=shop_items().assign(
+            tags=[["old"]] * len(dataset.items), tag_weights=[[1.0]] * len(dataset.items)
+        ),
+        tags=pd.DataFrame({"tag_id": ["old"], "tag_domain": [["food"]], "tag_emb": [[1.0]]}),
+        generated={"tags": "genres"},
+    )
+    few = TagOptions(max_share=1.0, limit=5)
+    assert "--limit leaves alone" in tag(dataset, backend, few) and not backend.asked
+    assert dataset.column("tags") == ["old"] * len(dataset.items)
+    tag(dataset, backend)
+    assert "old" not in dataset.column("tags")
+    whole = dataset.path("item").read_bytes()
+    assert "--force" in tag(dataset, backend, few) and dataset.path("item").read_bytes() == whole
+
+
+def test_profiles_are_made_anew_when_the_vectors_that_part_them_are(tmp_path):
+    dataset, backend = write_shop(tmp_path), WordBackend(False)
+    embed(dataset, backend)
+    profile(dataset, backend)
+    assert "has profiles" in profile(dataset, backend)
+    assert "--force" in profile(dataset, backend, limit=3)
+    dataset = with_titles(dataset, lambda text: text.replace("Fine oven", "Old history"))
+    embed(dataset, backend)
+    n = len(backend.asked)
+    assert "has profiles" not in profile(dataset, backend) and len(backend.asked) > n
+    assert "has profiles" in profile(dataset, backend)
+
+
+texts = st.lists(st.text(max_size=4), max_size=4)
+
+
+@given(st.lists(texts, max_size=3), st.lists(texts, max_size=3))
+def test_digests_differ_where_the_texts_do(a, b):
+    assert (digest(*a) == digest(*b)) == (a == b)
