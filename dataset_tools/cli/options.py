@@ -27,7 +27,9 @@ encoder_option = click.option(
     help="minilm (packaged), clip:FOLDER, open_clip:MODEL:WEIGHTS or sentence:FOLDER.",
 )
 force_option = click.option(
-    "--force", is_flag=True, help="Make it again even if it is there; kept answers are used."
+    "--force",
+    is_flag=True,
+    help="Make it again, whoever made what is there; kept answers are used.",
 )
 
 
