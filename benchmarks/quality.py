@@ -152,8 +152,14 @@ def write_report(args, suite, records):
     """The Markdown file beside the records."""
     phases = ("valid",) if suite.get("search") else ("valid", "test")
     order = list(suite["runs"])
+    # A record of other defaults than today's is no seed of today's run.
+    current = {
+        (label, run_id(suite, label, seed))
+        for label, run in suite["runs"].items()
+        for seed in run["seeds"]
+    }
     records = sorted(
-        (r for r in records if r["label"] in order),
+        (r for r in records if (r["label"], r.get("run")) in current),
         key=lambda r: (order.index(r["label"]), r["seed"]),
     )
     if not records:
