@@ -38,17 +38,29 @@ def check_card(path: Path, card: Mapping[str, Any]) -> None:
 
 
 def write_card(
-    folder: Path, name: str, card: Mapping[str, Any], counts: Mapping[str, Any], files: Iterable
+    folder: Path,
+    name: str,
+    card: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    files: Iterable,
+    staging: Path | None = None,
 ) -> None:
-    """Write NAME.yaml over the finished `files` (names inside `folder`)."""
+    """Write NAME.yaml over the finished `files` (names inside `folder`).
+
+    With `staging`, the card goes there, and of files that are there and in `folder` it describes
+    those there: they are to replace the others.
+    """
+    paths = {file: folder / file for file in files}
+    if staging is not None:
+        paths |= {file: staging / file for file in paths if (staging / file).is_file()}
     hashes = {
-        file: {"bytes": (folder / file).stat().st_size, "sha256": sha256_of(folder / file)}
-        for file in files
+        file: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for file, path in paths.items()
     }
     stated = {key: value for key, value in card.items() if key not in ("counts", "files")}
     whole = {"name": name, "format": CARD_FORMAT, **stated, "counts": counts, "files": hashes}
     text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=100)
-    with replace_file(card_path(folder, name)) as file:
+    with replace_file(card_path(staging or folder, name)) as file:
         file.write(text.encode())
 
 

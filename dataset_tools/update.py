@@ -1,6 +1,7 @@
 """Read a dataset of atomic files, and give it back with generated fields added or replaced."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +19,18 @@ from dataset_tools.writer import (
     Feature,
     feature_job,
     naming_folder,
+    prepared_folder,
     staging_folder,
     tag_job,
     write_cells,
 )
-from recbole_tema.atomic import read_header, read_table, sync_folder
+from recbole_tema.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.errors import DataError
 from recbole_tema.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
 
 log = logging.getLogger(__name__)
+
+HELD_OUT = 2  # the last events of a user are for validation and test
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Dataset:
 
 
 def read_dataset(folder: str | Path, name: str) -> Dataset:
-    """Read NAME.item, NAME.inter and the card in `folder`.
+    """Read NAME.item, NAME.inter and the card in `folder`, after what `finish_update` does.
 
     Raises:
         DataError: a file is missing or malformed, or an item has no domain.
@@ -76,6 +80,7 @@ def read_dataset(folder: str | Path, name: str) -> Dataset:
     check_name(name)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such dataset; check its name and data_path")
+    finish_update(folder, name)
     where = folder / f"{name}.item"
     types = {field.name: field.type for field in read_header(where)}
     wanted = {"item_id": "token", "domain": "token"}
@@ -101,9 +106,9 @@ def update_dataset(
 ) -> Path:
     """Replace some files of a dataset; the others stay as they are, byte for byte.
 
-    Everything is written to a hidden folder first, then moved into place, the card last. A kill
-    in between can leave new tags without their vectors, which a training run says; it never
-    leaves half a file, and running the same again completes it.
+    Everything is written to a hidden folder first, the card too, then moved into place. A kill
+    before that leaves the dataset as it was; after a kill between two moves every file is there,
+    old or new, and whatever opens the dataset next moves the rest (see `install`).
 
     Args:
         dataset: As read; changed in place to what was written.
@@ -134,21 +139,23 @@ def update_dataset(
         jobs[path.name] = feature_job(path, suffix, feature, known)
     for file, text in (reports or {}).items():
         jobs[file] = partial(_write_text, text)
-    with naming_folder(dataset.folder), FileLock(dataset.folder / f".{dataset.name}.lock"):
-        with staging_folder(dataset.folder, dataset.name) as staging:
-            for file, write in jobs.items():
-                write(staging / file)
-            _swap_in(dataset, staging)
+    folder, name = dataset.folder, dataset.name
+    lock = FileLock(folder / f".{name}.lock")
+    with naming_folder(folder), lock, staging_folder(folder, name) as staging:
+        for file, write in jobs.items():
+            write(staging / file)
+        _move_in(folder, name)
         # Read again: another command may have written its part since the dataset was read.
-        card = read_card(dataset.folder, dataset.name) or dataset.card
+        card = read_card(folder, name) or dataset.card
         made_by = {**(card.get("generated") or {}), **generated}
         card = {**card, **(notes or {}), "generated": made_by}
-        files = [f"{dataset.name}.{s}" for s in SUFFIXES if dataset.path(s).is_file()]
-        counts = count_domains(dataset.events, cells)
-        write_card(dataset.folder, dataset.name, card, counts, files)
+        paths = [dataset.path(suffix) for suffix in SUFFIXES]
+        files = [path.name for path in paths if path.name in jobs or path.is_file()]
+        write_card(folder, name, card, count_domains(dataset.events, cells), files, staging)
+        install(folder, name, staging)
     dataset.items, dataset.item_types = cells, types
-    dataset.card = read_card(dataset.folder, dataset.name) or card
-    return card_path(dataset.folder, dataset.name)
+    dataset.card = read_card(folder, name) or card
+    return card_path(folder, name)
 
 
 def _given_types(items: pd.DataFrame) -> dict[str, str]:
@@ -157,23 +164,62 @@ def _given_types(items: pd.DataFrame) -> dict[str, str]:
 
 
 def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    with replace_file(path) as file:
+        file.write(text.encode())
 
 
-def _swap_in(dataset: Dataset, staging: Path) -> None:
-    """Features that change go first, then the items, then the new features: never a mixture."""
-    written = sorted(path.name for path in staging.iterdir())
-    features = {f"{dataset.name}.{suffix}" for suffix in FEATURE_FIELDS} & set(written)
-    for file in sorted(features):
-        (dataset.folder / f"{file}{TWIN_SUFFIX}").unlink(missing_ok=True)
-        (dataset.folder / file).unlink(missing_ok=True)
-    items_first = sorted(written, key=lambda file: (file != f"{dataset.name}.item", file))
-    for file in items_first:
-        (staging / file).replace(dataset.folder / file)
-    sync_folder(dataset.folder)
+def install(folder: Path, name: str, staging: Path) -> None:
+    """Replace files of a dataset by those in `staging`, its card among them; the lock is held.
+
+    The one moment before which all is old, and after which all becomes new, is the renaming of
+    the staging folder. A kill later leaves that folder, which `finish_update` completes.
+    """
+    for hidden in staging.glob(".*"):  # the lock of a dataset that was built there
+        hidden.unlink()
+    _move_in(folder, name)
+    sync_folder(staging)
+    os.replace(staging, prepared_folder(folder, name))
+    sync_folder(folder)
+    _move_in(folder, name)
 
 
-def training_events(events: pd.DataFrame, held_out: int = 2) -> pd.DataFrame:
+def finish_update(folder: Path, name: str) -> None:
+    """Complete an update that a kill ended while its files were moved into place, if there is one.
+
+    Where the folder cannot be written it stays as it is, which is logged: each file is whole, but
+    some may be older than others.
+    """
+    if not prepared_folder(folder, name).is_dir():
+        return
+    try:
+        with FileLock(folder / f".{name}.lock"):
+            _move_in(folder, name)
+        log.info("%s: completed an update that was interrupted", folder)
+    except OSError as error:
+        log.warning("%s: an interrupted update cannot be completed: %s", folder, error)
+
+
+def _move_in(folder: Path, name: str) -> None:
+    """Move the files of `prepared_folder`, the items first and the card last."""
+    prepared = prepared_folder(folder, name)
+    if not prepared.is_dir():
+        return
+    card, last = read_card(prepared, name), card_path(folder, name).name
+    if card is not None:
+        features = {f"{name}.{suffix}" for suffix in FEATURE_FIELDS}
+        former = features & (read_card(folder, name) or card)["files"].keys()
+        for file in former - card["files"].keys():
+            (folder / f"{file}{TWIN_SUFFIX}").unlink(missing_ok=True)
+            (folder / file).unlink(missing_ok=True)
+    # A text before its binary twin: a twin of another text is never loaded.
+    waiting = sorted(path.name for path in prepared.iterdir())
+    for file in sorted(waiting, key=lambda file: (file == last, file != f"{name}.item")):
+        os.replace(prepared / file, folder / file)
+    prepared.rmdir()
+    sync_folder(folder)
+
+
+def training_events(events: pd.DataFrame, held_out: int = HELD_OUT) -> pd.DataFrame:
     """Each user's events without the last `held_out`, in the order of time, ties in file order.
 
     The last two events of a sequence are the validation and the test target: nothing generated

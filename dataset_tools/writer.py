@@ -201,6 +201,11 @@ def _refuse_existing(folder: Path, name: str, force: bool) -> None:
             raise DataError(f"{path} exists; replace the dataset with force, or name another one")
 
 
+def prepared_folder(folder: Path, name: str) -> Path:
+    """Where the files of an update wait that only have to be moved, see `update.install`."""
+    return folder / f".{name}.prepared"
+
+
 @contextmanager
 def staging_folder(folder: Path, name: str) -> Iterator[Path]:
     """A new hidden folder; those that killed writers left behind go first (the lock is held)."""
@@ -218,6 +223,8 @@ def staging_folder(folder: Path, name: str) -> Iterator[Path]:
 def _swap(folder: Path, name: str, staging: Path) -> None:
     """Move the finished files into `folder`; features of a former dataset do not outlive it."""
     card_path(folder, name).unlink(missing_ok=True)
+    # An update of the former dataset that a kill left must not be finished on this one.
+    shutil.rmtree(prepared_folder(folder, name), ignore_errors=True)
     written = {path.name for path in staging.iterdir()}
     former = {f"{name}.{suffix}{end}" for suffix in SUFFIXES for end in ("", TWIN_SUFFIX)}
     for file in former - written:

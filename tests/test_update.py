@@ -1,6 +1,9 @@
 """Rewriting a part of a dataset: the rest stays as it is, byte for byte, whatever happens."""
 
 import hashlib
+import os
+import shutil
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -12,10 +15,12 @@ from hypothesis import strategies as st
 from dataset_tools import update
 from dataset_tools.card import changed_files, missing_files, read_card
 from dataset_tools.update import read_dataset, training_events, update_dataset
+from dataset_tools.writer import prepared_folder
 from recbole_tema.data.sequences import build_sequences, split_targets
 from recbole_tema.errors import DataError
 from recbole_tema.feature_file import TWIN_SUFFIX, read_feature
 
+from .kill_points import killed_at
 from .word_backend import NAME, shop_items, write_shop
 
 IDS = ["f0", "k3"]
@@ -96,7 +101,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, OSError, DataError])
-@pytest.mark.parametrize("place", ["write_cells", "_swap_in"])
+@pytest.mark.parametrize("place", ["write_cells", "install"])
 def test_an_exception_in_the_middle_leaves_the_old_files(dataset, monkeypatch, error, place):
     before = contents(dataset.folder)
 
@@ -113,32 +118,74 @@ def test_an_exception_in_the_middle_leaves_the_old_files(dataset, monkeypatch, e
     assert "tags" not in dataset.items and not dataset.generated("tags")
 
 
-def test_a_kill_between_the_files_is_seen_and_repaired_by_the_same_again(dataset, monkeypatch):
-    """After the old features went and before the new ones came: the card names what is missing."""
+def all_new(dataset):
+    """Arguments that replace tags and vectors, and write a report."""
+    return tagged(dataset, "tea") | {
+        "features": {"itemllm": (IDS, NEW)},
+        "generated": {"tags": "anew", "llm_emb": "anew"},
+        "reports": {f"{NAME}.tags.md": "text\n"},
+    }
+
+
+def test_a_kill_at_any_moment_leaves_all_of_the_old_or_all_of_the_new(dataset, tmp_path):
     update_dataset(dataset, **tagged(dataset))
-    swap = update._swap_in
+    arguments = all_new(dataset)
+    shutil.copytree(dataset.folder, tmp_path / "whole")
+    update_dataset(read_dataset(tmp_path / "whole", NAME), **arguments)
+    old, new = contents(dataset.folder), contents(tmp_path / "whole")
+    assert old != new
+    ends = []
+    for n in count(1):
+        folder = tmp_path / str(n)
+        shutil.copytree(dataset.folder, folder)
+        opened = read_dataset(folder, NAME)
+        killed = killed_at(n, lambda opened=opened: update_dataset(opened, **arguments))
+        left = contents(folder)
+        assert old.keys() <= left.keys() <= new.keys()  # no file is away at any moment
+        assert all(data in (old.get(file), new[file]) for file, data in left.items())
+        again = read_dataset(folder, NAME)
+        found = contents(folder)
+        assert found in (old, new)
+        assert missing_files(folder, again.card) == changed_files(folder, again.card) == []
+        ends.append(found == new)
+        update_dataset(again, **arguments)
+        assert contents(folder) == new
+        assert not list(folder.glob(".*.tmp")) and not list(folder.glob(".*.staging-*"))
+        if not killed:
+            break
+    # Old up to the one renaming that counts, new from there on, and that with files still to move.
+    assert ends == sorted(ends) and ends.count(False) > 5 and ends.count(True) > 5
 
-    def killed(dataset, staging):
-        for path in staging.iterdir():
-            if path.suffix in (".itemllm", ".tag"):
-                path.unlink()
-        dataset.path("itemllm").unlink()
-        swap(dataset, staging)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(update, "_swap_in", killed)
-    arguments = tagged(dataset, "tea") | {"features": {"itemllm": (IDS, NEW)}}
-    with pytest.raises(KeyboardInterrupt):
-        update_dataset(dataset, **arguments)
-    card = read_card(dataset.folder, NAME)
-    assert missing_files(dataset.folder, card) == [f"{NAME}.itemllm"]
-    assert f"{NAME}.item" in changed_files(dataset.folder, card)
+def half_moved(dataset):
+    """Leave an update of `dataset` that a kill ended when one file was in place."""
+    opened, before = read_dataset(dataset.folder, NAME), contents(dataset.folder)
+    for n in count(1):
+        assert killed_at(n, lambda: update_dataset(opened, **all_new(opened)))
+        if contents(dataset.folder) != before:
+            return before
+
+
+def test_a_folder_that_cannot_be_written_is_read_as_it_is(dataset, monkeypatch, caplog):
+    half_moved(dataset)
+    left = contents(dataset.folder)
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert read_dataset(dataset.folder, NAME).items.shape[0] == 104
+    assert "cannot be completed: " in caplog.text and contents(dataset.folder) == left
     monkeypatch.undo()
-    again = read_dataset(dataset.folder, NAME)
-    update_dataset(again, **arguments)
-    assert (
-        missing_files(dataset.folder, again.card) == changed_files(dataset.folder, again.card) == []
-    )
+    assert read_dataset(dataset.folder, NAME).generated("llm_emb") == "anew"
+
+
+def test_a_replaced_dataset_gets_nothing_of_the_formers_update(dataset):
+    half_moved(dataset)
+    assert prepared_folder(dataset.folder, NAME).is_dir()
+    again = write_shop(dataset.folder.parent, item_text=(IDS, OLD), force=True)
+    assert not again.generated("llm_emb") and not again.path("itemllm").exists()
+    assert missing_files(again.folder, again.card) == changed_files(again.folder, again.card) == []
 
 
 @pytest.mark.parametrize(
