@@ -21,6 +21,7 @@ from dataset_tools.text_encoder import (
     encoder_available,
     missing_packages,
 )
+from dataset_tools.update import HELD_OUT, training_events
 from dataset_tools.writer import write_dataset
 from recbole_tema.atomic import read_table, tag_text, tag_token
 from recbole_tema.errors import DataError
@@ -29,12 +30,14 @@ log = logging.getLogger(__name__)
 
 NAME = "ml-100k-genre"
 BUILDER_VERSION = 2
+FORMER_NOTES = ("genres and decade", "1 / number of tags")  # of fields, by older versions
 THRILL_GENRES = frozenset(
     ["Action", "Adventure", "Crime", "Film-Noir", "Horror"]
     + ["Mystery", "Sci-Fi", "Thriller", "War", "Western"]
 )
-HELD_OUT = 2  # the last events of a user are for validation and test
 CLIP_TEXT_NOTE = f"{MODEL_NAME} of 'domain: title (year), genres'"
+PROFILE_NOTE = f"mean of llm_emb over the user's events without the last {HELD_OUT}"
+TAG_NOTE = f"{MODEL_NAME} of the tag"
 
 
 def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
@@ -59,8 +62,8 @@ def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
         generated |= {
             "clip_text": CLIP_TEXT_NOTE,
             "llm_emb": CLIP_TEXT_NOTE,
-            "profile_emb": f"mean of llm_emb over the user's events without the last {HELD_OUT}",
-            "tag_emb": f"{MODEL_NAME} of the tag",
+            "profile_emb": PROFILE_NOTE,
+            "tag_emb": TAG_NOTE,
         }
     else:
         missing = ", ".join(missing_packages())
@@ -79,6 +82,19 @@ def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
         "tagging": kept_card["tagging"],
     }
     return write_dataset(folder, NAME, events, items, **features, card=card, force=force)
+
+
+def builder_notes() -> set[str]:
+    """What the card may say of fields that this builder made, whatever its version."""
+    kept = shipped(NAME)[1]
+    return {
+        CLIP_TEXT_NOTE,
+        PROFILE_NOTE,
+        TAG_NOTE,
+        kept["tags"],
+        kept["tag_weights"],
+        *FORMER_NOTES,
+    }
 
 
 def film_domain(genres: Sequence[str]) -> str:
@@ -179,9 +195,7 @@ def mean_profiles(
     Validation and test events must not leak into a profile. A user of two events or fewer has no
     training event, and no row.
     """
-    ordered = events.sort_values("timestamp", kind="stable")
-    left = ordered.groupby("user_id").cumcount(ascending=False)
-    past = ordered[left.to_numpy() >= HELD_OUT]
+    past = training_events(events)
     codes, users = pd.factorize(past["user_id"], sort=True)
     row = pd.Index(items).get_indexer(past["item_id"])
     sums = np.zeros((len(users), vectors.shape[1]))

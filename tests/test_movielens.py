@@ -151,6 +151,11 @@ def test_card_states_what_the_files_hold(folder, items):
     assert card["text_vectors"] == text_encoder.encoder_available()
 
 
+def test_the_builder_knows_its_own_notes(folder):
+    """By them what a command made later is told from what a new build gives anyway."""
+    assert set(read_card(folder, NAME)["generated"].values()) <= movielens.builder_notes()
+
+
 def test_stock_recbole_reads_it(folder):
     seen = stock_recbole(folder.parent, NAME)
     assert (seen["users"], seen["items"], seen["events"]) == (943, 1682, 100_000)
