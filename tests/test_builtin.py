@@ -235,4 +235,4 @@ def test_default_data_path(monkeypatch, tmp_path):
 
 
 def test_versions_cover_all_builders():
-    assert set(builtin.VERSIONS) == set(BUILTIN)
+    assert set(builtin.VERSIONS) == set(builtin.NOTES) == set(BUILTIN)
