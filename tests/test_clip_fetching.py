@@ -9,6 +9,7 @@ import pytest
 
 from dataset_tools.clip import fetching
 from dataset_tools.clip.fetching import fetch_images, image_path, write_missing
+from dataset_tools.clip.images import NO_MEMORY
 from recbole_tema.errors import DataError
 
 from .image_server import SOUND, picture, serve, stop
@@ -111,6 +112,49 @@ def test_failures_for_good_are_noted_and_asked_again_only_on_demand(server, tmp_
     retried = fetch(server, paths, tmp_path, retry_failed=True)
     assert "/gone" in retried.paths and retried.downloaded == 1 and len(server.hits) == 11
     assert "/gone" in fetch(server, paths, tmp_path).paths and len(server.hits) == 11
+
+
+def test_a_lack_of_memory_passes(server, tmp_path, monkeypatch):
+    server.routes["/large"] = lambda h, _: h.give(SOUND)
+    short, real = [2], fetching.open_image
+
+    def open_image(source, limits):
+        short[0] -= 1
+        return NO_MEMORY if short[0] >= 0 else real(source, limits)
+
+    monkeypatch.setattr(fetching, "open_image", open_image)
+    assert reasons(fetch(server, ["/large"], tmp_path, retries=0)) == {"/large": NO_MEMORY}
+    assert not list(tmp_path.rglob("*.missing"))
+    assert not fetch(server, ["/large"], tmp_path, retries=1).missing
+    # What an older version noted of it is no reason to leave the image out for ever.
+    path = image_path(tmp_path, server.url("/large"))
+    path.unlink()
+    note = {"url": "", "reason": NO_MEMORY, "conditions": None}
+    path.with_suffix(".missing").write_text(json.dumps(note))
+    assert not fetch(server, ["/large"], tmp_path).missing
+
+
+def test_kept_images_that_do_not_open_are_downloaded_again_on_demand(server, tmp_path, monkeypatch):
+    for path in ("/cut", "/empty", "/gone", "/sound", "/large"):
+        server.routes[path] = lambda h, _: h.give(SOUND)
+    paths = list(server.routes)
+    kept = fetch(server, paths, tmp_path).paths
+    kept["/cut"].write_bytes(SOUND[:40])
+    kept["/empty"].write_bytes(b"")
+    kept["/gone"].write_bytes(b"junk")
+    server.routes["/gone"] = lambda h, _: h.give(b"", 404)
+    assert len(fetch(server, paths, tmp_path).paths) == 5 and len(server.hits) == 5
+    real = fetching.open_image
+    monkeypatch.setattr(
+        fetching,
+        "open_image",
+        lambda source, limits: NO_MEMORY if source == kept["/large"] else real(source, limits),
+    )
+    again = fetch(server, paths, tmp_path, retry_failed=True)
+    assert sorted(server.hits[5:]) == ["/cut", "/empty", "/gone"]
+    assert (again.downloaded, again.cached) == (2, 2)
+    assert all(path.read_bytes() == SOUND for path in again.paths.values())
+    assert reasons(again) == {"/gone": "HTTP 404 Not Found"} and not kept["/gone"].exists()
 
 
 def test_failures_that_may_pass_are_tried_again_and_never_noted(server, tmp_path):

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dataset_tools.clip.images import Limits, image_folder, open_image
+from dataset_tools.clip.images import NO_MEMORY, Limits, image_folder, open_image
 from recbole_tema.errors import DataError
 
 Image = pytest.importorskip("PIL.Image", reason="no pillow")
@@ -147,6 +147,16 @@ def test_every_prefix_and_random_damage_gives_an_image_or_a_reason():
 )
 def test_what_is_no_image_is_named(content, reason):
     assert reason in open_image(content)
+
+
+def test_a_lack_of_memory_is_told_from_a_broken_image(monkeypatch):
+    content = encoded(flat("RGB", (1, 2, 3)))
+
+    def load(_):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert open_image(content) == NO_MEMORY
 
 
 def test_formats_outside_the_list_do_not_reach_their_decoder():

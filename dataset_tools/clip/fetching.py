@@ -2,6 +2,8 @@
 
 The cache holds, by the SHA-256 of the address, either the bytes of a sound image or a note of why
 there is none and will be none; what failed for the time being is asked for again by the next run.
+What was kept is not opened again, unless `retry_failed` asks for it: then files that were damaged
+since are downloaded anew.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dataset_tools.clip.http_get import Fault, Rules, get, pause, url_fault
-from dataset_tools.clip.images import Limits, open_image
+from dataset_tools.clip.images import NO_MEMORY, Limits, open_image
 from recbole_tema.atomic import clean_text, replace_file
 from recbole_tema.errors import DataError
 
@@ -96,7 +98,8 @@ def fetch_images(
         max_bytes, max_pixels: See `images.Limits`.
         allow_private: Reach private, loopback and other addresses that are not public.
         retries: Further attempts after a failure that may pass (timeouts, HTTP 5xx and 429).
-        retry_failed: Ask also for what a former run found to be missing for good.
+        retry_failed: Ask also for what a former run found to be missing for good, and for kept
+            images that do not open any more.
         progress: Show a progress bar.
 
     Raises:
@@ -178,7 +181,7 @@ def _run(
 
 def _obtain(job: _Job, url: str) -> tuple[bool, str | None]:
     path = image_path(job.folder, url)
-    if path.is_file():
+    if path.is_file() and not (job.retry_failed and _drop_damaged(job, path)):
         return False, None
     note = path.with_suffix(NOTE_SUFFIX)
     reason = None if job.retry_failed else _noted(note, job.conditions)
@@ -203,15 +206,30 @@ def _download(job: _Job, url: str, rng: random.Random) -> bytes | Fault:
             return Fault("interrupted", lasting=False)
         content = get(url, job.rules)
         if not isinstance(content, Fault):
-            with job.decoding:
-                picture = open_image(content, job.limits)
-            if isinstance(picture, str):
-                return Fault(picture, lasting=True, depends=True)
-            return content
+            fault = _decoding_fault(job, content)
+            if fault is None:
+                return content
+            content = Fault(fault, lasting=fault != NO_MEMORY, depends=True)
         if content.lasting or attempt > job.retries:
             break
         job.stop.wait(pause(attempt, content, rng))
     return content
+
+
+def _decoding_fault(job: _Job, source: bytes | Path) -> str | None:
+    with job.decoding:
+        picture = open_image(source, job.limits)
+    return picture if isinstance(picture, str) else None
+
+
+def _drop_damaged(job: _Job, path: Path) -> bool:
+    """Remove a kept image that does not open; whether it did not."""
+    fault = _decoding_fault(job, path)
+    if fault in (None, NO_MEMORY):
+        return False
+    log.info("%s: %s; downloading it again", path, fault)
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _keep(path: Path, content: bytes) -> None:
@@ -225,6 +243,7 @@ def _noted(note: Path, conditions: list) -> str | None:
     try:
         entry = json.loads(note.read_bytes())
         holds = entry["conditions"] is None or entry["conditions"] == conditions
+        holds = holds and entry["reason"] != NO_MEMORY  # older versions took that for lasting
         return str(entry["reason"]) if holds else None
     except FileNotFoundError:
         return None

@@ -26,6 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # PIL's decoders that foreign bytes may reach
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP"
 PIL_PIXELS = 89_478_485  # above, PIL itself takes an image for a bomb
+NO_MEMORY = "does not fit into memory"  # the one reason that may be gone the next time
 HOW_TO_GET = "pip install 'recbole-tema[features]'"
 
 
@@ -116,7 +117,7 @@ def _decode(content: bytes, limits: Limits) -> "Image | str":
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return f"an image bomb ({_one_line(error)})"
     except MemoryError:
-        return "does not fit into memory"
+        return NO_MEMORY
     # PIL's decoders raise whatever the foreign bytes lead them to: struct.error, SyntaxError,
     # IndexError, zlib.error, ... One image must not end the run.
     except Exception as error:
