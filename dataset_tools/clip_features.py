@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_tools.clip.encoders import Encoder, load_encoder
+from dataset_tools.clip.encoders import BATCH_SIZE, Encoder, load_encoder
 from dataset_tools.clip.features import image_vectors, text_vectors
 from dataset_tools.clip.fetching import Missing, fetch_images, write_missing
 from dataset_tools.clip.images import image_folder
@@ -21,7 +21,7 @@ CACHE = "images"  # folder of downloads, beside the dataset's files
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Where images come from; see the help of `python -m dataset_tools clip`."""
+    """Where images come from and what encodes; see the help of `python -m dataset_tools clip`."""
 
     image_encoder: str | None = None
     images: Path | None = None
@@ -30,6 +30,7 @@ class ClipOptions:
     allow_private: bool = False
     retry_failed: bool = False
     device: str = "auto"
+    batch_size: int = BATCH_SIZE
 
 
 def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, force: bool) -> str:
@@ -41,13 +42,13 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
     Args:
         dataset: Changed in place to what was written.
         text_encoder: Spec, see `load_encoder`.
-        options: Where images come from.
+        options: Where images come from and what encodes.
         force: Write again what is there.
 
     Raises:
         DataError: no item has a title, an encoder cannot be loaded, or it reads no images.
     """
-    encoder = load_encoder(text_encoder, device=options.device)
+    encoder = load_encoder(text_encoder, options.device, options.batch_size)
     lines = [_texts(dataset, encoder, force)]
     if options.images is None and URL_COLUMN not in dataset.items:
         lines.append(
@@ -59,7 +60,7 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
         )
     else:
         if options.image_encoder:
-            encoder = load_encoder(options.image_encoder, device=options.device)
+            encoder = load_encoder(options.image_encoder, options.device, options.batch_size)
         lines.append(_images(dataset, encoder, options, force))
     return "\n".join(lines)
 

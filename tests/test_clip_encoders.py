@@ -12,8 +12,11 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from dataset_tools.clip.encoders import load_encoder
+from dataset_tools import clip_features
+from dataset_tools.__main__ import main
+from dataset_tools.clip.encoders import BATCH_SIZE, load_encoder
 from dataset_tools.clip.features import image_vectors, text_vectors
 from dataset_tools.clip.images import Limits
 from recbole_tema.errors import DataError
@@ -33,6 +36,7 @@ from .tiny_clip import (
     torch,
     unit,
 )
+from .word_backend import NAME, write_shop
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +255,34 @@ def test_a_model_without_images_says_so(clip, tmp_path):
     assert encoder.texts(["tea"], progress=False).shape == (1, 20)
     with pytest.raises(DataError, match=r"clip texts-only has no preprocessor_config.json"):
         image_vectors(encoder, {"a": tmp_path / "a.png"})
+
+
+@pytest.mark.parametrize(("words", "size"), [([], BATCH_SIZE), (["--batch_size", "2"], 2)])
+def test_the_command_encodes_texts_and_images_in_batches_of_the_size_asked_for(
+    clip, tmp_path, monkeypatch, words, size
+):
+    dataset = write_shop(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for place, image in enumerate(pictures()):
+        image.save(tmp_path / "photos" / f"f{place}.png")
+    sizes = []
+
+    def load(*arguments):
+        encoder = load_encoder(*arguments)
+        real = encoder.encode_prepared
+        encoder.encode_prepared = lambda batch: sizes.append(len(batch)) or real(batch)
+        assert encoder.batch_size == size
+        return encoder
+
+    monkeypatch.setattr(clip_features, "load_encoder", load)
+    command = ["clip", NAME, "--data_path", str(tmp_path), "--text_encoder", f"clip:{clip[0]}"]
+    command += ["--images", str(tmp_path / "photos"), "--device", "cpu", *words]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert sizes == ([2, 2, 2, 1] if size == 2 else [7])
+    assert dataset.path("itemimage").is_file() and dataset.path("itemtext").is_file()
+    refused = CliRunner().invoke(main, [*command, "--batch_size", "0"])
+    assert refused.exit_code == 2 and "'--batch_size': 0 is not in the range" in refused.output
 
 
 def test_names_on_the_hub_load_from_its_cache_without_a_network(clip, openclip, tmp_path):

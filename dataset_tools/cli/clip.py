@@ -48,8 +48,19 @@ Examples:
 @click.option(
     "--allow_private", is_flag=True, help="Download from private and loopback addresses too."
 )
-@click.option("--retry_failed", is_flag=True, help="Ask again for images that were not to be had.")
+@click.option(
+    "--retry_failed",
+    is_flag=True,
+    help="Ask again for images that were not to be had, and for kept ones that do not open.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option(
+    "--batch_size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Texts or images encoded together; a smaller one needs less of the device's memory.",
+)
 @one_line_errors
 def clip(name: str, data_path: Path | None, force: bool, text_encoder: str, **options) -> None:
     """Give the items of dataset NAME text vectors, and image vectors where they have images.

@@ -175,7 +175,7 @@ class Encoder:
         except torch.cuda.OutOfMemoryError:
             raise DataError(
                 f"{self._label}: a batch of {self.batch_size} does not fit into the memory of the "
-                "device; use a smaller batch size, or the device cpu"
+                "device; use a smaller batch size (--batch_size of 'clip'), or the device cpu"
             ) from None
 
 
