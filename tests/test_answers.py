@@ -110,6 +110,49 @@ def test_the_first_answer_stays_and_faults_are_no_answers(tmp_path):
         assert store.faults(1)[1] == {}
 
 
+def failed(i, lasting):
+    return entry(i, Answer(None, fault=f"reason {i} \ud800", lasting=lasting))
+
+
+def test_lasting_faults_stay_until_they_are_answered_or_forgotten(tmp_path):
+    keys = [entry(i)[0] for i in range(4)]
+    with AnswerStore(tmp_path, (1, 2)) as store:
+        store.prepare()
+        store.put([entry(0), failed(1, True), failed(2, False), failed(3, True)], "tag", "m")
+    lasting = {keys[1]: "reason 1 \\ud800", keys[3]: "reason 3 \\ud800"}
+    with AnswerStore(tmp_path, (1, 2)) as store, AnswerStore(tmp_path) as other:
+        store.prepare()
+        assert store.lasting(keys) == other.lasting(keys) == lasting
+        assert store.faults(1)[1] == lasting  # the passing one was of the last session
+        assert store.missing(keys) == keys[1:]
+        store.put([entry(1)], "tag", "m")
+        assert list(store.lasting(keys)) == [keys[3]]
+    with AnswerStore(tmp_path, readonly=True, retry_failed=True) as store:
+        assert store.lasting(keys) == {}
+    with AnswerStore(tmp_path, (1, 2), retry_failed=True) as store:
+        assert store.lasting(keys) == store.faults(1)[1] == {}
+        store.put([failed(3, True)], "tag", "m")
+        assert list(store.lasting(keys)) == [keys[3]]
+    with AnswerStore(tmp_path, readonly=True) as store:
+        assert list(store.lasting(keys)) == [keys[3]]
+
+
+def test_a_file_of_the_first_version_is_read_and_written(tmp_path, caplog):
+    """It lacks the later tables. Its writer may be at work with that version, when others read."""
+    rows = fill(tmp_path, 20, shard=(1, 2))
+    keys = [key for key, _, _ in rows]
+    with sqlite3.connect(tmp_path / "answers-1-of-2.sqlite") as file:
+        file.execute("DROP TABLE lasting")
+        file.execute("DROP TABLE asked")
+    with AnswerStore(tmp_path, (2, 2)) as other:
+        assert other.missing(keys) == [] and other.lasting(keys) == {}
+        assert other.published(1) == {} and other.faults(1) == (None, {})
+    with AnswerStore(tmp_path, (1, 2)) as store:
+        store.put([failed(30, True)], "tag", "m")
+        assert store.missing(keys) == [] and len(store.lasting([entry(30)[0]])) == 1
+    assert not caplog.records and not list(tmp_path.glob("*damaged*"))
+
+
 def test_counts_by_task(tmp_path):
     with AnswerStore(tmp_path, (1, 2)) as one, AnswerStore(tmp_path, (2, 2)) as two:
         one.put([entry(1), entry(2)], "tag", "m")
@@ -462,6 +505,60 @@ def test_a_full_disk_stores_the_answers_in_hand_and_keeps_all_others(small_disk,
         store.prepare()
         store.put(more[:10], "tag", "m")
         assert store.missing(key for key, _, _ in more[:10]) == []
+
+
+class SmallDisk:
+    """Lets SQLite's file grow by so many pages, and by those of the reserve when that is gone."""
+
+    def __init__(self, store, monkeypatch):
+        self.store, self.sync = store, answers_module.sync_folder
+        monkeypatch.setattr(answers_module, "sync_folder", self.freed)
+
+    def pages(self, name, value=""):
+        query = f"PRAGMA {name}{f'={value}' if value else ''}"
+        return self.store._connection.execute(query).fetchone()[0]
+
+    def fill(self, free=0):
+        self.pages("max_page_count", self.pages("page_count") + free)
+
+    def freed(self, folder):
+        assert not self.store._reserve.exists()
+        self.pages("max_page_count", self.pages("max_page_count") + (1 << 20) // 4096)
+        self.sync(folder)
+
+
+def test_a_disk_without_room_needs_no_mount(tmp_path, monkeypatch):
+    """The write fails as it does on a full disk, with SQLite's own error."""
+    monkeypatch.setattr(answers_module, "RESERVE_BYTES", 1 << 20)
+    rows = [entry(i, words=100) for i in range(400)]
+    more = [entry(i, words=3000) for i in range(400, 900)]
+    with AnswerStore(tmp_path) as store:
+        disk = SmallDisk(store, monkeypatch)
+        store.prepare()
+        store.put(rows[:100], "tag", "m")
+        disk.fill(free=3)
+        with pytest.raises(DataError, match=r"full.*Of the 300 answers in hand 300 were stored; "):
+            store.put(rows[100:], "tag", "m")
+        disk.fill()
+        with pytest.raises(DataError, match=r"in hand \d+ were stored, \d+ are lost"):
+            store.put(more, "tag", "m")
+        assert store.get(key for key, _, _ in rows) == {key: a for key, _, a in rows}
+    with AnswerStore(tmp_path) as store:  # there is room again
+        store.put(more, "tag", "m")
+        assert store.missing(key for key, _, _ in rows + more) == []
+
+
+def test_no_room_for_the_reserve_is_said_before_anything_is_paid_for(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with AnswerStore(tmp_path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(DataError, match="disk is full; nothing more was asked"):
+                store.prepare()
+        assert not list(tmp_path.glob("*.reserve"))
+        store.prepare()
 
 
 LIMITED = """

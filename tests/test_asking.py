@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.llm import answers as answers_module
-from dataset_tools.llm import asking
+from dataset_tools.llm import keeper, shards
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.asking import Incomplete, Tally, ask
+from dataset_tools.llm.asking import Tally, ask
 from dataset_tools.llm.estimate import Estimate, estimate
+from dataset_tools.llm.openai_api import OpenAIBackend
 from dataset_tools.llm.requests import Answer, Embedding, content, key_of
 from recbole_tema.errors import BackendError, DataError
 
 from . import hash_backend
 from .hash_backend import HashBackend, completion, requests, scoring
+from .llm_servers import chat, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,12 +107,14 @@ def test_another_model_is_asked_again(tmp_path):
 def test_a_unit_that_lacks_one_is_answered_whole_and_the_kept_answers_stay(tmp_path):
     wanted = requests(12)
     with AnswerStore(tmp_path) as store:
-        rows = [(key_of("hash", r), r, Answer(np.float32([i]))) for i, r in enumerate(wanted)]
+        rows = [
+            (key_of("hash", r), r, Answer(np.full(32, i, np.float32))) for i, r in enumerate(wanted)
+        ]
         store.put([*rows[:3], *rows[4:8]], "t", "hash")
     backend, tally = HashBackend(), Tally()
     answers = ask_all(tmp_path, wanted, backend, tally=tally)
     assert backend.asked == wanted[:4] + wanted[8:]
-    kept = [[float(i)] for i in range(8)]
+    kept = [[float(i)] * 32 for i in range(8)]
     right = direct(wanted)
     assert values(answers) == [*kept[:3], right[3], *kept[4:], *right[8:]]
     assert (tally.from_store, tally.calls, tally.kept) == (7, 8, 5)
@@ -185,7 +191,7 @@ def test_all_that_arrived_is_stored_whatever_ends_the_run(tmp_path, size, error)
 
 def test_single_answers_are_stored_while_the_next_is_awaited(tmp_path, monkeypatch):
     """What arrived is on the disk within the half second, though the server then stalls."""
-    monkeypatch.setattr(asking, "GROUP_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "GROUP_SECONDS", 0.05)
     go_on = threading.Event()
 
     class Stalling(HashBackend):
@@ -224,7 +230,7 @@ def test_what_the_disk_did_not_take_ends_the_run(tmp_path, monkeypatch):
     def full(self, rows, task, model):
         raise DataError("the disk is full")
 
-    monkeypatch.setattr(asking, "GROUP_SECONDS", 0.01)
+    monkeypatch.setattr(keeper, "GROUP_SECONDS", 0.01)
     monkeypatch.setattr(AnswerStore, "put", full)
     backend = HashBackend(size=1, seconds=0.02)
     with pytest.raises(DataError, match="the disk is full"):
@@ -277,8 +283,8 @@ def test_kill_9_costs_no_more_than_the_unit_in_flight(tmp_path):
 
 def test_three_processes_share_a_run(tmp_path):
     """All get the same full result, the fault of one of them included, and ask nothing twice."""
-    shards = [start(tmp_path, f"{i}/3", 50, 0.01, "text 17", "text 30") for i in (1, 2, 3)]
-    for process in shards:
+    processes = [start(tmp_path, f"{i}/3", 50, 0.01, "text 17", "text 30") for i in (1, 2, 3)]
+    for process in processes:
         process.communicate(timeout=120)
         assert process.returncode == 0
     results = [result(tmp_path, f"{i}-3") for i in (1, 2, 3)]
@@ -315,7 +321,9 @@ def test_a_run_without_shard_completes_what_a_killed_shard_left(tmp_path):
 
 def test_without_waiting_a_shard_says_what_is_missing(tmp_path, caplog):
     wanted, tally = requests(20), Tally()
-    with pytest.raises(Incomplete, match=r"shard 1/2 has done its part; missing: shard 2 \(does"):
+    with pytest.raises(
+        shards.Incomplete, match=r"shard 1/2 has done its part; missing: shard 2 \(does"
+    ):
         ask_all(tmp_path, wanted, shard=(1, 2), wait=False, tally=tally)
     assert tally.kept == 12
     assert values(ask_all(tmp_path, wanted, shard=(2, 2), wait=False)) == direct(wanted)
@@ -325,11 +333,11 @@ def test_without_waiting_a_shard_says_what_is_missing(tmp_path, caplog):
 def test_the_faults_of_a_shard_that_ended_are_accepted_after_a_grace(tmp_path, monkeypatch):
     wanted = requests(8)
     broken = HashBackend(faults=["text 5"])
-    with pytest.raises(Incomplete):
+    with pytest.raises(shards.Incomplete):
         ask_all(tmp_path, wanted, broken, shard=(2, 2), wait=False)
-    with pytest.raises(Incomplete):  # of an earlier run: maybe it is asked again
+    with pytest.raises(shards.Incomplete):  # of an earlier run: maybe it is asked again
         ask_all(tmp_path, wanted, shard=(1, 2), wait=False)
-    monkeypatch.setattr(asking, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(shards, "GRACE_SECONDS", 0.5)
     began = time.monotonic()
     answers = ask_all(tmp_path, wanted, shard=(1, 2))
     assert time.monotonic() - began > 0.5
@@ -339,7 +347,7 @@ def test_the_faults_of_a_shard_that_ended_are_accepted_after_a_grace(tmp_path, m
 def test_faults_of_an_earlier_run_are_asked_again_and_awaited(tmp_path, caplog):
     """Shard 1 begins first, while the list of shard 2 still has the fault of the run before."""
     wanted = requests(8)
-    with pytest.raises(Incomplete):
+    with pytest.raises(shards.Incomplete):
         ask_all(tmp_path, wanted, HashBackend(faults=["text 5"]), shard=(2, 2), wait=False)
     answers = []
     thread = threading.Thread(
@@ -359,12 +367,12 @@ def test_faults_of_an_earlier_run_are_asked_again_and_awaited(tmp_path, caplog):
 def test_the_faults_of_a_shard_that_runs_are_accepted_at_once(tmp_path):
     wanted = requests(8)
     with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
-        with pytest.raises(Incomplete):
+        with pytest.raises(shards.Incomplete):
             broken = HashBackend(faults=["text 5"])
             ask(broken, wanted, two, task="t", progress=False, wait=False)
         began = time.monotonic()
         answers = ask(HashBackend(), wanted, one, task="t", progress=False)
-    assert time.monotonic() - began < asking.GRACE_SECONDS / 2
+    assert time.monotonic() - began < shards.GRACE_SECONDS / 2
     assert [a.fault for a in answers] == [None] * 5 + ["an empty answer"] + [None] * 2
 
 
@@ -385,10 +393,11 @@ def test_an_estimate_is_what_the_run_then_takes(tmp_path):
     ask_all(tmp_path, wanted, backend, tally=tally)
     assert forecast.calls == tally.calls == 20
     # "You tag." "tea" "hot, green" "item i": 2 + 1 + 2 + 2 words; 8 tokens to write at most
-    assert forecast == Estimate(30, 10, 20, 20 * 7, 20 * 8, 20.0 * 7 + 2 * 20 * 8)
+    cost = 20.0 * 7 + 2 * 20 * 8
+    assert forecast == Estimate(30, 10, 20, 20 * 7, 20 * 8, cost, 20 * 8, cost)
     assert str(forecast) == (
         "calls: 20 (10 of 30 answers are kept)\ntokens in: about 140\n"
-        "tokens out: at most 160\ncost: at most about 460.00"
+        "tokens out: at most about 160\ncost: at most about 460.00"
     )
 
 
@@ -396,11 +405,11 @@ def test_estimates_of_scores_and_vectors(tmp_path):
     backend = HashBackend()
     with AnswerStore(tmp_path / "absent", readonly=True) as store:
         rated = [scoring("a b c", ("x", "y z"))]
-        assert estimate(backend, rated, store) == Estimate(1, 0, 1, 4 + 3, 0, None)
+        assert estimate(backend, rated, store) == Estimate(1, 0, 1, 4 + 3, 0, None, 0, None)
         backend.likelihoods = False
-        assert estimate(backend, rated, store, 3.0) == Estimate(1, 0, 1, 4, 16, None)
+        assert estimate(backend, rated, store, 3.0) == Estimate(1, 0, 1, 4, 16, None, 16, None)
         vectors = estimate(backend, [Embedding("a b")], store, price_in=500_000)
-        assert vectors == Estimate(1, 0, 1, 2, 0, 1.0)
+        assert vectors == Estimate(1, 0, 1, 2, 0, 1.0, 0, 1.0)
         total = vectors + estimate(backend, rated, store, 3.0, 3.0)
         assert total.calls == 2 and total.cost == pytest.approx(1.0 + 60e-6)
     assert not (tmp_path / "absent").exists()
@@ -409,3 +418,239 @@ def test_estimates_of_scores_and_vectors(tmp_path):
 def test_an_estimate_is_of_this_shard(tmp_path):
     with AnswerStore(tmp_path, (2, 3), readonly=True) as store:
         assert estimate(HashBackend(size=1), requests(10), store).calls == 3
+
+
+# ---- lasting faults
+
+
+class Lasting(HashBackend):
+    """Its faults would be the same another time."""
+
+    def one(self, request, together):
+        answer = super().one(request, together)
+        return replace(answer, lasting=answer.fault is not None)
+
+
+def test_lasting_faults_are_not_asked_again_before_that_is_wished(tmp_path, caplog):
+    """100 requests in units of 32: the units of two faults would be 64 requests on every run."""
+    wanted = requests(100)
+    backend = Lasting(size=32, faults=['text 5"', 'text 40"'])
+    ask_all(tmp_path, wanted, backend)
+    assert len(backend.asked) == 100
+    backend, tally = Lasting(size=32), Tally()
+    with caplog.at_level(logging.INFO):
+        answers = ask_all(tmp_path, wanted, backend, tally=tally)
+    assert backend.asked == [] and "2 requests had lasting faults" in caplog.text
+    assert [i for i, a in enumerate(answers) if a.fault] == [5, 40]
+    assert tally.faults == {"an empty answer": 2} and tally.from_store == 98
+    with AnswerStore(tmp_path, readonly=True) as store:
+        forecast = estimate(backend, wanted, store)
+        assert (forecast.calls, forecast.kept) == (0, 100)
+    with AnswerStore(tmp_path, readonly=True, retry_failed=True) as store:
+        assert estimate(backend, wanted, store).calls == 64
+    backend = Lasting(size=32, faults=['text 40"'])
+    with AnswerStore(tmp_path, retry_failed=True) as store:
+        answers = ask(backend, wanted, store, task="t", progress=False)
+        assert len(backend.asked) == 64 and [i for i, a in enumerate(answers) if a.fault] == [40]
+        ask(backend, wanted, store, task="t", progress=False)  # once a run
+    assert len(backend.asked) == 64
+    ask_all(tmp_path, wanted, backend)
+    assert len(backend.asked) == 64
+
+
+def test_what_failed_in_a_unit_of_independent_requests_is_asked_alone(tmp_path):
+    wanted, backend = requests(10), HashBackend(size=8, faults=["text 3"])
+    ask_all(tmp_path, wanted, backend)
+    again = HashBackend(size=8)
+    again.independent = True
+    with AnswerStore(tmp_path, readonly=True) as store:
+        assert estimate(again, wanted, store).calls == 1
+    answers = ask_all(tmp_path, wanted, again)
+    assert again.asked == [wanted[3]] and not any(answer.fault for answer in answers)
+
+
+def test_a_lasting_fault_of_another_shard_is_accepted_at_once(tmp_path):
+    wanted = requests(8)
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+    answers = ask_all(tmp_path, wanted, shard=(1, 2), wait=False)
+    assert [i for i, answer in enumerate(answers) if answer.fault] == [5]
+
+
+def test_a_lasting_fault_of_another_shard_is_awaited_where_it_is_asked_anew(tmp_path, monkeypatch):
+    """Both shards of the second run ask anew; the first of them does not take the old fault."""
+    wanted, answers = requests(8), []
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+
+    def first():
+        with AnswerStore(tmp_path, (1, 2), retry_failed=True) as store:
+            answers.extend(ask(HashBackend(), wanted, store, task="t", progress=False))
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    with AnswerStore(tmp_path, (2, 2), retry_failed=True) as store:
+        second = ask(HashBackend(), wanted, store, task="t", progress=False)
+    thread.join(30)
+    assert values(answers) == values(second) == direct(wanted)
+
+
+def test_an_old_lasting_fault_of_a_shard_that_does_not_run_is_taken_after_a_grace(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "GRACE_SECONDS", 0.5)
+    wanted = requests(8)
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+    with AnswerStore(tmp_path, (1, 2), retry_failed=True) as store:
+        began = time.monotonic()
+        answers = ask(HashBackend(), wanted, store, task="t", progress=False)
+    assert time.monotonic() - began > 0.5
+    assert [i for i, answer in enumerate(answers) if answer.fault] == [5]
+
+
+def test_shards_that_ask_different_questions_end_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "STARTING_SECONDS", 0.05)
+    said = []
+
+    def second():
+        try:
+            ask(HashBackend(), requests(20), two, task="t", progress=False)
+        except DataError as error:
+            said.append(str(error))
+
+    with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        while not two.published(2):
+            time.sleep(0.01)
+        backend = HashBackend()
+        with pytest.raises(DataError, match=r"shard 2/2 asks other questions for 't'.*--limit"):
+            ask(backend, requests(16), one, task="t", progress=False)
+        assert backend.asked == []
+        thread.join(30)  # it waited for the first
+    assert len(said) == 1 and "shard 1/2 asks other questions for 't'" in said[0]
+
+
+def test_what_a_shard_asked_in_an_earlier_run_or_before_does_not_matter(tmp_path):
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, requests(20), shard=(2, 2), wait=False)
+    ask_all(tmp_path, requests(16), shard=(1, 2), wait=False)  # the second does not run
+    with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
+        for store in (one, two):  # each asks for the first time in this run
+            for n in (10, 16):
+                ask(HashBackend(), requests(n), store, task="t", progress=False, wait=False)
+        assert sorted(one.published(2)) == ["t 1", "t 2"]
+
+
+# ---- Ctrl-C and a store that fails, with answers under way
+
+
+class Served(HashBackend):
+    """Has four answers under way, as a server does; after an exception it gives these."""
+
+    def answer(self, units):
+        units = enumerate(units)
+        under_way = deque(islice(units, 4))
+        try:
+            while under_way:
+                place, unit = under_way.popleft()
+                under_way.extend(islice(units, 1))
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+        except (Exception, KeyboardInterrupt):
+            for place, unit in under_way:
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+            raise
+
+
+def failing_put(monkeypatch, error, times=1):
+    """The store's second `put`, and further ones up to so many, raise `error` before they store."""
+    puts, put = [], AnswerStore.put
+
+    def fails(self, *arguments):
+        puts.append(arguments)
+        if 2 <= len(puts) < 2 + times:
+            raise error
+        put(self, *arguments)
+
+    monkeypatch.setattr(AnswerStore, "put", fails)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), DataError("locked for a minute")], ids=["ctrl-c", "store"]
+)
+def test_answers_under_way_are_kept_when_the_loop_is_interrupted(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 5)
+    failing_put(monkeypatch, error)
+    wanted, backend, tally = requests(100), Served(size=1), Tally()
+    with pytest.raises(type(error)):
+        ask_all(tmp_path, wanted, backend, tally=tally)
+    assert len(backend.asked) == 14  # ten, and the four that were under way
+    assert (tally.calls, tally.kept, tally.tokens_in) == (14, 14, 14 * 7)
+    with AnswerStore(tmp_path, readonly=True) as store:
+        keys = [key_of("hash", request) for request in wanted]
+        assert store.missing(keys) == keys[14:]
+
+
+def test_a_store_that_goes_on_failing_ends_the_run_with_its_first_error(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 5)
+    failing_put(monkeypatch, DataError("the disk is full"), times=99)
+    tally = Tally()
+    with pytest.raises(DataError, match="the disk is full"):
+        ask_all(tmp_path, requests(100), Served(size=1), tally=tally)
+    assert tally.kept == 5 and caplog.text.count("the disk is full") == 1
+
+
+def test_ctrl_c_in_the_loop_keeps_what_a_server_still_answers(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="pip install 'recbole-tema[features]'")
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 2)
+    failing_put(monkeypatch, KeyboardInterrupt())
+
+    def reply(seen):
+        time.sleep(0.1)
+        return chat(seen.said)
+
+    wanted = [completion(f"{i}") for i in range(200)]
+    with serve(reply) as server:
+        backend = OpenAIBackend("m", server.url, concurrency=4, grace_s=20)
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(tmp_path, wanted, backend)
+    with AnswerStore(tmp_path, readonly=True) as store:
+        kept = store.get(key_of(backend.identity, request) for request in wanted)
+    assert sorted(answer.value for answer in kept.values()) == sorted(s.said for s in server.seen)
+    assert 4 < len(kept) < 40
+
+
+# ---- vectors of unlike widths
+
+
+class Wide(HashBackend):
+    """Its vectors have `width` numbers."""
+
+    def __init__(self, width, **keys):
+        super().__init__(**keys)
+        self.width = width
+
+    def one(self, request, together):
+        return Answer(np.ones(self.width, np.float32), 7, 0)
+
+
+def test_vectors_of_unlike_widths_end_the_run_before_more_is_paid_for(tmp_path):
+    wanted = requests(20)
+    ask_all(tmp_path, wanted[:8], Wide(3))
+    backend = Wide(5)
+    with pytest.raises(DataError, match=r"vectors of 3 and of 5 numbers.*\(--answers\)") as caught:
+        ask_all(tmp_path, wanted, backend)
+    assert str(tmp_path) in str(caught.value) and len(backend.asked) == 4
+    with AnswerStore(tmp_path) as store:
+        assert store.counts()["t"].answers == 8
+        # A store that an earlier version mixed is named, too.
+        store.put([(key_of("hash", wanted[9]), wanted[9], Answer(np.ones(4, np.float32)))], "t", "")
+    with pytest.raises(DataError, match="vectors of 3 and of 4 numbers"):
+        ask_all(tmp_path, wanted[:10], Wide(3))

@@ -9,6 +9,7 @@ seconds that a deleted file is there, or that a new one is not.
 import errno
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ CREATE TABLE IF NOT EXISTS answers (
   created TEXT NOT NULL, checksum TEXT NOT NULL, request TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS faults (key TEXT PRIMARY KEY, reason TEXT NOT NULL, created TEXT);
 CREATE TABLE IF NOT EXISTS session (id TEXT PRIMARY KEY);
+"""
+# Tables that the first files of this format lack: their writer adds them, see `has_table`.
+LATER_SCHEMA = """
+CREATE TABLE IF NOT EXISTS lasting (key TEXT PRIMARY KEY, reason TEXT NOT NULL, created TEXT);
+CREATE TABLE IF NOT EXISTS asked (place TEXT PRIMARY KEY, digest TEXT NOT NULL);
 """
 COLUMNS = "key, kind, value, tokens_in, tokens_out, checksum"
 
@@ -166,16 +172,73 @@ def _may_be_written(path: Path) -> bool:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    if version_of(connection) == 0:
+    version = version_of(connection)
+    if version == 0:
         with transaction(connection):
-            for statement in SCHEMA.split(";"):
+            for statement in (SCHEMA + LATER_SCHEMA).split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={FORMAT}")
+    elif version == FORMAT and not has_table(connection, "asked"):
+        with transaction(connection):
+            for statement in LATER_SCHEMA.split(";"):
+                connection.execute(statement)
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether a file has one of the later tables: an older version may write it just now."""
+    query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (name,)).fetchone()[0] > 0
 
 
 def version_of(connection: sqlite3.Connection) -> int:
     """The format of the file; 0 where it has no tables yet."""
     return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def check_format(path: Path, connection: sqlite3.Connection) -> None:
+    """Close a file of another version.
+
+    Raises:
+        DataError: it is one.
+    """
+    version = version_of(connection)
+    if version not in (0, FORMAT):
+        connection.close()
+        raise DataError(
+            f"{path}: format {version}, this version reads {FORMAT}; update recbole-tema, or name "
+            "another folder"
+        )
+
+
+def lock_of(path: Path) -> Path:
+    """The lock that the writer of a file holds."""
+    return path.with_suffix(".lock")
+
+
+def file_number(path: Path) -> int:
+    """What tells a file from the one that replaced it; 0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def set_aside(path: Path, size: int) -> None:
+    """Write the reserve: random bytes, which no file system can store in less space.
+
+    Raises:
+        DataError: there is no room for it.
+    """
+    if path.exists() and path.stat().st_size == size:
+        return
+    try:
+        with open(path, "wb") as file:
+            file.write(os.urandom(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise failure(path, error) from error
 
 
 @contextmanager
@@ -203,7 +266,10 @@ def select(connection: sqlite3.Connection, keys: Iterable[str]) -> Iterator[tupl
 
 
 def insert(
-    connection: sqlite3.Connection, rows: Sequence[Row], faults: Sequence[tuple[str, str]]
+    connection: sqlite3.Connection,
+    rows: Sequence[Row],
+    faults: Sequence[tuple[str, str]] = (),
+    lasting: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Store rows, and (key, reason) of faults; a sound row that is there already stays.
 
@@ -215,9 +281,10 @@ def insert(
     new = [row for row in rows if here.get(row.key) is None]
     marks = ",".join("?" * len(Row._fields))
     connection.executemany(f"INSERT OR IGNORE INTO answers VALUES ({marks})", new)
-    connection.executemany("DELETE FROM faults WHERE key = ?", [(row.key,) for row in rows])
-    texts = [(key, _plain(reason), now()) for key, reason in faults]
-    connection.executemany("INSERT OR REPLACE INTO faults VALUES (?,?,?)", texts)
+    for table, found in (("faults", faults), ("lasting", lasting)):
+        connection.executemany(f"DELETE FROM {table} WHERE key = ?", [(row.key,) for row in rows])
+        texts = [(key, _plain(reason), now()) for key, reason in found]
+        connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?,?,?)", texts)
 
 
 def _plain(text: str) -> str:

@@ -8,15 +8,15 @@ An answer that was stored is on the disk: it survives kill -9 and a power cut. B
 asked, some megabytes are set aside in a reserve file; when the disk is full it makes room for the
 answers in hand, which have been paid for.
 
-A file also lists the requests that got no usable answer (table `faults`) since its writer last
-began to ask, and a name for that beginning (table `session`); see `asking` for what they are for.
+A file also lists the requests that got no usable answer; see `answer_notes` for the tables, and
+`asking` and `shards` for what they are for.
 """
 
 import logging
-import os
 import secrets
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,16 +27,28 @@ from filelock import FileLock, Timeout
 from dataset_tools.llm.answer_file import (
     FORMAT,
     as_text,
+    check_format,
     connect,
     encode,
     failing,
     failure,
+    file_number,
     insert,
     is_damaged,
     lacks_space,
+    lock_of,
     select,
+    set_aside,
     transaction,
     version_of,
+)
+from dataset_tools.llm.answer_notes import (
+    begin_process,
+    begin_session,
+    read_asked,
+    select_lasting,
+    session_and_faults,
+    write_asked,
 )
 from dataset_tools.llm.requests import Answer, Request
 from dataset_tools.llm.salvage import salvage
@@ -68,13 +80,19 @@ class AnswerStore:
         folder: Made where it is missing.
         shard: (i, n): this process is the i-th of n writers, counted from 1.
         readonly: Take no lock, make and repair no file; the folder need not be there.
+        retry_failed: Forget the lasting faults, so that those requests are asked anew.
 
     Raises:
         DataError: the folder cannot be made or written, or another process writes this shard.
     """
 
     def __init__(
-        self, folder: str | Path, shard: tuple[int, int] = (1, 1), *, readonly: bool = False
+        self,
+        folder: str | Path,
+        shard: tuple[int, int] = (1, 1),
+        *,
+        readonly: bool = False,
+        retry_failed: bool = False,
     ) -> None:
         index, n_shards = shard
         if not 1 <= index <= n_shards:
@@ -85,11 +103,12 @@ class AnswerStore:
         self._reserve = self._path.with_suffix(".reserve")
         self._mutex = threading.RLock()
         self._session: str | None = None
-        self._readonly = readonly
+        self.readonly, self.retry_failed = readonly, retry_failed
+        self._n_asked: Counter[str] = Counter()
         self._unsound: set[tuple[Path, str]] = set()
         self._unread: set[Path] = set()
         self._connection: sqlite3.Connection | None = None
-        self._lock = FileLock(_lock_of(self._path), thread_local=False)
+        self._lock = FileLock(lock_of(self._path), thread_local=False)
         if not readonly:
             self._open()
 
@@ -165,18 +184,18 @@ class AnswerStore:
         """
         with self._mutex:
             self._writable()
-            self._set_aside()
+            set_aside(self._reserve, RESERVE_BYTES)
             if self._session is None:
                 name = secrets.token_hex(8)
                 with failing(self._path):
-                    self._change(lambda file: _begin_session(file, name))
+                    self._change(lambda file: begin_session(file, name))
                 self._session = name
 
     def put(self, rows: Sequence[tuple[str, Request, Answer]], task: str, model: str) -> None:
         """Store (key, request, answer) of each row, all in one transaction.
 
         An answer that is there already stays as it is. An answer with a fault is not stored: its
-        reason goes to the list of faults.
+        reason goes to the list of faults, or to that of the lasting ones.
 
         Args:
             rows: What was asked and answered.
@@ -188,11 +207,13 @@ class AnswerStore:
                 reserve, is in the message), or the folder cannot be written.
         """
         sound = [encode(*row, task, model) for row in rows if row[2].fault is None]
-        faults = [(key, answer.fault) for key, _, answer in rows if answer.fault is not None]
+        failed = [(key, answer) for key, _, answer in rows if answer.fault is not None]
+        passing = [(key, answer.fault) for key, answer in failed if not answer.lasting]
+        lasting = [(key, answer.fault) for key, answer in failed if answer.lasting]
         with self._mutex:
             self._writable()
             try:
-                self._change(lambda file: insert(file, sound, faults))
+                self._change(lambda file: insert(file, sound, passing, lasting))
             except sqlite3.Error as error:
                 if not lacks_space(error):
                     raise failure(self._path, error) from error
@@ -203,12 +224,42 @@ class AnswerStore:
         path = self._file_of(index)
         if not path.exists():
             return None, {}
-        session, faults = self._read(path, _session_and_faults) or (None, {})
+        session, faults = self._read(path, session_and_faults) or (None, {})
         return session, faults
+
+    def lasting(self, keys: Iterable[str]) -> dict[str, str]:
+        """Reasons of those of `keys` that have a lasting fault, which is not asked again.
+
+        With `retry_failed` only what this process asked anew counts.
+        """
+        keys = list(keys)
+        found: dict[str, str] = {}
+        mine = [] if self.readonly else [self._path]
+        for path in (mine if self.retry_failed else self._files()) if keys else ():
+            found |= self._read(path, lambda file: select_lasting(file, keys)) or {}
+        return found
+
+    def publish(self, task: str, digest: str) -> str:
+        """Let the other shards know what is asked now; returns the place, such as "tag 1".
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        self._n_asked[task] += 1
+        place = f"{task} {self._n_asked[task]}"
+        with self._mutex, failing(self._path):
+            self._writable()
+            self._change(lambda file: write_asked(file, place, digest))
+        return place
+
+    def published(self, index: int) -> dict[str, str]:
+        """Digest by place of what writer `index` of this store's n asks, if it runs."""
+        path = self._file_of(index)
+        return (self._read(path, read_asked) or {}) if path.exists() else {}
 
     def running(self, index: int) -> bool:
         """Whether writer `index` of this store's n has its file open, in any process."""
-        lock_path = _lock_of(self._file_of(index))
+        lock_path = lock_of(self._file_of(index))
         if not lock_path.exists():
             return False
         lock = FileLock(lock_path, thread_local=False)
@@ -237,7 +288,12 @@ class AnswerStore:
             ) from None
         try:
             self._connect()
+            with failing(self._path):
+                self._change(lambda file: begin_process(file, self.retry_failed))
         except BaseException:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
             self._lock.release()
             raise
 
@@ -251,7 +307,7 @@ class AnswerStore:
                     raise
                 salvage(self._path)
                 self._connection = connect(self._path, writer=True)
-        _check_format(self._path, self._connection)
+        check_format(self._path, self._connection)
 
     def _writable(self) -> None:
         if self._connection is None:
@@ -275,19 +331,6 @@ class AnswerStore:
             salvage(self._path)
         self._connect()
 
-    def _set_aside(self) -> None:
-        """Write the reserve: random bytes, which no file system can store in less space."""
-        if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
-            return
-        try:
-            with open(self._reserve, "wb") as file:
-                file.write(os.urandom(RESERVE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            self._reserve.unlink(missing_ok=True)
-            raise failure(self._reserve, error) from error
-
     def _put_at_last(self, rows: Sequence, error: sqlite3.Error) -> str:
         """Store what fits once the reserve is gone; says how much that was."""
         self._reserve.unlink(missing_ok=True)
@@ -296,7 +339,7 @@ class AnswerStore:
         for start in range(0, len(rows), EMERGENCY_ROWS):
             part = rows[start : start + EMERGENCY_ROWS]
             try:
-                self._change(lambda file, part=part: insert(file, part, []))
+                self._change(lambda file, part=part: insert(file, part))
             except sqlite3.Error:
                 break
             stored += len(part)
@@ -309,7 +352,7 @@ class AnswerStore:
     def _read(self, path: Path, query):
         """The value of `query(connection)` on one file; None where there is nothing to read yet."""
         for may_repair in (True, False):
-            number = _file_number(path)
+            number = file_number(path)
             try:
                 return self._query(path, query)
             except sqlite3.DatabaseError as error:
@@ -327,7 +370,7 @@ class AnswerStore:
                 return query(self._connection)
         # Opened anew each time: its writer may have replaced the file.
         with closing(connect(path, writer=False)) as connection:
-            _check_format(path, connection)
+            check_format(path, connection)
             # A file that is just being made has no format and no tables yet.
             return query(connection) if version_of(connection) == FORMAT else None
 
@@ -338,10 +381,10 @@ class AnswerStore:
                 self._repair_own()
             return True
         reason: object = "only read here"
-        if not self._readonly:
+        if not self.readonly:
             try:
-                with FileLock(_lock_of(path), thread_local=False).acquire(timeout=START_SECONDS):
-                    if _file_number(path) == number:  # else another reader was faster
+                with FileLock(lock_of(path), thread_local=False).acquire(timeout=START_SECONDS):
+                    if file_number(path) == number:  # else another reader was faster
                         salvage(path)
                 return True
             except Timeout:
@@ -352,40 +395,3 @@ class AnswerStore:
             self._unread.add(path)
             log.warning("%s is damaged and not repaired (%s); it is left out", path, reason)
         return False
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_suffix(".lock")
-
-
-def _file_number(path: Path) -> int:
-    """What tells a file from the one that replaced it; 0 where there is none."""
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return 0
-
-
-def _check_format(path: Path, connection: sqlite3.Connection) -> None:
-    version = version_of(connection)
-    if version not in (0, FORMAT):
-        connection.close()
-        raise DataError(
-            f"{path}: format {version}, this version reads {FORMAT}; update recbole-tema, or name "
-            "another folder"
-        )
-
-
-def _begin_session(connection: sqlite3.Connection, name: str) -> None:
-    connection.execute("DELETE FROM session")
-    connection.execute("DELETE FROM faults")
-    connection.execute("INSERT INTO session VALUES (?)", (name,))
-
-
-def _session_and_faults(connection: sqlite3.Connection) -> tuple[str | None, dict[str, str]]:
-    # One query sees one moment; max() gives a row also where there is no session yet.
-    query = "SELECT id, key, reason FROM (SELECT max(id) AS id FROM session) LEFT JOIN faults"
-    rows = connection.execute(query).fetchall()
-    faults = {as_text(key): as_text(reason) for _, key, reason in rows if key is not None}
-    session = rows[0][0]
-    return (None if session is None else as_text(session)), faults

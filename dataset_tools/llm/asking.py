@@ -2,49 +2,37 @@
 
 **Batches.** A backend groups requests into units by the input alone. A unit that lacks an answer
 is answered whole, so that an answer comes out of the same batch, to the same last bit, whatever
-was there before; the answers that are kept already win.
+was there before; the answers that are kept already win. Only where an answer does not depend on
+its unit (a server's) are those alone asked that lack one.
+
+**Faults.** A request may get no usable answer. If the same would come another time (a lasting
+fault), that is kept, and not asked again before --retry_failed; else the next run asks again.
 
 **Shards.** Process i of n answers the units i, i+n, i+2n, ... and then waits for those of the
-others. A request that has no usable answer (a fault) is never stored as an answer, so that the
-next run asks again, and yet the others must not wait for it for ever. So each writer lists the
-faults that it met since it began to ask (its session). A waiting process accepts such a fault, if
-
-- the session began after the waiting process came to this task, or
-- its writer still runs: then it is the same run; or else
-- GRACE_SECONDS went by: the fault is of an earlier run, and nobody began to ask again.
-
-A writer that begins a new session drops the faults of its last one: what it may now answer is
-waited for. No clock is compared between machines.
+others; see `shards`.
 """
 
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.requests import Answer, Backend, Request, Scoring, key_of
+from dataset_tools.llm.job import Job, Widths, plan
+from dataset_tools.llm.keeper import Keeper, Row
+from dataset_tools.llm.requests import Answer, Backend, Request, Scoring, identity_of
+from dataset_tools.llm.shards import Others
 from recbole_tema.errors import BackendError, DataError, TemaError
 
 log = logging.getLogger(__name__)
 
-GROUP_SECONDS = 0.5  # single answers of so long a time share a transaction
-GROUP_ANSWERS = 64
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two looks at what other shards did
-GRACE_SECONDS = 60.0
-TOLD_SECONDS = 1.0  # so long it is not worth a word that others are awaited
 REASONS_SHOWN = 3
-
-
-class Incomplete(TemaError):
-    """This shard has done its part, and answers of other shards are not there yet."""
 
 
 @dataclass
@@ -71,6 +59,10 @@ class Tally:
     tokens_out: int = 0
     seconds: float = 0.0
 
+    def add_kept(self, n: int) -> None:
+        """`n` more answers were stored."""
+        self.kept += n
+
     def __iadd__(self, other: "Tally") -> "Tally":
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
@@ -93,43 +85,6 @@ class Tally:
         if len(self.faults) > len(common):
             shown.append(f"{len(self.faults) - len(common):,} other reasons")
         return f"{text}: {'; '.join(shown)}" if shown else text
-
-
-class Job(NamedTuple):
-    """What there is to do.
-
-    Attributes:
-        unique: The requests, each once, in the order of their first appearance.
-        keys: Their keys.
-        units: Indices of `unique` in groups that are answered together, all of them.
-        kept: The answers that the store has, by key.
-        todo: Numbers of this shard's units that lack an answer.
-        order: For each request as given, its index in `unique`.
-    """
-
-    unique: list[Request]
-    keys: list[str]
-    units: list[list[int]]
-    kept: dict[str, Answer]
-    todo: list[int]
-    order: list[int]
-
-    def lacking(self, unit: int) -> list[int]:
-        """Indices of a unit's requests that have no answer in the store."""
-        return [i for i in self.units[unit] if self.keys[i] not in self.kept]
-
-
-def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> Job:
-    """What `ask` would do, without doing it."""
-    place: dict[Request, int] = {}
-    order = [place.setdefault(request, len(place)) for request in requests]
-    unique = list(place)
-    keys = [key_of(backend.identity, request) for request in unique]
-    units = backend.units(unique) if unique else []
-    job = Job(unique, keys, units, store.get(keys), [], order)
-    index, n_shards = store.shard
-    mine = range(index - 1, len(units), n_shards)
-    return job._replace(todo=[unit for unit in mine if job.lacking(unit)])
 
 
 def ask(
@@ -157,21 +112,26 @@ def ask(
 
     Raises:
         BackendError: no further answer can be had.
-        DataError: answers cannot be stored.
+        DataError: answers cannot be stored, vectors are of unlike widths, or another shard asks
+            other questions.
         Incomplete: `wait` is off and answers of other shards are missing.
     """
     started, count = time.monotonic(), Tally()
-    others = [i for i in range(1, store.shard[1] + 1) if i != store.shard[0]]
-    sessions = {i: store.faults(i)[0] for i in others}
+    others = Others(store, task)
     try:
         job = plan(backend, requests, store)
         count.requests, count.from_store = len(job.unique), len(job.kept)
-        faults = _ask_todo(backend, job, store, task, progress, count)
+        widths = Widths(job.kept.values(), store)
+        if job.failed:
+            log.info("%s: %s", task, _not_again(len(job.failed)))
+        others.publish(job)
+        faults = job.failed | _ask_todo(backend, job, store, task, progress, count, widths)
         new = [key for key in job.keys if key not in job.kept and key not in faults]
-        if others and new:
-            faults |= _await_others(job, new, sessions, store, task, progress, wait)
+        if others.shards and new:
+            faults |= others.wait_for(job, new, progress, wait)
         answers = job.kept | faults | store.get(key for key in new if key not in faults)
         _check_all_there(job, answers, store)
+        widths.check(answers.values())
         count.from_store = count.requests - count.kept - len(faults)
         count.faults = Counter(fault.fault for fault in faults.values())
         return [answers[job.keys[i]] for i in job.order]
@@ -180,6 +140,10 @@ def ask(
         if tally is not None:
             tally += count
         log.info("%s: %s", task, count)
+
+
+def _not_again(n: int) -> str:
+    return f"{n:,} requests had lasting faults and are not asked again; --retry_failed does so"
 
 
 def _check_all_there(job: Job, answers: dict[str, Answer], store: AnswerStore) -> None:
@@ -192,9 +156,19 @@ def _check_all_there(job: Job, answers: dict[str, Answer], store: AnswerStore) -
 
 
 def _ask_todo(
-    backend: Backend, job: Job, store: AnswerStore, task: str, progress: bool, count: Tally
+    backend: Backend,
+    job: Job,
+    store: AnswerStore,
+    task: str,
+    progress: bool,
+    count: Tally,
+    widths: Widths,
 ) -> dict[str, Answer]:
-    """Ask and store what this shard has to; the faults by key."""
+    """Ask and store what this shard has to; the faults by key.
+
+    On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the backend
+    is told, and what it still gives is kept, as far as it can be.
+    """
     faults: dict[str, Answer] = {}
     if not job.todo:
         return faults
@@ -203,44 +177,93 @@ def _ask_todo(
     total = sum(len(unit) for unit in job.units[index - 1 :: n_shards])
     left = sum(len(job.lacking(unit)) for unit in job.todo)
     bar = tqdm(total=total, initial=total - left, desc=task, unit="req", disable=not progress)
-    with bar, _Keeper(store, task, backend.identity, count) as keeper:
-        for unit, answers in _answered(backend, job):
-            lacking = set(job.lacking(unit))
-            rows = []
-            for i, answer in zip(job.units[unit], answers, strict=True):
-                answer = _checked(job.unique[i], answer)
-                count.calls += 1
-                count.tokens_in += answer.tokens_in
-                count.tokens_out += answer.tokens_out
-                if i not in lacking:
-                    continue
-                rows.append((job.keys[i], job.unique[i], answer))
-                if answer.fault is not None:
-                    count.faults[answer.fault] += 1
-                    faults[job.keys[i]] = answer
-            keeper.add(rows, at_once=len(answers) > 1)
-            if faults:
-                bar.set_postfix(faults=len(faults), refresh=False)
-            bar.update(len(lacking))
+    identity = identity_of(backend, job.unique[0])  # all requests are of one type
+    taken: set[int] = set()
+    with bar, Keeper(store, task, identity, count.add_kept) as keeper:
+        stream, unit, answers = _answered(backend, job), None, []
+        try:
+            for unit, answers in stream:
+                rows = _rows(job, unit, answers)
+                widths.check(answer for _, _, answer in rows)
+                keeper.add(rows, at_once=len(answers) > 1)
+                _count(count, faults, rows, answers)
+                taken.add(unit)
+                if faults:
+                    bar.set_postfix(faults=len(faults), refresh=False)
+                bar.update(len(rows))
+        except (KeyboardInterrupt, TemaError) as error:
+            late = [] if unit is None or unit in taken else [(unit, answers)]
+            for unit, answers in chain(late, _rest(stream, error)):
+                rows = [row for row in _rows(job, unit, answers) if widths.fits(row[2])]
+                keeper.hold(rows)
+                _count(count, faults, rows, answers)
+            raise
     return faults
 
 
+def _rows(job: Job, unit: int, answers: Sequence[Answer]) -> list[Row]:
+    """(key, request, answer) of those requests of a unit that lacked an answer."""
+    lacking = set(job.lacking(unit))
+    return [
+        (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
+        for i, answer in zip(job.asked(unit), answers, strict=True)
+        if i in lacking
+    ]
+
+
+def _count(
+    count: Tally, faults: dict[str, Answer], rows: Sequence[Row], answers: Sequence[Answer]
+) -> None:
+    count.calls += len(answers)
+    count.tokens_in += sum(answer.tokens_in for answer in answers)
+    count.tokens_out += sum(answer.tokens_out for answer in answers)
+    for key, _, answer in rows:
+        if answer.fault is not None:
+            count.faults[answer.fault] += 1
+            faults[key] = answer
+
+
 def _answered(backend: Backend, job: Job) -> Iterator[tuple[int, list[Answer]]]:
-    """(number of the unit, its answers) as they come, each unit of `job.todo` once."""
+    """(number of the unit, its answers) as they come, each unit of `job.todo` once.
+
+    An exception that is thrown in goes on to the backend, which may have more to give before it
+    raises that exception.
+    """
     left = dict(enumerate(job.todo))
-    units = ([job.unique[i] for i in job.units[unit]] for unit in job.todo)
+    units = ([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
     coming = backend.answer(units)
     with closing(coming) if hasattr(coming, "close") else nullcontext():
-        for place, answers in coming:
+        item = next(coming, None)
+        while item is not None:
+            place, answers = item
             unit = left.pop(place, None)
-            if unit is None or len(answers) != len(job.units[unit]):
+            if unit is None or len(answers) != len(job.asked(unit)):
                 raise BackendError(
                     f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
                     "answered before or has another number of requests; the backend is at fault"
                 )
-            yield unit, answers
+            try:
+                yield unit, answers
+            except (KeyboardInterrupt, TemaError) as error:
+                try:
+                    item = coming.throw(error)
+                except StopIteration:
+                    raise error from None
+            else:
+                item = next(coming, None)
     if left:
         raise BackendError(f"{backend.identity}: gave no answers for {len(left)} units; run again")
+
+
+def _rest(stream: Generator, error: BaseException) -> Iterator[tuple[int, list[Answer]]]:
+    """What a stream still gives after `error`, which it then raises itself, or another."""
+    try:
+        item = stream.throw(error)
+        while True:
+            yield item
+            item = next(stream)
+    except (type(error), TemaError, StopIteration):
+        return
 
 
 def _checked(request: Request, answer: Answer) -> Answer:
@@ -255,121 +278,3 @@ def _checked(request: Request, answer: Answer) -> Answer:
     elif isinstance(request, Scoring) and len(answer.value) != len(request.options):
         fault = "not one score for each option"
     return answer if fault is None else Answer(None, answer.tokens_in, answer.tokens_out, fault)
-
-
-class _Keeper:
-    """Stores answers soon after they come: those of a batch at once, single ones in groups.
-
-    A timer stores a group that has waited for GROUP_SECONDS, also while no further answer comes.
-    """
-
-    def __init__(self, store: AnswerStore, task: str, model: str, count: Tally) -> None:
-        self._store, self._task, self._model, self._count = store, task, model, count
-        self._rows: list[tuple[str, Request, Answer]] = []
-        self._mutex = threading.Lock()
-        self._timer: threading.Timer | None = None
-        self._error: Exception | None = None
-
-    def __enter__(self) -> "_Keeper":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        try:
-            with self._mutex:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._flush()
-        except TemaError as failure:
-            if error is None:
-                raise
-            log.error("%s", failure)  # the first error is the one that goes up
-        if error is None and self._error is not None:
-            raise self._error
-
-    def add(self, rows: list[tuple[str, Request, Answer]], at_once: bool) -> None:
-        with self._mutex:
-            self._rows += rows
-            if self._error is not None:
-                raise self._error
-            if at_once or len(self._rows) >= GROUP_ANSWERS:
-                self._flush()
-            elif self._rows and self._timer is None:
-                self._timer = threading.Timer(GROUP_SECONDS, self._on_time)
-                self._timer.daemon = True
-                self._timer.start()
-
-    def _on_time(self) -> None:
-        with self._mutex:
-            self._timer = None
-            try:
-                self._flush()
-            except Exception as error:  # raised again by the thread that adds
-                self._error = error
-
-    def _flush(self) -> None:
-        """Store what has come. Rows go from the list only then: Ctrl-C in between loses none."""
-        if self._rows:
-            self._store.put(self._rows, self._task, self._model)
-            self._count.kept += sum(answer.fault is None for _, _, answer in self._rows)
-            self._rows = []
-
-
-def _await_others(
-    job: Job,
-    new: list[str],
-    sessions: dict[int, str | None],
-    store: AnswerStore,
-    task: str,
-    progress: bool,
-    wait: bool,
-) -> dict[str, Answer]:
-    """Wait until the other shards have stored the answers of `new` keys; faults of theirs by key.
-
-    Raises:
-        Incomplete: `wait` is off and some are missing.
-    """
-    n_shards = store.shard[1]
-    owner = {job.keys[i]: u % n_shards + 1 for u, unit in enumerate(job.units) for i in unit}
-    faults: dict[str, Answer] = {}
-    started, pause, told = time.monotonic(), FIRST_PAUSE, ""
-    left = store.missing(key for key in new if owner[key] in sessions)
-    start = len(job.keys) - len(left)
-    bar = tqdm(
-        total=len(job.keys), initial=start, desc=f"{task}: all shards", unit="req", delay=1.0,
-        disable=not progress or not wait,
-    )  # fmt: skip
-    with bar:
-        while left := store.missing(left):
-            waited = time.monotonic() - started
-            for shard in {owner[key] for key in left}:
-                faults |= _faults_of(store, shard, sessions[shard], left, waited)
-            left = [key for key in left if key not in faults]
-            bar.update(len(job.keys) - len(left) - bar.n)
-            if not left:
-                break
-            text = _awaited(store, task, {owner[key] for key in left})
-            if not wait:
-                raise Incomplete(f"{text}: {len(left):,} answers; run again when they have ended")
-            if text != told and waited > TOLD_SECONDS:
-                log.info("%s. You may stop here, and later run again without --shard", text)
-                told = text
-            time.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
-    return faults
-
-
-def _faults_of(
-    store: AnswerStore, shard: int, session_before: str | None, keys: list[str], waited: float
-) -> dict[str, Answer]:
-    """Those of `keys` that are faults of `shard` in this run (see the top of the module)."""
-    session, reasons = store.faults(shard)
-    faults = {key: Answer(None, fault=reasons[key]) for key in keys if key in reasons}
-    if not faults or session != session_before or waited >= GRACE_SECONDS or store.running(shard):
-        return faults
-    return {}
-
-
-def _awaited(store: AnswerStore, task: str, shards: set[int]) -> str:
-    names = [f"{i} ({'runs' if store.running(i) else 'does not run'})" for i in sorted(shards)]
-    index, n_shards = store.shard
-    return f"{task}: shard {index}/{n_shards} has done its part; missing: shard {', '.join(names)}"

@@ -1,14 +1,20 @@
 """What a run would cost: calls, tokens and money, without a call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.asking import plan
-from dataset_tools.llm.requests import Backend, Completion, Prompt, Request, Scoring
+from dataset_tools.llm.job import plan
+from dataset_tools.llm.requests import (
+    RATING_TOKENS,
+    Backend,
+    Completion,
+    Prompt,
+    Request,
+    Scoring,
+)
 
-RATING_TOKENS = 8  # of one option's score and its share of the JSON around it
 MILLION = 1_000_000
 
 
@@ -18,11 +24,13 @@ class Estimate:
 
     Attributes:
         requests: Different requests.
-        kept: Of these, how many the store has.
+        kept: Of these, how many the store has, lasting faults included.
         calls: Requests that would be asked.
         tokens_in: Tokens to read, about.
-        tokens_out: Tokens to write, at most.
+        tokens_out: Tokens to write, about.
         cost: In the currency of the prices; None where a price is missing.
+        most_out: Tokens to write if every answer is as long as it may be.
+        most_cost: The cost of that. Tries that fail cost more, and are in neither.
     """
 
     requests: int = 0
@@ -31,27 +39,28 @@ class Estimate:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float | None = 0.0
+    most_out: int = 0
+    most_cost: float | None = 0.0
 
     def __add__(self, other: "Estimate") -> "Estimate":
-        known = self.cost is not None and other.cost is not None
-        return Estimate(
-            self.requests + other.requests,
-            self.kept + other.kept,
-            self.calls + other.calls,
-            self.tokens_in + other.tokens_in,
-            self.tokens_out + other.tokens_out,
-            self.cost + other.cost if known else None,
-        )
+        pairs = [(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)]
+        return Estimate(*(None if None in pair else sum(pair) for pair in pairs))
 
     def __str__(self) -> str:
         lines = [
             f"calls: {self.calls:,} ({self.kept:,} of {self.requests:,} answers are kept)",
             f"tokens in: about {self.tokens_in:,}",
-            f"tokens out: at most {self.tokens_out:,}",
+            f"tokens out: {_range(self.tokens_out, self.most_out, ',')}",
         ]
         if self.cost is not None:
-            lines.append(f"cost: at most about {self.cost:,.2f}")
+            lines.append(f"cost: {_range(self.cost, self.most_cost, ',.2f')}")
         return "\n".join(lines)
+
+
+def _range(about: float, most: float | None, form: str) -> str:
+    """ "about 20, at most about 100", or the limit alone where it is what is reckoned with."""
+    limit = f"at most about {most:{form}}"
+    return limit if about == most else f"about {about:{form}}, {limit}"
 
 
 def estimate(
@@ -64,22 +73,31 @@ def estimate(
     """What `ask` would take with the same arguments, of this store's shard.
 
     Args:
-        backend: The model; it is asked for units and token counts only.
+        backend: The model; it is asked for units and token counts only. How long an answer is,
+            about and at most, says its `answer_tokens(request)`; without that, it is as long as
+            the request allows.
         requests: All of one type.
         store: Its answers cost nothing.
         price_in: Of a million tokens read, in any currency.
         price_out: Of a million tokens written.
     """
     job = plan(backend, requests, store)
-    asked = [job.unique[i] for unit in job.todo for i in job.units[unit]]
+    asked = [job.unique[i] for unit in job.todo for i in job.asked(unit)]
     count = lru_cache(maxsize=4096)(backend.count_tokens)  # prompts share their longest parts
     read = sum(_tokens_in(request, count, backend.likelihoods) for request in asked)
-    written = sum(_tokens_out(request, backend.likelihoods) for request in asked)
-    bill = [(read, price_in), (written, price_out)]
-    unknown = price_in is None and price_out is None
-    unknown |= any(tokens and price is None for tokens, price in bill)
-    cost = None if unknown else sum(tokens * (price or 0.0) / MILLION for tokens, price in bill)
-    return Estimate(len(job.unique), len(job.kept), len(asked), read, written, cost)
+    length = getattr(backend, "answer_tokens", lambda request: _tokens_out(request, backend))
+    lengths = [length(request) for request in asked]
+    about, most = (sum(column) for column in zip(*lengths, strict=True)) if lengths else (0, 0)
+    costs = [_cost((read, price_in), (written, price_out)) for written in (about, most)]
+    known = len(job.kept) + len(job.failed)
+    return Estimate(len(job.unique), known, len(asked), read, about, costs[0], most, costs[1])
+
+
+def _cost(*bill: tuple[int, float | None]) -> float | None:
+    """Of (tokens, price of a million); None where a price that counts is unknown."""
+    if all(price is None for _, price in bill) or any(n and price is None for n, price in bill):
+        return None
+    return sum(tokens * (price or 0.0) / MILLION for tokens, price in bill)
 
 
 def _tokens_in(request: Request, count: Callable[[str], int], likelihoods: bool) -> int:
@@ -97,9 +115,8 @@ def _prompt_tokens(prompt: Prompt, count: Callable[[str], int]) -> int:
     return sum(map(count, texts))
 
 
-def _tokens_out(request: Request, likelihoods: bool) -> int:
-    if isinstance(request, Completion):
-        return request.max_tokens
-    if isinstance(request, Scoring) and not likelihoods:
-        return RATING_TOKENS * len(request.options)
-    return 0
+def _tokens_out(request: Request, backend: Backend) -> tuple[int, int]:
+    most = request.max_tokens if isinstance(request, Completion) else 0
+    if isinstance(request, Scoring) and not backend.likelihoods:
+        most = RATING_TOKENS * len(request.options)
+    return most, most

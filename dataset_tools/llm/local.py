@@ -145,8 +145,8 @@ class LocalBackend:
                 yield
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise BackendError(
-                f"{self.files.name}: a batch does not fit into memory; choose a batch_size below "
-                f"{self.batch_size} or a max_context below {self.max_context}"
+                f"{self.files.name}: a batch does not fit into memory; choose a --batch_size "
+                f"below {self.batch_size} or a --max_context below {self.max_context}"
             ) from error
         finally:
             if self.threads:
@@ -176,8 +176,12 @@ class LocalBackend:
         return Answer(
             None,
             fault=f"instructions, examples and answer take {needed} of {limit} tokens: no room is "
-            "left for the text; shorten them or raise max_context",
+            f"left for the text; shorten them{self._or_more_context(limit)}",
+            lasting=True,
         )
+
+    def _or_more_context(self, limit: int) -> str:
+        return " or raise --max_context" if limit < self._model_context else ""
 
     def _complete(self, requests: Sequence[Completion]) -> list[Answer]:
         from dataset_tools.llm.local_answers import Row
@@ -200,7 +204,7 @@ class LocalBackend:
             row = rows[i]
             fault = row.fault or (None if row.text else "an empty answer")
             sizes = (len(ids) + len(own), len(row.written))
-            answers.append(Answer(None if fault else row.text, *sizes, fault))
+            answers.append(Answer(None if fault else row.text, *sizes, fault, bool(fault)))
         return answers
 
     def _score(self, requests) -> list[Answer]:
@@ -215,7 +219,7 @@ class LocalBackend:
             empty = [place for place, option in enumerate(options) if not option]
             own = self._own(request.prompt, max(map(len, options), default=0))
             if empty:
-                answers[i] = Answer(None, fault=f"option {empty[0] + 1} is empty")
+                answers[i] = Answer(None, fault=f"option {empty[0] + 1} is empty", lasting=True)
             elif isinstance(own, Answer):
                 answers[i] = own
             elif not options:
@@ -229,8 +233,8 @@ class LocalBackend:
         for (i, own, group), values in zip(rows, found, strict=True):
             n_read = len(frame.prefix) + len(own) + sum(map(len, group))
             finite = all(value == value and abs(value) != float("inf") for value in values)
-            fault = None if finite else "the model's numbers overflow; use dtype float32"
-            answers[i] = Answer(values if finite else None, n_read, 0, fault)
+            fault = None if finite else "the model's numbers overflow; use --dtype float32"
+            answers[i] = Answer(values if finite else None, n_read, 0, fault, not finite)
         return answers
 
     def _embed(self, requests: Sequence[Embedding]) -> list[Answer]:
@@ -244,12 +248,12 @@ class LocalBackend:
         answers = []
         for text in texts:
             if not text:
-                answers.append(Answer(None, fault="an empty text"))
+                answers.append(Answer(None, fault="an empty text", lasting=True))
                 continue
             vector = next(vectors)
             finite = bool(np.isfinite(vector).all())
-            fault = None if finite else "the model's numbers overflow; use dtype float32"
-            answers.append(Answer(vector if finite else None, len(text), 0, fault))
+            fault = None if finite else "the model's numbers overflow; use --dtype float32"
+            answers.append(Answer(vector if finite else None, len(text), 0, fault, not finite))
         return answers
 
     @cached_property

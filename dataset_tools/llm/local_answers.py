@@ -93,7 +93,7 @@ class Writer:
             best, tokens = logits.max(-1)
             for row, finite in zip(rows, best.isfinite().tolist(), strict=True):
                 if not finite and row.text is None:
-                    row.text, row.fault = "", "the model's numbers overflow; use dtype float32"
+                    row.text, row.fault = "", "the model's numbers overflow; use --dtype float32"
             self._take(rows, tokens.tolist(), seen)
             going = [i for i, row in enumerate(rows) if row.text is None]
             if not going:

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+RATING_TOKENS = 8  # of one option's rating and its share of the JSON around it, about
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -82,17 +84,23 @@ class Answer:
         tokens_in: Tokens read, as the backend counts them.
         tokens_out: Tokens written.
         fault: Why this request has no usable answer ("an empty answer"); such an answer is
-            counted and listed, never kept, and asked for again by the next run.
+            counted and listed, never kept as one.
+        lasting: The fault would be the same another time (a text that the server's filter holds
+            back): the next run does not ask again. Any other fault is asked again.
     """
 
     value: Value | None
     tokens_in: int = 0
     tokens_out: int = 0
     fault: str | None = None
+    lasting: bool = False
 
 
 class Backend(Protocol):
     """A language model behind three questions: complete, score, embed.
+
+    A backend may also have `independent` (see `is_independent`), `identity_of(request)` (see
+    `identity_of`) and `answer_tokens(request)` (see `estimate`).
 
     Attributes:
         identity: What the answers depend on besides the request: kind, model, its weights or its
@@ -122,6 +130,25 @@ class Backend(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, exact for a local model, else an estimate."""
+
+
+def identity_of(backend: Backend, request: Request) -> str:
+    """What the answer to `request` depends on besides it, where not all depend on the same.
+
+    A server may have one model for texts and another for vectors: the answers of either are not
+    lost when the other is changed.
+    """
+    named = getattr(backend, "identity_of", None)
+    return backend.identity if named is None else named(request)
+
+
+def is_independent(backend: Backend) -> bool:
+    """Whether an answer does not depend on what else is in its unit.
+
+    Then only those requests of a unit are asked that lack an answer; of a local model, whose
+    numbers depend on the batch to the last bit, a unit is asked whole.
+    """
+    return getattr(backend, "independent", False)
 
 
 def content(request: Request) -> str:

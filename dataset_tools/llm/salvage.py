@@ -52,7 +52,7 @@ def salvage(path: Path) -> Path:
     try:
         for block in _blocks(sound_rows(path)):
             with transaction(connection):
-                insert(connection, block, [])
+                insert(connection, block)
         stored = connection.execute("SELECT count(*) FROM answers").fetchone()[0]
     finally:
         connection.close()
