@@ -142,6 +142,18 @@ def chat(text: object, finish: str = "stop", **more) -> Reply:
     return as_json({"choices": [{**choice, "finish_reason": finish}], "usage": usage, **more})
 
 
+def limited(text: str, body: dict) -> Reply:
+    """A chat completion that says `text` as far as max_tokens reach, of 4 characters each.
+
+    Like a server it ends before the first of the request's stops.
+    """
+    for stop in body.get("stop") or ():
+        text = text.split(stop, 1)[0]
+    most = 4 * body.get("max_tokens", body.get("max_completion_tokens"))
+    counts = {"prompt_tokens": 50, "completion_tokens": -(-len(text[:most]) // 4)}
+    return chat(text[:most], "length" if len(text) > most else "stop", usage=counts)
+
+
 def as_json(value: object, status: int = 200, **headers: str) -> Reply:
     headers = {name.replace("_", "-"): text for name, text in headers.items()}
     return Reply(json.dumps(value).encode(), status, headers)

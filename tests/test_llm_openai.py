@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -20,7 +21,14 @@ import pytest
 from dataset_tools.llm.background import as_completed, background_loop
 from dataset_tools.llm.endpoint import GIVE_UP_AFTER, retry_after_s
 from dataset_tools.llm.openai_api import OpenAIBackend
-from dataset_tools.llm.requests import Completion, Embedding, Prompt, Scoring
+from dataset_tools.llm.requests import (
+    Completion,
+    Embedding,
+    Prompt,
+    Scoring,
+    identity_of,
+    key_of,
+)
 from recbole_tema.errors import BackendError, DataError
 
 from .llm_servers import Reply, as_json, chat, embeddings, error, serve, serve_model
@@ -90,7 +98,7 @@ def test_a_completion_is_sent_and_read():
         "model": "small",
         "temperature": 0.0,
         "seed": 0,
-        "max_tokens": 20,
+        "max_tokens": 1000,
         "stop": ["END"],
         "messages": [
             {"role": "system", "content": "You tag."},
@@ -246,6 +254,20 @@ def test_the_identity_names_model_and_address_but_no_query():
     assert backend.likelihoods is False
 
 
+def test_another_model_for_embeddings_is_in_no_other_key():
+    def keys(**options):
+        backend = backend_at("http://127.0.0.1:9/v1", **options)
+        requests = (completion(), scoring(), Embedding("tea"))
+        return [key_of(identity_of(backend, request), request) for request in requests]
+
+    plain, other, third = keys(), keys(embedding_model="e"), keys(embedding_model="f")
+    assert plain[:2] == other[:2] == third[:2]
+    assert len({plain[2], other[2], third[2]}) == 3
+    identity = "openai:small@http://127.0.0.1:9/v1 temperature=0 seed=0"
+    assert plain[2] == key_of(identity, Embedding("tea"))  # as it was before there was a choice
+    assert plain[0] == key_of(identity, completion())
+
+
 def test_the_query_of_the_address_goes_with_each_request_but_shows_nowhere():
     with serve(lambda seen: error(401, f"no: {seen.path}")) as server:
         backend = backend_at(server.url + "?sig=QueryS3cret99")
@@ -263,12 +285,18 @@ def test_the_query_of_the_address_goes_with_each_request_but_shows_nowhere():
         ("http://localhost:port/v1", "no address"),
         ("http://", "no address"),
         ("https://me:S3cretWord@host/v1", "user name or password"),
+        ("http://me:S3cretWord@host:99999/v1", "'host:99999/v1' is no address"),
+        ("http://me:S3cretWord@[bad/v1", "no address"),
+        ("http://me:S3cretWord?more@host:99999/v1", "the address is no address"),
+        ("me:S3cretWord@host/v1", "no address"),
+        ("http://[bad/v1?sig=S3cretWord", "no address"),
+        ("http://[bad/v1?sig=S3cret@Word", "the address is no address"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url, reason):
     with pytest.raises(BackendError, match=reason) as caught:
         OpenAIBackend("small", url)
-    assert "S3cretWord" not in str(caught.value)
+    assert not re.search("S3cret|Word", str(caught.value))
 
 
 @pytest.mark.parametrize("package", ["openai", "json_repair"])
@@ -351,11 +379,12 @@ def test_what_goes_wrong_once_is_tried_again(fault):
         (as_json({"choices": []}), "no choices", 3),
         (as_json({"error": "upstream is busy"}), "upstream is busy", 3),
         (as_json([1, 2]), "a JSON list", 3),
-        (chat("tea, tea, te", finish="length"), "longer than max_tokens", 1),
+        (chat("tea, tea, te", finish="length"), "was cut off", 1),
         (chat("", finish="content_filter"), "content filter", 1),
         (error(400, "the context is 4096 tokens, too long"), "HTTP 400: the context", 1),
         (error(413, "too large"), "HTTP 413", 1),
         (error(422, "content policy"), "HTTP 422", 1),
+        (chat("<think>Hm, tea, or", finish="length"), "was cut off", 1),
         (error(403, "flagged by the firewall"), "HTTP 403", 1),
     ],
 )
@@ -367,6 +396,8 @@ def test_what_stays_wrong_is_a_fault_of_that_request_alone(fault, reason, tries)
     assert [a.value for a in [*first, last]] == [f"Title: good {i}" for i in range(4)]
     assert bad.value is None
     assert reason in bad.fault
+    lasts = ("was cut off", "content filter", "HTTP 400", "HTTP 413", "HTTP 422")
+    assert bad.lasting == reason.startswith(lasts)
     assert sum("bad" in seen.said for seen in server.seen) == tries
 
 
@@ -386,7 +417,54 @@ def test_an_answer_of_the_wrong_form_is_a_fault(request_, told, reason):
     assert answer.value is None
     assert reason in answer.fault
     assert (answer.tokens_in, answer.tokens_out) == (33, 21)  # three tries are paid for
+    assert answer.lasting
     assert [seen.body["seed"] for seen in server.seen] == [0, 1, 2]
+
+
+def cut(text):
+    """The answer that a server cuts off after `text`."""
+    return chat(text, finish="length")
+
+
+@pytest.mark.parametrize(
+    ("request_", "told", "value"),
+    [
+        (completion(schema=SCHEMA), '{"tags": ["tea", "po', '{"tags":["tea"]}'),
+        (completion(schema=SCHEMA), '{"tags": ["tea"]} Because', '{"tags":["tea"]}'),
+        (completion(), "Likes strong tea. Often", "Likes strong tea."),
+        (completion(), "Likes strong tea and ca", "Likes strong tea and"),
+        (completion(stop=("\n",)), "Tea, pot\nand m", "Tea, pot"),
+        (scoring(), '{"scores": [0.5, 0.25, 0.125], "why', [0.5, 0.25, 0.125]),
+        (scoring(), '{"scores": [0.5, 0.25, 0.1', None),
+        (completion(schema=SCHEMA), '{"tags": ["te', None),
+        (completion(schema=SCHEMA), "<think>Hm", None),
+    ],
+)
+def test_of_an_answer_that_was_cut_off_what_is_complete_is_taken(request_, told, value):
+    with serve(lambda seen: cut(told)) as server:
+        answer = ask(backend_at(server.url), request_)[0]
+    assert answer.value == value and len(server.seen) == 1
+    assert (answer.fault is None, answer.lasting) == (value is not None, value is None)
+
+
+def test_a_line_break_is_no_stop_for_a_server_and_ends_the_answer():
+    told = ["<think>\nHm.\n</think>\n\ntea\npot", "\n\ntea\npot", "tea"]
+    with serve(lambda seen: chat(told[seen.place])) as server:
+        backend = backend_at(server.url, concurrency=1)
+        answers = ask(backend, *[completion(f"{i}", stop=("\n",)) for i in range(3)])
+    assert [answer.value for answer in answers] == ["tea"] * 3
+    assert not any("stop" in seen.body for seen in server.seen)
+
+
+def test_how_long_an_answer_may_be():
+    asked = [completion(), completion(max_tokens=2000), scoring(3), scoring(90)]
+    for room, most in ((1000, [1000, 2000, 1000, 1504]), (1, [20, 2000, 112, 1504])):
+        with serve(lambda seen: chat('{"scores": []}')) as server:
+            backend = backend_at(server.url, max_tokens=room, concurrency=1)
+            ask(backend, *asked)
+            assert [backend.answer_tokens(request)[1] for request in asked] == most
+        sent = [seen.body["max_tokens"] for seen in server.seen if seen.body["seed"] == 0]
+        assert sent == most
 
 
 @pytest.mark.parametrize(
@@ -450,6 +528,7 @@ def test_one_text_that_the_server_refuses_costs_no_other_its_embedding():
     assert [a.value.tolist() if a.fault is None else a.fault[-18:] for a in answers] == [
         [3.0], "a text is too long", [6.0],
     ]  # fmt: skip
+    assert not answers[0].lasting
 
 
 # Output formats and parameters that a server does not know
@@ -499,7 +578,7 @@ def test_many_refusals_at_once_are_one_step():
 def test_a_format_asked_for_by_name_is_not_given_up():
     with serve(lambda seen: error(400, "response_format is not available")) as server:
         backend = backend_at(server.url, json_output="schema")
-        with pytest.raises(BackendError, match="'schema' is refused: choose 'auto'"):
+        with pytest.raises(BackendError, match="--json_output schema is refused: choose auto"):
             ask(backend, completion(schema=SCHEMA))
 
 
@@ -516,7 +595,7 @@ def test_refused_parameters_are_left_out_from_then_on():
         assert [a.value for a in ask(backend, completion("a"), completion("b"))] == ["tea"] * 2
     assert len(server.seen) == 5
     assert server.seen[-1].body.keys() == {"model", "messages", "max_completion_tokens"}
-    assert server.seen[-1].body["max_completion_tokens"] == 20
+    assert server.seen[-1].body["max_completion_tokens"] == 1000
 
 
 # Too many requests
@@ -672,6 +751,46 @@ def test_a_refusal_of_all_requests_ends_the_run_at_once(reply, reason):
         ask(backend_at(server.url, concurrency=2), *[completion(f"{i}") for i in range(50)])
     assert len(server.seen) <= 4
     assert no_threads_left()
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("kind", ["chat", "embeddings"])
+def test_a_model_that_the_server_refuses_by_400_ends_the_run_soon(status, kind):
+    """Whatever it counts in its message."""
+
+    def reply(seen):
+        return error(status, f"Model small is not supported (request {seen.place})")
+
+    requests = [completion(f"{i}") if kind == "chat" else Embedding(f"{i}") for i in range(500)]
+    with serve(reply) as server:
+        backend = backend_at(server.url, concurrency=4)
+        units = [[requests[i] for i in unit] for unit in backend.units(requests)]
+        with pytest.raises(BackendError, match=r"Model small is not supported.*--model") as caught:
+            got = list(backend.answer(units))
+            assert not got
+    assert f"HTTP {status}" in str(caught.value)
+    assert len(server.seen) < 20
+    assert no_threads_left()
+
+
+@pytest.mark.parametrize(
+    "told", [lambda i: "the content filter was triggered", lambda i: f"cannot read {chr(97 + i)}"]
+)
+def test_refusals_of_single_requests_do_not_end_the_run(told):
+    """Seven at the beginning, by a filter or each in other words; and some after an answer."""
+
+    def reply(seen):
+        number = int(seen.said)
+        if number < 7 or number > 10:
+            return error(400, told(number) if number < 7 else "no, not this")
+        return chat("tea")
+
+    with serve(reply) as server:
+        backend = backend_at(server.url, concurrency=1)
+        answers = ask(backend, *[completion(f"{i}") for i in range(20)])
+    assert [i for i, answer in enumerate(answers) if answer.value] == [7, 8, 9, 10]
+    # Before the first answer nobody knows whose fault it was.
+    assert [i for i, answer in enumerate(answers) if answer.lasting] == list(range(11, 20))
 
 
 @pytest.mark.parametrize("reply", [HTML, error(500, "crash"), error(429, "no"), error(404, "no")])
@@ -871,7 +990,7 @@ def test_a_served_model_answers_as_it_does_without_the_server(local):
         (("Title: Oolong Tea, 100 g", "tea, oolong, loose leaf"),),
         "Title: Cast Iron Skillet, 10 inch",
     )
-    requests = [Completion(prompt, max_tokens=12, stop=("\n",))]
+    requests = [Completion(prompt, max_tokens=12)]
     texts = [Embedding("green tea"), Embedding("a cast iron pan")]
     expected = next(local.answer([requests]))[1][0]
     vectors = {}
@@ -879,7 +998,7 @@ def test_a_served_model_answers_as_it_does_without_the_server(local):
         ((_, answers),) = local.answer([[texts[i] for i in unit]])
         vectors.update(zip(unit, answers, strict=True))
     with serve_model(local) as server:
-        backend = backend_at(server.url, timeout_s=600)
+        backend = backend_at(server.url, timeout_s=600, max_tokens=1)
         answer = ask(backend, *requests)[0]
         ((_, embedded),) = backend.answer([texts])
         shaped = ask(backend, completion(schema=SCHEMA, max_tokens=4))[0]

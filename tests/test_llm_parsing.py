@@ -11,6 +11,8 @@ from dataset_tools.llm.parsing import (
     LONGEST_TAG,
     MOST_TAGS,
     clean_text,
+    finished_json,
+    finished_text,
     json_value,
     scores,
     tag_list,
@@ -199,3 +201,84 @@ def test_what_is_no_secret_stays():
     assert redacted("the model 'tea'\n is not  loaded", [KEY]) == "the model 'tea' is not loaded"
     assert redacted("Incorrect key sk-ab***xyz, Bearer x.y-z") == "Incorrect key ***, Bearer ***"
     assert redacted("a k3y-012 b", ["k3y-012"]) == "a *** b"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"tags": ["tea", "po', {"tags": ["tea"]}),
+        ('{"tags": ["tea", "pot"', {"tags": ["tea", "pot"]}),
+        ('Sure: ```json\n{"tags": ["a \\" ] }", "b', {"tags": ['a " ] }']}),
+        ('<think>["x", "y"]</think>{"tags": ["tea", ', {"tags": ["tea"]}),
+        ('{"tags": ["tea"]} I chose thi', {"tags": ["tea"]}),
+        ('["tea", "po', ["tea"]),
+        ("[0.5, 0.2", [0.5]),
+        ('{"a": 1, "b": ["x"], "c": 12', {"a": 1, "b": ["x"]}),
+        ('{"merge": [{"tag": "a", "into": "tea"}, {"tag": "b", "into": "te',
+         {"merge": [{"tag": "a", "into": "tea"}]}),
+        ('{"merge": [{"tag": ["a"', None),
+        ('{"tags": ["te', None),
+        ('{"tags": [], "x', None),
+        ('{"tags', None),
+        ("tea, pot", None),
+        ("", None),
+        ("[" * 100_000, None),
+    ],
+)  # fmt: skip
+def test_of_json_that_was_cut_off_what_is_complete_is_taken(text, value):
+    if value is None:
+        with pytest.raises(ValueError):
+            finished_json(text)
+    else:
+        assert finished_json(text) == value
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=6), st.data())
+def test_a_list_that_was_cut_off_anywhere_has_only_whole_entries(tags, data):
+    written = [json.dumps(tag, ensure_ascii=data.draw(st.booleans())) for tag in tags]
+    text = '{"tags": [' + ", ".join(written) + "]}"
+    cut = text[: data.draw(st.integers(0, len(text)))]
+    whole = sum(
+        len('{"tags": [' + ", ".join(written[: n + 1])) <= len(cut) for n in range(len(tags))
+    )
+    try:
+        found = finished_json(cut)["tags"]
+    except ValueError:
+        found = []
+    assert found == tags[:whole]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Likes strong black tea. Often bu", "Likes strong black tea."),
+        ("Likes strong black tea.", "Likes strong black tea."),
+        ('Says "I like tea!" Often bu', 'Says "I like tea!"'),
+        ("Likes Dr. Pepper and other sweet dri", "Likes Dr. Pepper and other sweet"),
+        ("Likes version 3.5 of every tool he buys and", "Likes version 3.5 of every tool he buys"),
+        ("喜欢喝绿茶。经常", "喜欢喝绿茶。"),
+        ("Likes te", None),
+        ("Supercalifragilistic", None),
+        ("", None),
+    ],
+)
+def test_of_a_text_that_was_cut_off_whole_sentences_or_words_are_taken(text, kept):
+    if kept is None:
+        with pytest.raises(ValueError):
+            finished_text(text)
+    else:
+        assert finished_text(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("<think>\nHm.\n</think>\n\ntea", "tea"),
+        ("\n\n tea", "tea"),
+        ("Hm, what is it?\n</think>\ntea", "tea"),  # the prompt has opened the block
+        ("<think>Hm, wh", ""),
+        ("tea <think>no", "tea <think>no"),
+    ],
+)
+def test_thinking_aloud_at_the_beginning_is_taken_off(text, clean):
+    assert clean_text(text) == clean

@@ -22,9 +22,14 @@ log = logging.getLogger(__name__)
 GIVE_UP_AFTER = 5
 # Retries of what seldom passes: a stalled answer, a broken one, no connection at the beginning.
 FEW_RETRIES = 2
+# Refusals in the same words, with no answer before them, before it is the model's name or another
+# option that is wrong, and not the request.
+SAME_REFUSALS = 5
+LASTING = {400, 413, 422}  # the same request would be refused another time
 # The key or the account is at fault: no other request can fare better.
 ACCOUNT_CODES = {"insufficient_quota", "billing_not_active", "account_deactivated"}
 RETRIED = {408, 409, 423, 425, 429}
+_FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety", re.IGNORECASE)
 _OUTPUT_FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
 
 
@@ -52,11 +57,15 @@ class Rejected(Exception):
 
     Attributes:
         parameter: The parameter at fault, if the server named one.
+        status: Of HTTP, if this was said by it.
+        lasting: Whether the server would refuse this request, and no other, another time.
     """
 
-    def __init__(self, reason: str, parameter: str = "") -> None:
+    def __init__(
+        self, reason: str, parameter: str = "", status: int | None = None, lasting: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.parameter = parameter
+        self.parameter, self.status, self.lasting = parameter, status, lasting
 
 
 class _Trouble(Exception):
@@ -104,7 +113,9 @@ class Endpoint:
     ) -> None:
         self.address, self.limits, self.key_variable = address, limits, key_variable
         self.secrets, self.troubles = secrets, troubles
-        self.answered = 0
+        self.answered = 0  # refusals too
+        self.replied = False  # with what was asked for
+        self.refused: tuple[str, int] = ("", 0)  # the latest words, and how often in a row
         self.given_up = 0
         self.admitted = float(limits.concurrency)
         self.on_their_way = 0
@@ -141,7 +152,25 @@ class Endpoint:
                 raise
             else:
                 self._alive()
+                self.replied = True
                 return reply
+
+    def count(self, refusal: Rejected) -> None:
+        """A request was refused for good, in whatever form it was sent.
+
+        Raises:
+            BackendError: so were others before it in the same words, and none was answered.
+        """
+        if self.replied or refusal.status not in LASTING or _FILTERED.search(str(refusal)):
+            return
+        words = re.sub(r"\d+", "#", str(refusal))  # lengths of prompts differ
+        self.refused = (words, self.refused[1] + 1 if words == self.refused[0] else 1)
+        if self.refused[1] >= SAME_REFUSALS:
+            self.stop()
+            raise BackendError(
+                f"{refusal}; the first {SAME_REFUSALS} requests were refused so: check --model, "
+                "--embedding_model and --max_tokens"
+            )
 
     def stop(self) -> None:
         """Cancel all requests that are not on their way; no further one is sent."""
@@ -248,7 +277,7 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError) and cause.startswith("Connect"):
             reason = f"{self.address} cannot be reached: no connection in time"
             return _Trouble(reason, "no connection", self.limits.retries, settled=True)
-        reason = f"{self.address} gave no answer within {self.limits.timeout_s:g} s"
+        reason = f"{self.address} gave no answer within {self.limits.timeout_s:g} s (--timeout)"
         return _Trouble(reason, "no answer in time", FEW_RETRIES, slow=True)
 
     def _json(self, body: bytes) -> dict:
@@ -289,7 +318,9 @@ class Endpoint:
             wait_s = retry_after_s(error.response.headers)
             everyone = status == 429 or (status == 503 and wait_s is not None)
             return _Trouble(said, f"HTTP {status}", self.limits.retries, wait_s, everyone)
-        return Rejected(said, str(error.param or ""))
+        # Before the first answer it may be the server's settings, and not this request.
+        lasting = status in LASTING and self.replied
+        return Rejected(said, str(error.param or ""), status, lasting)
 
     def _shown(self, text: object) -> str:
         if isinstance(text, bytes):

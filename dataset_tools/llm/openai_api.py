@@ -7,13 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from ipaddress import ip_address
 from itertools import accumulate, pairwise
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 
+from dataset_tools.llm.address import split_address
 from dataset_tools.llm.background import as_completed, background_loop
 from dataset_tools.llm.endpoint import Endpoint, Limits, Rejected
 from dataset_tools.llm.parsing import HOW_TO_GET
@@ -25,16 +25,26 @@ from dataset_tools.llm.replies import (
     chat_body,
     chat_value,
     estimate_tokens,
+    longest_answer,
     sendable,
     usage,
     vectors,
     without_refused,
 )
-from dataset_tools.llm.requests import Answer, Completion, Embedding, Request, Scoring
+from dataset_tools.llm.requests import (
+    RATING_TOKENS,
+    Answer,
+    Completion,
+    Embedding,
+    Request,
+    Scoring,
+)
 from recbole_tema.errors import BackendError, DataError
 
 log = logging.getLogger(__name__)
 
+MAX_TOKENS = 1000
+JSON_SHARE = 2  # tokens of a list as JSON, to those of the same list with commas
 OPENAI_URL = "https://api.openai.com/v1"
 PACKAGES = ("openai", "json_repair")
 NO_KEY = "none-needed"  # what a local server without keys is sent
@@ -55,8 +65,8 @@ class OpenAIBackend:
     rest goes on. `troubles` counts the failed tries by kind ("HTTP 429").
 
     A score up to 0.05 outside 0..1 is clipped; one further out, or a wrong number of scores, is a
-    fault after three tries. So are an empty answer and broken JSON; an answer cut off at
-    `max_tokens` is a fault at once.
+    fault after three tries. So are an empty answer and broken JSON. Of an answer that was cut off
+    what is complete is taken; where nothing is, that is a fault at once.
 
     Args:
         model: Name of the model, as the server knows it.
@@ -67,6 +77,8 @@ class OpenAIBackend:
         concurrency: Most requests on their way at a time.
         timeout_s: Longest time for one answer, from sending to its last byte.
         retries: Tries after the first, for what may pass.
+        max_tokens: Longest answer, thinking included, where a request does not allow more itself:
+            a bound of the cost. No key of an answer depends on it.
         json_output: How JSON is asked for: "schema", "object" (any JSON object), "text" (by words
             alone), or "auto": the first of these that the server does not refuse.
         temperature: Of sampling; 0 is the likeliest answer.
@@ -81,6 +93,7 @@ class OpenAIBackend:
     """
 
     likelihoods = False
+    independent = True
 
     def __init__(
         self,
@@ -92,6 +105,7 @@ class OpenAIBackend:
         concurrency: int = 16,
         timeout_s: float = 60.0,
         retries: int = 6,
+        max_tokens: int = MAX_TOKENS,
         json_output: str = "auto",
         temperature: float = 0.0,
         seed: int | None = 0,
@@ -104,25 +118,42 @@ class OpenAIBackend:
             raise DataError(f"served models need {', '.join(missing)}; run: {HOW_TO_GET}")
         if json_output not in ("auto", *JSON_OUTPUT):
             choices = ", ".join(JSON_OUTPUT)
-            raise BackendError(f"JSON output {json_output!r} is unknown: choose auto, {choices}")
-        if concurrency < 1 or retries < 0 or not timeout_s > 0:
-            raise BackendError("concurrency and timeout have to be over 0, retries not under 0")
+            raise BackendError(f"--json_output {json_output!r} is unknown: choose auto, {choices}")
+        if min(concurrency, max_tokens) < 1 or retries < 0 or not timeout_s > 0:
+            raise BackendError(
+                "--concurrency, --max_tokens and --timeout have to be over 0, retries not under 0"
+            )
         self.model, self.embedding_model = model, embedding_model or model
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        self.address, self._query, self._loopback = _split_address(url)
+        self.address, self._query, self._loopback = split_address(url)
         self.key_variable = key_variable
         self._key()
         self._limits = Limits(concurrency, timeout_s, retries, backoff_s, longest_pause_s)
-        self._grace_s = grace_s
+        self._grace_s, self._room = grace_s, max_tokens
         self._sampling = {"temperature": temperature, "seed": seed}
         self._dialect = Dialect(json_output)
         self.troubles: Counter[str] = Counter()
-        self.identity = f"openai:{model}@{self.address} temperature={temperature:g} seed={seed}"
+        self._rest = f"@{self.address} temperature={temperature:g} seed={seed}"
+        self.identity = f"openai:{model}{self._rest}"
         if self.embedding_model != model:
             self.identity += f" embeddings={self.embedding_model}"
 
     def __repr__(self) -> str:
         return f"OpenAIBackend({self.identity!r})"
+
+    def identity_of(self, request: Request) -> str:
+        """The identity of the one model that answers `request`."""
+        model = self.embedding_model if isinstance(request, Embedding) else self.model
+        return f"openai:{model}{self._rest}"
+
+    def answer_tokens(self, request: Request) -> tuple[int, int]:
+        """How many tokens an answer has: about (without thinking), and at most."""
+        if isinstance(request, Embedding):
+            return 0, 0
+        most = longest_answer(request, self._room)
+        if isinstance(request, Scoring):
+            return min(most, RATING_TOKENS * len(request.options)), most
+        return min(most, request.max_tokens * (JSON_SHARE if request.schema else 1)), most
 
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
         """Each completion and scoring alone; embeddings 64 texts, or 200,000 characters, a call."""
@@ -228,26 +259,26 @@ class _Run:
     async def _chat(self, request: Completion | Scoring) -> Answer:
         """One completion or scoring, asked again where the reply holds no usable answer."""
         tokens_in = tokens_out = 0
-        fault = None
+        fault, lasting = None, False
         for again in range(ANSWER_RETRIES + 1):
             try:
                 body, reply = await self._send_chat(request, again)
             except Rejected as error:
-                return Answer(None, tokens_in, tokens_out, self._safe(error))
+                return Answer(None, tokens_in, tokens_out, self._safe(error), error.lasting)
             texts = [message["content"] for message in body["messages"]]
             tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
             try:
                 value = chat_value(reply, request)
             except Unusable as error:
                 tokens_out += usage(reply, "completion_tokens", 0)
-                fault = self._safe(error)
+                fault, lasting = self._safe(error), error.lasting
                 if not error.again:
                     break
             else:
                 said = value if isinstance(value, str) else " ".join(map(str, value))
                 tokens_out += usage(reply, "completion_tokens", estimate_tokens([said]))
                 return Answer(self._without_key(value), tokens_in, tokens_out)
-        return Answer(None, tokens_in, tokens_out, fault)
+        return Answer(None, tokens_in, tokens_out, fault, lasting)
 
     async def _send_chat(self, request: Completion | Scoring, again: int) -> tuple[dict, dict]:
         """What was sent, in a form that the server takes, and its reply."""
@@ -258,6 +289,7 @@ class _Run:
                 return sent, reply
             except Rejected as error:
                 if not self.backend._dialect.adapt(error, sent):
+                    self.endpoint.count(error)
                     raise
 
     def _create_chat(
@@ -265,7 +297,10 @@ class _Run:
     ) -> Awaitable[Any]:
         """Send a request, as the server is known to take it by now; `sent` becomes its body."""
         dialect = self.backend._dialect
-        body: dict[str, Any] = {**self.backend._sampling, **chat_body(request, dialect)}
+        body: dict[str, Any] = {
+            **self.backend._sampling,
+            **chat_body(request, dialect, self.backend._room),
+        }
         if body["seed"] is None:
             del body["seed"]
         else:
@@ -281,7 +316,7 @@ class _Run:
     async def _embed(self, texts: list[str]) -> list[Answer]:
         """Vectors of one call; where that is refused or wrong, of one call for each text."""
         create = self.client.embeddings.with_raw_response.create
-        model, fault = self.backend.embedding_model, None
+        model, fault, lasting = self.backend.embedding_model, None, False
         texts = [sendable(text) for text in texts]
         for _ in range(ANSWER_RETRIES + 1):
             try:
@@ -291,19 +326,21 @@ class _Run:
                 found = vectors(reply, len(texts))
                 self._check_width(found)
             except (Rejected, Unusable) as error:
-                fault = self._safe(error)
+                fault, lasting = self._safe(error), error.lasting
                 if isinstance(error, Rejected):
+                    if len(texts) == 1:  # of many, one may be at fault
+                        self.endpoint.count(error)
                     break
             else:
                 total = usage(reply, "prompt_tokens", estimate_tokens(texts))
                 return [
-                    Answer(None, tokens, fault=str(vector))
+                    Answer(None, tokens, fault=str(vector), lasting=vector.lasting)
                     if isinstance(vector, Unusable)
                     else Answer(vector, tokens)
                     for vector, tokens in zip(found, _shares(total, texts), strict=True)
                 ]
         if len(texts) == 1:
-            return [Answer(None, fault=fault)]
+            return [Answer(None, fault=fault, lasting=lasting)]
         alone = await asyncio.gather(*(self._embed([text]) for text in texts))
         return [answer for answers in alone for answer in answers]
 
@@ -329,33 +366,3 @@ def _shares(total: int, texts: list[str]) -> list[int]:
     lengths = [len(text) + 1 for text in texts]
     ends = [total * reached // sum(lengths) for reached in accumulate(lengths, initial=0)]
     return [end - start for start, end in pairwise(ends)]
-
-
-def _split_address(url: str) -> tuple[str, str, bool]:
-    """The address without its query, the query, and whether it is on this machine.
-
-    Raises:
-        BackendError: it is no http(s) address, or holds a user name or password.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.username is not None or parts.password is not None:
-        raise BackendError(
-            f"the address of {host} holds a user name or password; leave it out: keys come from "
-            "the environment"
-        )
-    if parts.scheme not in ("http", "https") or not host:
-        raise BackendError(f"{url.split('?')[0]!r} is no address; one is http://localhost:8000/v1")
-    host = f"[{host}]" if ":" in host else host
-    address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-    return address, parts.query, _is_loopback(host.strip("[]"))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

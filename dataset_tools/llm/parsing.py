@@ -15,13 +15,20 @@ LONGEST_TEXT = 100_000
 LONGEST_REPAIR = 4_000
 MOST_BRACKETS = 400
 MOST_STARTS = 64
+DEEPEST = 40  # levels of a JSON answer that was cut off
 MOST_TAGS = 100
+LEAST_WORDS = 3  # of a sentence that was cut off, for it to say anything
 LONGEST_TAG = 200
 # A score so far outside 0..1 is rounding and is clipped; more is another scale, and no answer.
 SCORE_SLACK = 0.05
 LONGEST_SCORE = 40  # characters at the end of a line in which its score is looked for
 
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+# Some servers' templates open the block in the prompt, so that the answer only closes it.
+_THOUGHT = re.compile(r"\A(?:(?!<think).)*?</think(?:ing)?>", re.DOTALL)
+_SENTENCES = re.compile(
+    r"\A.*(?:[.!?][\"')\u201d\u2019]*(?=\s|\Z)|[\u3002\uff01\uff1f])", re.DOTALL
+)
 _BRACKET = re.compile(r"[{\[]")
 _SCORE_LINE = re.compile(r"(?:^|[\s:=(|-])([01]?\.\d+|[01])\s*[),.;]?$")
 _LIST_MARK = re.compile(r"^\s*(?:(?:[-*+\u2022\u00b7\u2013\u2014>#]+|\(?\d{1,3}[.):](?!\d))\s*)+")
@@ -38,11 +45,11 @@ _DECODER = json.JSONDecoder()
 def clean_text(text: str) -> str:
     """A model's text without its thinking aloud at the start, and without lone surrogates.
 
-    >>> clean_text("<think>Hm, tea.</think> green tea")
-    'green tea'
+    >>> clean_text("<think>Hm, tea.</think> green tea"), clean_text("Hm.\\n</think>\\n\\ntea")
+    ('green tea', 'tea')
     """
     text = text[:LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
-    return _THINKING.sub("", text).strip()
+    return _THOUGHT.sub("", _THINKING.sub("", text)).strip()
 
 
 def json_value(text: str) -> dict | list:
@@ -112,6 +119,84 @@ def _bounded(text: str) -> str:
     brackets = islice(_BRACKET.finditer(text), MOST_BRACKETS, None)
     end = next(brackets, None)
     return text[: end.start()] if end else text
+
+
+def finished_json(text: str) -> dict | list:
+    """What is complete of the JSON in a text that was cut off; of a list, the whole entries.
+
+    >>> finished_json('{"tags": ["tea", "hot dri')
+    {'tags': ['tea']}
+    >>> finished_json('{"merge": [{"tag": "a", "into": "b"}, {"tag": "c", "in')
+    {'merge': [{'tag': 'a', 'into': 'b'}]}
+
+    Raises:
+        ValueError: nothing is.
+    """
+    text = clean_text(text)
+    first = _BRACKET.search(text)
+    if first is None:
+        raise ValueError("no JSON in the answer")
+    text = text[first.start() :]
+    end, ends_with = _last_complete(text)
+    value = json_value(text[:end] + ends_with) if end else None
+    if not value or (isinstance(value, dict) and not any(value.values())):
+        raise ValueError("no complete entry in the answer")
+    return value
+
+
+def _last_complete(text: str) -> tuple[int, str]:
+    """Where the last complete entry of the JSON at the start of `text` ends, and what closes it.
+
+    An entry is an element of a list, or a member of an object that is in no list: half an object
+    of a list is no entry.
+    """
+    is_open, end, closing = [], 0, ""
+    in_text = escaped = False
+    for place, letter in enumerate(text):
+        after = place + 1
+        if in_text:
+            in_text = escaped or letter != '"'
+            escaped = letter == "\\" and not escaped
+            complete = not in_text and is_open[-1] == "["
+        elif letter in "[{":
+            is_open.append(letter)
+            complete = False
+        elif letter in "]}":
+            is_open.pop()
+            complete = True
+        else:
+            in_text = letter == '"'
+            complete, after = letter == ",", place
+        if len(is_open) > DEEPEST:
+            break
+        half = "[" in is_open and "{" in is_open[is_open.index("[") :]
+        if complete and not half:
+            end, closing = after, "".join("]" if b == "[" else "}" for b in reversed(is_open))
+        if not is_open:
+            break
+    return end, closing
+
+
+def finished_text(text: str) -> str:
+    """A text that was cut off, up to its last whole sentence; without one, its whole words.
+
+    >>> finished_text("Likes tea and cake. Often bu")
+    'Likes tea and cake.'
+    >>> finished_text("Likes strong tea, cakes and goo")
+    'Likes strong tea, cakes and'
+
+    Raises:
+        ValueError: it is not even some words.
+    """
+    sentences = _SENTENCES.match(text)
+    found = sentences[0].strip() if sentences else ""
+    # "Likes Dr." is no sentence; Chinese and Japanese ones have no blanks.
+    if len(found.split()) >= LEAST_WORDS or found[-1:] in ("\u3002", "\uff01", "\uff1f"):
+        return found
+    words = text.split()[:-1]
+    if len(words) < LEAST_WORDS:
+        raise ValueError("a few words")
+    return " ".join(words)
 
 
 def scores(text: str, n: int) -> list[float]:

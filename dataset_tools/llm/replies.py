@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from dataset_tools.llm.endpoint import Rejected
-from dataset_tools.llm.parsing import clean_text, json_value, scores
+from dataset_tools.llm.parsing import (
+    clean_text,
+    finished_json,
+    finished_text,
+    json_value,
+    scores,
+)
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
 from recbole_tema.errors import BackendError
 
@@ -23,6 +29,10 @@ JSON_OUTPUT = ("schema", "object", "text")
 MOST_STOPS = 4  # OpenAI's limit; the rest is cut off here
 SCORE_TOKENS = 16  # of one number in a list, with its blanks
 SPARE_TOKENS = 64
+CUT_OFF = (
+    "the answer was cut off before anything of it was complete: give it more --max_tokens, with "
+    "--retry_failed"
+)
 # What a server may not know, and what takes its place.
 OPTIONAL = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None, "stop": None}
 _FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
@@ -41,11 +51,12 @@ class Unusable(Exception):
 
     Attributes:
         again: Whether asking again may help.
+        lasting: Whether another run would fare the same.
     """
 
-    def __init__(self, reason: str, again: bool = True) -> None:
+    def __init__(self, reason: str, again: bool = True, lasting: bool = False) -> None:
         super().__init__(reason)
-        self.again = again
+        self.again, self.lasting = again, lasting
 
 
 @dataclass
@@ -85,25 +96,38 @@ class Dialect:
 
     def _step_down(self, sent: str, refusal: Rejected) -> bool:
         if self.choice != "auto":
-            raise BackendError(f"{refusal}; JSON output {self.choice!r} is refused: choose 'auto'")
+            raise BackendError(f"{refusal}; --json_output {self.choice} is refused: choose auto")
         if self.output == sent:  # else another request has been here before
             self.output = JSON_OUTPUT[JSON_OUTPUT.index(sent) + 1]
             log.warning("the server refuses JSON output by %s: %s instead", sent, self.output)
         return True
 
 
-def chat_body(request: Completion | Scoring, dialect: Dialect) -> dict[str, Any]:
-    """Messages, longest answer, stops and output format of a request, for this server."""
+def longest_answer(request: Completion | Scoring, room: int) -> int:
+    """The `max_tokens` that is sent: what the request takes, but at least `room`.
+
+    A request's own limit ends the comma list of a small local model before it gets worse. A
+    server's model writes JSON around the list, may think before, and ends by itself: there the
+    limit only bounds the cost.
+    """
+    if isinstance(request, Scoring):
+        return max(room, SPARE_TOKENS + SCORE_TOKENS * len(request.options))
+    return max(room, request.max_tokens)
+
+
+def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dict[str, Any]:
+    """Messages, longest answer, stops and output format of a request, for this server.
+
+    A line break is no stop for a server: many models begin with one, or think aloud in lines
+    before they answer. The answer ends there all the same, see `chat_value`.
+    """
     scoring = isinstance(request, Scoring)
     prompt = request.rating if scoring else request.prompt
     schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
-    body: dict[str, Any] = {
-        "max_tokens": SPARE_TOKENS + SCORE_TOKENS * len(request.options)
-        if scoring
-        else request.max_tokens
-    }
-    if not scoring and request.stop:
-        body["stop"] = list(request.stop[:MOST_STOPS])
+    body: dict[str, Any] = {"max_tokens": longest_answer(request, room)}
+    stops = [] if scoring else [stop for stop in request.stop if stop.strip()]
+    if stops:
+        body["stop"] = stops[:MOST_STOPS]
     system = prompt.system
     if schema is not None:
         if dialect.output == "schema":
@@ -167,27 +191,36 @@ def _scores_schema(n: int) -> dict:
 def chat_value(reply: dict, request: Completion | Scoring) -> str | list[float]:
     """The text, JSON text or scores in a reply.
 
+    Of an answer that was cut off at its longest, what is complete is taken: whole entries of JSON,
+    whole sentences or at least words of a text.
+
     Raises:
-        Unusable: there is none: cut off, empty, refused, filtered, or not of the form asked for.
+        Unusable: there is none: empty, refused, filtered, or not of the form asked for.
     """
-    text = _content(reply)
+    text, cut = _content(reply)
     try:
         if isinstance(request, Scoring):
+            text = json.dumps(finished_json(text)) if cut else text
             return scores(text, len(request.options))
         if request.schema is not None:
-            value = json_value(text)
+            value = finished_json(text) if cut else json_value(text)
             return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        whole = text
+        for stop in request.stop:
+            text = text.split(stop, 1)[0].strip() if stop else text
+        # What ends at a stop is complete, whatever came after it.
+        text = finished_text(text) if cut and text == whole else text
     except ValueError as error:
-        raise Unusable(str(error)) from None
-    for stop in request.stop:
-        text = text.split(stop, 1)[0] if stop else text
-    if not text.strip():
+        if cut:
+            raise Unusable(CUT_OFF, again=False, lasting=True) from None
+        raise Unusable(str(error), lasting=True) from None
+    if not text:
         raise Unusable("an empty answer")
-    return text.strip()
+    return text
 
 
-def _content(reply: dict) -> str:
-    """The text of the first choice."""
+def _content(reply: dict) -> tuple[str, bool]:
+    """The text of the first choice, and whether it was cut off."""
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         error = reply.get("error")  # OpenRouter puts errors into a reply of status 200
@@ -198,21 +231,22 @@ def _content(reply: dict) -> str:
     if not isinstance(message, dict):
         raise Unusable("a choice without a message")
     ended, content = choice.get("finish_reason"), message.get("content")
-    if ended == "length":
-        raise Unusable("the answer is longer than max_tokens and was cut off", again=False)
     if ended == "content_filter":
-        raise Unusable("the server's content filter held the answer back", again=False)
+        reason = "the server's content filter held the answer back"
+        raise Unusable(reason, again=False, lasting=True)
     if message.get("refusal"):
-        raise Unusable(f"the model refused: {message['refusal']}", again=False)
+        raise Unusable(f"the model refused: {message['refusal']}", again=False, lasting=True)
     if isinstance(content, list):  # parts, as Mistral's reasoning models write
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         content = "".join(part for part in parts if isinstance(part, str))
     if content is not None and not isinstance(content, str):
         raise Unusable(f"a {type(content).__name__} in place of the answer's text")
-    text = clean_text(content or "")
+    text, cut = clean_text(content or ""), ended == "length"
+    if cut and not text:  # all of it went into thinking
+        raise Unusable(CUT_OFF, again=False, lasting=True)
     if not text:
         raise Unusable("an empty answer")
-    return text
+    return text, cut
 
 
 def vectors(reply: dict, n: int) -> list[np.ndarray | Unusable]:
@@ -237,7 +271,9 @@ def vectors(reply: dict, n: int) -> list[np.ndarray | Unusable]:
         raise Unusable(f"embeddings of unlike widths: {sorted(widths)}")
     in_order = (found[places.index(place)] for place in range(n))
     return [
-        vector if np.isfinite(vector).all() else Unusable("an embedding with NaN or infinity")
+        vector
+        if np.isfinite(vector).all()
+        else Unusable("an embedding with NaN or infinity", lasting=True)
         for vector in in_order
     ]
 

@@ -113,8 +113,11 @@ def read_answers(
             refused[f"no answer: {answer.fault}"] += 1
             continue
         listed = tag_list(str(answer.value))
-        if answer.tokens_out >= request.max_tokens and len(listed) > 1:
-            listed.pop()  # the answer was cut off in the middle of it
+        # A comma list of a local model may be cut off in the middle of a tag. Of JSON the backend
+        # has left out what was not complete; its tokens are those of all tries.
+        is_cut = request.schema is None and answer.tokens_out >= request.max_tokens
+        if is_cut and len(listed) > 1:
+            listed.pop()
             refused["cut off at the end"] += 1
         choice = field_text((offered or {}).get(domain_of[row], ""))
         told = request.prompt.system.replace(choice, "; ") if choice else request.prompt.system
