@@ -14,6 +14,14 @@ from recbole_tema.paths import DATA_VARIABLE, default_data_path
 
 STORE = "llm-answers"  # folder of kept answers, beside the dataset's files
 INTERRUPTED = 130
+# What a dry run that stops at a task cannot count, because it depends on that task's answers.
+ROUNDS = "the rounds of refinement (same and probe, or refine, and more_tags) and match"
+LATER = {
+    "tag": ROUNDS,
+    **dict.fromkeys(("same", "probe", "refine", "more_tags"), f"the rest of {ROUNDS}"),
+    "part": "profile, and embed with --text_encoder llm",
+    "profile": "embed with --text_encoder llm",
+}
 
 data_path_option = click.option(
     "--data_path",
@@ -80,6 +88,28 @@ MODEL_OPTIONS = [
         show_default=True,
         help="openai: questions under way at a time.",
     ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="openai: seconds for one answer, from the question to its last byte.",
+    ),
+    click.option(
+        "--max_tokens",
+        type=click.IntRange(1),
+        default=1000,
+        show_default=True,
+        help="openai: longest answer, thinking included, where the prompt file allows no more: "
+        "a bound of the cost. Some models that think need more.",
+    ),
+    click.option(
+        "--json_output",
+        type=click.Choice(["auto", "schema", "object", "text"]),
+        default="auto",
+        show_default=True,
+        help="openai: how JSON is asked for; auto: the first of the others that is not refused.",
+    ),
     click.option("--device", default="auto", show_default=True, help="local: cpu, cuda or auto."),
     click.option(
         "--dtype",
@@ -94,6 +124,12 @@ MODEL_OPTIONS = [
         help="local: questions answered together.  [default: the backend's]",
     ),
     click.option(
+        "--max_context",
+        type=click.IntRange(64),
+        help="local: longest prompt with its answer, in tokens; a longer text loses its end, and "
+        "another number asks all anew.  [default: 1024]",
+    ),
+    click.option(
         "--prompts",
         type=click.Path(file_okay=False, path_type=Path),
         help="Folder of your own prompt files; those of dataset_tools/prompts stand in for others.",
@@ -102,6 +138,12 @@ MODEL_OPTIONS = [
         "--answers",
         type=click.Path(file_okay=False, path_type=Path),
         help=f"Folder where answers are kept.  [default: {STORE} in the dataset's folder]",
+    ),
+    click.option(
+        "--retry_failed",
+        is_flag=True,
+        help="Ask again what lastingly failed: held back by a filter, refused, cut off, empty. "
+        "What failed in passing is asked again anyway.",
     ),
     click.option(
         "--shard",
@@ -184,7 +226,8 @@ def open_session(dataset, llm: dict[str, Any]) -> Iterator:
     check_prompts(llm["prompts"])
     backend = make_backend(llm)
     folder = llm["answers"] or dataset.folder / STORE
-    with AnswerStore(folder, llm["shard"], readonly=llm["dry_run"]) as store:
+    keys = {"readonly": llm["dry_run"], "retry_failed": llm["retry_failed"]}
+    with AnswerStore(folder, llm["shard"], **keys) as store:
         yield Session(
             backend,
             store,
@@ -207,12 +250,15 @@ def make_backend(llm: dict[str, Any]):
             key_variable=llm["key_variable"],
             embedding_model=llm["embedding_model"],
             concurrency=llm["concurrency"],
+            timeout_s=llm["timeout"],
+            max_tokens=llm["max_tokens"],
+            json_output=llm["json_output"],
         )
     if llm["base_url"]:
         raise ConfigError("--base_url is of --backend openai; add that, or leave the address out")
     from dataset_tools.llm.local import LocalBackend
 
-    sizes = {"batch_size": llm["batch_size"]} if llm["batch_size"] else {}
+    sizes = {name: llm[name] for name in ("batch_size", "max_context") if llm[name]}
     return LocalBackend(llm["model"], device=llm["device"], dtype=llm["dtype"], **sizes)
 
 
@@ -221,6 +267,10 @@ def finish(session, dry_run: bool) -> None:
     if dry_run:
         for task, found in session.estimates.items():
             click.echo(f"{task}:\n{found}")
+        later = [LATER[task] for task in session.stopped if task in LATER]
+        if later:
+            counted = ", ".join(session.estimates)
+            click.echo(f"counted: {counted}. Not counted: {'; '.join(later)}")
         return
     for task, tally in session.tallies.items():
         click.echo(f"{task}: {tally}")

@@ -35,7 +35,7 @@ class PromptFile:
     Attributes:
         where: The file, for messages.
         version: First digits of the SHA-256 of its meaning: comments do not count.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer of a local model; a server's may be longer, see `--max_tokens`.
         default: system, examples, user.
         domains: Overrides by domain.
     """

@@ -28,6 +28,7 @@ class Session:
         dry: Ask nothing: count what would be asked.
         tallies: Task -> what its questions added up to.
         estimates: Task -> what they would take, of a dry run.
+        stopped: Tasks at which a dry run stopped, for want of answers.
     """
 
     backend: Backend
@@ -38,6 +39,7 @@ class Session:
     dry: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
 
     def prompt(self, task: str) -> PromptFile:
         """The prompt file of `task`."""
@@ -57,6 +59,7 @@ class Session:
             found = estimate(self.backend, requests, self.store, *self.prices)
             self.estimates[task] = self.estimates.get(task, Estimate()) + found
             if found.kept < found.requests:  # here or, with shards, in another process
+                self.stopped.append(task)
                 raise NotAsked(task)
         tally = self.tallies.setdefault(task, Tally())
         return ask(
