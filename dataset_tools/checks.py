@@ -99,24 +99,33 @@ def _numbers(where: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def checked_items(
-    where: str | Path, frame: pd.DataFrame, types: Mapping[str, str] | None = None
+    where: str | Path,
+    frame: pd.DataFrame,
+    types: Mapping[str, str] | None = None,
+    domains: int = 2,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Items as text cells, one row an item, and the type of each column.
 
+    Args:
+        where: The file, for messages.
+        frame: item_id, domain, title and any other columns.
+        types: Type of a column where the guess from its values would be wrong.
+        domains: Least number of them.
+
     Raises:
-        DataError: no title, a bad id, an item that stands twice or in two domains, no domain, one
-            domain only, tags and weights that do not fit, or a cell that does not fit its type.
+        DataError: no title, a bad id, an item that stands twice or in two domains, no domain, too
+            few domains, tags and weights that do not fit, or a cell that does not fit its type.
     """
     items = pd.DataFrame({name: id_column(where, frame, name) for name in ("item_id", "domain")})
     if "title" not in frame.columns:
         raise DataError(f"{where}: no column 'title'; add it, with empty texts where unknown")
     _refuse_twins(where, items)
-    domains = sorted(items["domain"].unique())
-    for domain in domains:
+    found = sorted(items["domain"].unique())
+    for domain in found:
         if "/" in domain or domain.split() != [domain]:
             raise DataError(f"{where}: domain {domain!r} holds a blank or '/'; rename it")
-    if len(domains) < 2:
-        raise DataError(f"{where}: one domain only ({domains[0] if domains else 'none'}); need two")
+    if len(found) < domains:
+        raise DataError(f"{where}: one domain only ({found[0] if found else 'none'}); need two")
     kinds = {"item_id": "token", "domain": "token"}
     for column in frame.columns.drop(["item_id", "domain"]):
         values = list(frame[column])

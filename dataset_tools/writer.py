@@ -113,7 +113,7 @@ def write_dataset(
         else:
             jobs[where.name] = feature_job(where, suffix, value, known)
     note_unstated(name, card, features)
-    _commit(folder, name, jobs, card, counts, force)
+    commit_dataset(folder, name, jobs, card, counts, force)
     return card_path(folder, name)
 
 
@@ -182,12 +182,19 @@ def note_unstated(name: str, card: Mapping[str, Any], features: Mapping[str, Any
         log.warning("%s: the card does not say what made %s", name, ", ".join(silent))
 
 
-def _commit(folder: Path, name: str, jobs: Mapping, card: Mapping, counts: Mapping, force: bool):
-    """Run the jobs in a staging folder, then move the files into place and write the card."""
+def commit_dataset(
+    folder: Path, name: str, jobs: Mapping, card: Mapping, counts: Mapping, force: bool
+) -> None:
+    """Run the jobs (file name -> what writes a file of a given path) in a staging folder, then
+    move the files into place and write the card.
+
+    Raises:
+        DataError: the dataset exists and `force` is not set, or the folder cannot be written.
+    """
     with naming_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):
-            _refuse_existing(folder, name, force)
+            refuse_existing(folder, name, force)
             with staging_folder(folder, name) as staging:
                 for file, write in jobs.items():
                     write(staging / file)
@@ -195,7 +202,8 @@ def _commit(folder: Path, name: str, jobs: Mapping, card: Mapping, counts: Mappi
             write_card(folder, name, card, counts, jobs)
 
 
-def _refuse_existing(folder: Path, name: str, force: bool) -> None:
+def refuse_existing(folder: Path, name: str, force: bool) -> None:
+    """Raise a DataError if the dataset is there and `force` is not set."""
     for path in (card_path(folder, name), folder / f"{name}.inter", folder / f"{name}.item"):
         if path.exists() and not force:
             raise DataError(f"{path} exists; replace the dataset with force, or name another one")

@@ -9,6 +9,8 @@ import click
 
 from dataset_tools.cli.build import build
 from dataset_tools.cli.clip import clip
+from dataset_tools.cli.convert import convert
+from dataset_tools.cli.describe import describe
 from dataset_tools.cli.embed import embed
 from dataset_tools.cli.enrich import enrich
 from dataset_tools.cli.profile import profile
@@ -48,6 +50,8 @@ def main() -> None:
 
     \b
     build    a built-in dataset
+    convert  raw data into a dataset
+    describe what a dataset holds, and checks of it
     enrich   everything that a dataset lacks: tag, embed, profile, clip
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -55,5 +59,5 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-for command in (build, tag, embed, profile, clip, enrich):
+for command in (build, convert, describe, tag, embed, profile, clip, enrich):
     main.add_command(command)

@@ -1,0 +1,222 @@
+"""Source `amazon`: reviews and metadata of the 2014, 2018 and 2023 releases, told by content.
+
+    2014  reviewerID, asin, overall, unixReviewTime; metadata lines are Python literals
+    2018  the same names; metadata is JSON: category, price as text, imageURLHighRes
+    2023  user_id, parent_asin, rating, timestamp in milliseconds; metadata: categories, images
+
+Only items that have a review get a row, so that the metadata of a whole category need no memory.
+"""
+
+import ast
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.lines import SHOWN, Broken, json_lines
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+REVIEW = {
+    "old_user": "$.reviewerID",
+    "new_user": "$.user_id",
+    "old_item": "$.asin",
+    "new_item": "$.parent_asin",
+    "old_rating": "$.overall",
+    "new_rating": "$.rating",
+    "old_time": "$.unixReviewTime",
+    "new_time": "$.timestamp",
+}
+META = {
+    "old_item": "$.asin",
+    "new_item": "$.parent_asin",
+    "title": "$.title",
+    "categories": "$.categories",
+    "category": "$.category",
+    "main_category": "$.main_category",
+    "brand": "$.brand",
+    "store": "$.store",
+    "price": "$.price",
+    "description": "$.description",
+    "im_url": "$.imUrl",
+    "high": "$.imageURLHighRes[0]",
+    "low": "$.imageURL[0]",
+    "large": "$.images[0].hi_res",
+    "medium": "$.images[0].large",
+}
+LITERAL_LINES = 1000  # so many lines tell whether a file's lines are Python literals
+MAX_LITERAL = 1 << 20  # bytes of a line; a longer one is no metadata
+
+
+def read(
+    engine: Engine,
+    reviews: Sequence[tuple[str, Path]],
+    metadata: Sequence[tuple[str, Path]],
+    broken: Broken,
+) -> None:
+    """Fill `raw_events` and `raw_items` from (domain, file).
+
+    Raises:
+        DataError: a file is missing or cannot be read to its end, holds no review, or metadata
+            of which no item has a review: it is of another category.
+    """
+    for domain, path in [*reviews, *metadata]:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file ({domain})")
+    for domain, path in metadata:
+        if domain not in {name for name, _ in reviews}:
+            raise DataError(f"{path}: metadata of '{domain}', of which no reviews are given")
+    for domain, path in reviews:
+        json_lines(engine, path, "loaded", REVIEW, broken)
+        _tell_release(engine, path)
+        take_events(
+            engine,
+            "loaded",
+            path,
+            broken,
+            user="coalesce(old_user, new_user)",
+            item="coalesce(new_item, old_item)",
+            timestamp="coalesce(old_time, new_time)",
+            rating="coalesce(old_rating, new_rating)",
+            domain=quoted(domain),
+            good="good",
+        )
+    for domain, path in metadata:
+        _read_metadata(engine, domain, path, broken)
+
+
+def _tell_release(engine: Engine, path: Path) -> None:
+    old, new, rows = engine.rows(
+        "SELECT count(old_user), count(new_user), count(*) FILTER (good) FROM loaded"
+    )[0]
+    if not old and not new:
+        raise DataError(
+            f"{path}: {rows:,} lines of JSON and no reviewerID or user_id in any: these are no "
+            "Amazon reviews; is it the metadata?"
+        )
+    if old and new:
+        log.warning("%s: reviews of two releases in one file: %s and %s", path, old, new)
+    else:
+        log.info("%s: reviews of the release of %s", path, "2014 or 2018" if old else "2023")
+
+
+def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> None:
+    file = path
+    if _is_literal(path):
+        file = engine.folder / f"{path.name}.json"
+        _literals_to_json(path, file, broken)
+    json_lines(engine, file, "loaded", META, broken)
+    item = "coalesce(new_item, old_item)"
+    engine.do(
+        "CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT item AS id FROM raw_events "
+        f"WHERE domain = {quoted(domain)};"
+        f"CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT good "
+        f"OR {item} IS NULL OR {item} IN (SELECT id FROM wanted)"
+    )
+    total, known = engine.rows(
+        "SELECT (SELECT count(*) FROM loaded), (SELECT count(*) FROM chosen WHERE good "
+        f"AND {item} IN (SELECT id FROM wanted))"
+    )[0]
+    wanted = engine.value("SELECT count(*) FROM wanted")
+    if not known:
+        raise DataError(
+            f"{path}: none of its {total:,} items is among the {wanted:,} reviewed items of "
+            f"'{domain}': it is the metadata of another category"
+        )
+    log.info("%s: metadata of %s of %s items of '%s'", path, f"{known:,}", f"{wanted:,}", domain)
+    take_items(
+        engine,
+        "chosen",
+        path,
+        broken,
+        item=item,
+        domain=quoted(domain),
+        columns={
+            "title": "title",
+            "category": category_of(),
+            "brand": "coalesce(nullif(brand, ''), store)",
+            "price": r"nullif(regexp_extract(replace(price, ',', ''), '\d+(\.\d+)?'), '')",
+            "description": text_of("description"),
+            "image_url": "coalesce(large, medium, high, low, im_url)",
+        },
+        good="good",
+    )
+    engine.do("DROP TABLE loaded; DROP TABLE wanted")
+
+
+def category_of() -> str:
+    """SQL: categories as tokens of a `token_seq`, of a list, of a list of lists, or of a text."""
+    nested = "json_extract_string(categories, '$[*][*]')"
+    flat = "json_extract_string(categories, '$[*]')"
+    older = "json_extract_string(category, '$[*]')"
+    chosen = (
+        f"CASE WHEN starts_with(categories, '[[') THEN {nested} "
+        f"WHEN starts_with(categories, '[') AND categories != '[]' THEN {flat} "
+        f"WHEN starts_with(category, '[') THEN {older} "
+        "WHEN main_category IS NOT NULL THEN [main_category] END"
+    )
+    return (
+        f"array_to_string(list_transform({chosen}, lambda x: "
+        r"regexp_replace(trim(x), '\s+', '_', 'g')), ' ')"
+    )
+
+
+def text_of(column: str) -> str:
+    """SQL: a text, or the texts of a list in one."""
+    return (
+        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
+        f"THEN array_to_string(json_extract_string({column}, '$[*]'), ' ') ELSE {column} END"
+    )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            yield from file
+    except (EOFError, OSError) as error:
+        raise DataError(f"{path}: {error}; it is cut short or broken: fetch it again") from None
+
+
+def _is_literal(path: Path) -> bool:
+    """Whether the first lines are Python literals and not JSON, as those of 2014."""
+    for number, line in enumerate(_lines(path)):
+        if number >= LITERAL_LINES:
+            break
+        try:
+            json.loads(line)
+        except ValueError:
+            if line.lstrip().startswith(b"{'"):
+                return True
+            continue
+        return False
+    return False
+
+
+def _literals_to_json(path: Path, target: Path, broken: Broken) -> None:
+    """Write lines of Python literals as lines of JSON. They are parsed, never executed."""
+    bad: list[int] = []
+    with open(target, "w", encoding="utf-8") as file:
+        bar = tqdm(_lines(path), desc=f"{path.name}: metadata", unit="item", delay=2)
+        for number, line in enumerate(bar, start=1):
+            value = _literal(line)
+            if value is None and line.strip():
+                bad.append(number)
+            file.write((json.dumps(value) if value is not None else "") + "\n")
+    broken.add(path, "no Python literal of a dict", len(bad), bad[:SHOWN])
+
+
+def _literal(line: bytes) -> dict | None:
+    if len(line) > MAX_LITERAL:
+        return None
+    try:
+        value = ast.literal_eval(line.decode("utf-8").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

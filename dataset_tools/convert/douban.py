@@ -1,0 +1,113 @@
+"""Source `douban`: book, movie and music reviews with their labels (the corpus of GA-DTCDR).
+
+Files of a folder, tab-separated and quoted: `bookreviews_cleaned.txt`, `moviereviews_cleaned.txt`,
+`musicreviews_cleaned.txt` (user_id, KIND_id, rating, labels, comment, time, ...), and the items'
+`books_cleaned.txt`, `movies_cleaned.txt`, `music_cleaned.txt`, whose UID or KIND_id the reviews
+name. Labels that users gave, and an item's own tags, become its category.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.lines import Broken, separated
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+KINDS = {  # domain -> (reviews, items)
+    "book": ("bookreviews_cleaned.txt", "books_cleaned.txt"),
+    "movie": ("moviereviews_cleaned.txt", "movies_cleaned.txt"),
+    "music": ("musicreviews_cleaned.txt", "music_cleaned.txt"),
+}
+MOST_LABELS = 10  # of an item, those that most users gave
+
+
+def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -> None:
+    """Fill `raw_events` and `raw_items`.
+
+    Args:
+        domains: Of book, movie and music; two or three.
+
+    Raises:
+        DataError: a file or column is missing.
+    """
+    for domain in domains:
+        reviews, items = (folder / name for name in KINDS[domain])
+        if not reviews.is_file():
+            there = ", ".join(sorted(path.name for path in folder.glob("*_cleaned.txt"))) or "none"
+            raise DataError(f"{reviews}: no such file (of the corpus there are: {there})")
+        found = separated(engine, reviews, "loaded", broken, delimiter="\t")
+        for column in ("user_id", f"{domain}_id", "time"):
+            if column not in found:
+                raise DataError(f"{reviews}, line 1: no column '{column}' ({', '.join(found)})")
+        labels = "labels" if "labels" in found else "NULL"
+        engine.do(
+            f"CREATE OR REPLACE TABLE labelled AS SELECT trim({domain}_id) AS id, "
+            f"{labels_of(labels)} AS labels FROM loaded"
+        )
+        if items.is_file():
+            _read_items(engine, domain, items, broken)
+        else:
+            log.warning("%s: no such file: items of '%s' have no title", items, domain)
+        take_events(
+            engine,
+            "loaded",
+            reviews,
+            broken,
+            user="trim(user_id)",
+            item=f"trim({domain}_id)",
+            timestamp='trim("time")',
+            rating="nullif(trim(rating), '')" if "rating" in found else None,
+            domain=quoted(domain),
+        )
+        engine.do("DROP TABLE labelled")
+
+
+def labels_of(column: str) -> str:
+    """SQL: a list of the labels in `a|b|c` or `['a', 'b']`."""
+    bare = f"regexp_replace({column}::VARCHAR, '^\\s*\\[\\s*''|''\\s*\\]\\s*$', '', 'g')"
+    split = f"regexp_split_to_array({bare}, '\\||''\\s*,\\s*''')"
+    return f"list_filter(list_transform({split}, lambda x: trim(x)), lambda x: x NOT IN ('', '[]'))"
+
+
+def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None:
+    found = separated(engine, path, "titles", broken, delimiter="\t")
+    lower = {name.lower(): f'"{name}"' for name in found}
+    ids = [lower[name] for name in ("uid", f"{domain}_id") if name in lower]
+    if not ids:
+        raise DataError(f"{path}, line 1: neither UID nor {domain}_id ({', '.join(found)})")
+    # The reviews name an item by one of the two: by that which more of them know.
+    shares = [
+        engine.value(f"SELECT count(*) FROM labelled WHERE id IN (SELECT trim({c}) FROM titles)")
+        for c in ids
+    ]
+    item = ids[shares.index(max(shares))]
+    title = next((lower[c] for c in ("name", "title", f"{domain}_name") if c in lower), "NULL")
+    tags = next((lower[c] for c in ("tag", "tags", "genre", "genres") if c in lower), "NULL")
+    engine.do(
+        # Labels of all users, the most frequent first, ties by name.
+        "CREATE OR REPLACE TABLE given AS SELECT id, list(label ORDER BY n DESC, label)"
+        f"[1:{MOST_LABELS}] AS labels FROM (SELECT id, label, count(*) AS n FROM "
+        "(SELECT id, unnest(labels) AS label FROM labelled) GROUP BY ALL) GROUP BY id;"
+        f"CREATE OR REPLACE TABLE joined AS SELECT number, trim({item}) AS own, {title} AS name, "
+        f"list_concat({labels_of(tags)}, coalesce(labels, [])) AS words "
+        f"FROM titles LEFT JOIN given ON given.id = trim({item}); DROP TABLE titles"
+    )
+    words = "list_transform(words, lambda x: regexp_replace(x, '\\s+', '_', 'g'))"
+    take_items(
+        engine,
+        "joined",
+        path,
+        broken,
+        item="own",
+        domain=quoted(domain),
+        columns={
+            "title": "trim(name::VARCHAR)",
+            # The first of each word, in their order.
+            "category": f"array_to_string(list_filter({words}, lambda x, i: "
+            f"list_position({words}, x) = i), ' ')",
+        },
+    )

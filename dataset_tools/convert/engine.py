@@ -1,0 +1,133 @@
+"""The database that a conversion runs in: DuckDB, within a limit of memory, spilling to the disk.
+
+Everything between reading a raw file and writing an atomic file is SQL over its tables, so that no
+loop of Python ever sees an event.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dataset_tools.convert.packed import HOW_TO_GET, check_whole
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+MEMORY = re.compile(r"(?i)\s*([0-9]+(?:\.[0-9]+)?)\s*(K|M|G|T)i?B?\s*")
+LEAST_MEMORY = 256 << 20
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size such as `4GB`, `512MB` or `1.5GiB` (powers of 1024 all).
+
+    Raises:
+        DataError: `text` is no size, or less than DuckDB can work in.
+    """
+    found = MEMORY.fullmatch(text)
+    if not found:
+        raise DataError(f"memory '{text}' is no size; give one such as 4GB or 512MB")
+    size = int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) + 1))
+    if size < LEAST_MEMORY:
+        raise DataError(f"memory '{text}' is too little to work in; give 256MB or more")
+    return size
+
+
+def quoted(text: str | Path) -> str:
+    """`text` as a literal of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+class Engine:
+    """A DuckDB connection and the folder of its temporary files.
+
+    Attributes:
+        folder: Temporary; the database, what it spills, and links to the raw files lie there.
+        sql: The connection.
+    """
+
+    def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
+        try:
+            import duckdb
+        except ImportError:
+            raise DataError(f"duckdb is not installed: {HOW_TO_GET}") from None
+        self.folder = folder
+        self.sql = duckdb.connect(str(folder / "events.duckdb"))
+        # The limit covers DuckDB's own buffers; what it allocates beside them is some hundred MB.
+        limit = max(LEAST_MEMORY // 2, int(memory * 0.8))
+        settings = {
+            "memory_limit": quoted(f"{limit >> 10}KiB"),
+            "temp_directory": quoted(folder / "spill"),
+            "threads": str(threads or os.cpu_count() or 1),
+            "preserve_insertion_order": "true",  # row numbers are the order of the file
+            "autoinstall_known_extensions": "false",  # nothing is fetched
+            "enable_progress_bar": "false",
+        }
+        for name, value in settings.items():
+            self.sql.execute(f"SET {name} = {value}")
+        self._links = 0
+        self._checked: set[Path] = set()
+
+    def link(self, path: Path) -> str:
+        """A literal of SQL for `path`, by a link whose name holds no wildcard.
+
+        Raises:
+            DataError: there is no such file, or a compressed one is cut short or damaged.
+        """
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if path not in self._checked:
+            check_whole(path)
+            self._checked.add(path)
+        self._links += 1
+        name = self.folder / f"file{self._links}{''.join(path.suffixes[-2:])}"
+        name.symlink_to(path.resolve())
+        return quoted(name)
+
+    def rows(self, query: str) -> list[tuple]:
+        """All rows of a query whose result is small."""
+        return self.sql.execute(query).fetchall()
+
+    def value(self, query: str):
+        """The one value of a query."""
+        return self.rows(query)[0][0]
+
+    def do(self, query: str) -> None:
+        """Run a statement."""
+        self.sql.execute(query)
+
+
+@contextmanager
+def engine(folder: Path, memory: str = "4GB", threads: int | None = None) -> Iterator[Engine]:
+    """An engine whose database is in `folder`, an existing empty one; closed at the end.
+
+    Raises:
+        DataError: DuckDB is missing, the memory is no size, or too little for what is asked.
+    """
+    made = Engine(folder, memory_bytes(memory), threads)
+    import duckdb
+
+    try:
+        yield made
+    except duckdb.OutOfMemoryException as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"--memory {memory} is too little for this data: {first}") from error
+    finally:
+        made.sql.close()
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Say in one line, with the file's name, what DuckDB could not read there."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        text = re.sub(r"\S*/file[0-9]+[.\w]*", path.name, str(error).strip().splitlines()[0])
+        hint = "it is cut short: fetch it again" if "end of GZIP" in text else "check the file"
+        raise DataError(f"{path}: {text}; {hint}") from None

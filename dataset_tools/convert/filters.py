@@ -1,0 +1,243 @@
+"""Filters of events, in SQL: rating, time, duplicates, users, samples, cores.
+
+They run in the order of `Filters`' fields, whatever the order of the options. The cores, the least
+number of domains among them, are repeated until nothing changes (the fixpoint), for a dropped
+event can make another user or item too rare.
+
+Table `events`: u, i, d (numbers of user, item and domain), t (seconds), r (rating or NULL), place.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from dataset_tools.convert.engine import Engine, quoted
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to keep; a field at its default filters nothing.
+
+    Attributes:
+        min_rating: Events of this rating or more; events without a rating go.
+        after: Events at this time or later, in seconds.
+        before: Events earlier than this time.
+        dedupe: Of a user's events with one item, those go that come within so many seconds after
+            the one before.
+        single_domain: Users of one domain: "keep", "drop", or at most so many of each domain.
+        overlap_ratio: Share of the users of several domains that keep them all. The others keep
+            the domain with most of their events, on a tie the first by name.
+        max_users: At most so many users.
+        user_core: Least events of a user.
+        domain_core: Least events of a user in a domain; fewer there, and they go.
+        item_core: Least events of an item.
+        seed: Of the three samples above. A user's place in them depends on its id alone.
+    """
+
+    min_rating: float | None = None
+    after: float | None = None
+    before: float | None = None
+    dedupe: float | None = None
+    single_domain: str | int = "keep"
+    overlap_ratio: float = 1.0
+    max_users: int | None = None
+    user_core: int = 1
+    domain_core: int = 1
+    item_core: int = 1
+    seed: int = 2020
+
+    def stated(self) -> dict:
+        """The fields that filter something, for the card."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seed"}
+        default = {f.name: f.default for f in fields(self)}
+        chosen = {name: value for name, value in found.items() if value != default[name]}
+        sampled = {"single_domain", "overlap_ratio", "max_users"} & set(chosen)
+        return chosen | ({"seed": self.seed} if sampled else {})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a filter left.
+
+    Attributes:
+        name: Of the filter.
+        users: Users left.
+        events: Events left of each domain.
+        items: Items left of each domain.
+    """
+
+    name: str
+    users: int
+    events: dict[str, int]
+    items: dict[str, int]
+
+
+def encode(engine: Engine) -> list[str]:
+    """Make `events` of `raw_events`, and `users`, `items`, `domains` (number, name); the domains.
+
+    Numbers follow the names, so that they are the same whatever the order of the input.
+    """
+    engine.do(
+        "CREATE TABLE domains AS SELECT row_number() OVER (ORDER BY domain) - 1 AS d, domain "
+        "FROM (SELECT DISTINCT domain FROM raw_events);"
+        "CREATE TABLE users AS SELECT row_number() OVER (ORDER BY user) - 1 AS u, user "
+        "FROM (SELECT DISTINCT user FROM raw_events);"
+        "CREATE TABLE items AS SELECT row_number() OVER (ORDER BY domain, item) - 1 AS i, item, "
+        "domain FROM (SELECT DISTINCT item, domain FROM raw_events);"
+        "CREATE TABLE events AS SELECT u::INTEGER AS u, i::INTEGER AS i, d::UTINYINT AS d, "
+        "timestamp AS t, rating::DOUBLE AS r, place FROM raw_events JOIN users USING (user) "
+        "JOIN items USING (item, domain) JOIN domains USING (domain);"
+        "DROP TABLE raw_events"
+    )
+    return [name for (name,) in engine.rows("SELECT domain FROM domains ORDER BY d")]
+
+
+def apply(engine: Engine, filters: Filters) -> list[Step]:
+    """Filter `events` in place; what each filter left, beginning with what was read.
+
+    Raises:
+        DataError: a filter left a domain without events; it is named.
+    """
+    domains = [name for (name,) in engine.rows("SELECT domain FROM domains ORDER BY d")]
+    steps = [_count(engine, "read", domains)]
+    for name, condition in _conditions(engine, filters):
+        before = steps[-1].events
+        for text in condition:
+            _keep(engine, text)
+        steps.append(_count(engine, name, domains))
+        _refuse_empty(steps, before)
+        log.info("%s: %s", name, _told(steps[-1]))
+    return steps
+
+
+def _conditions(engine: Engine, filters: Filters) -> Iterator[tuple[str, list[str]]]:
+    """(name, conditions that events must fulfil) of each filter, made when its turn comes."""
+    if filters.min_rating is not None:
+        yield f"min_rating {filters.min_rating:g}", [f"r >= {float(filters.min_rating)!r}"]
+    if filters.after is not None or filters.before is not None:
+        bounds = [(">=", filters.after), ("<", filters.before)]
+        parts = [f"t {sign} {float(bound)!r}" for sign, bound in bounds if bound is not None]
+        yield "time window", [" AND ".join(parts)]
+    if filters.dedupe is not None:
+        gap = "'infinity'::DOUBLE" if math.isinf(filters.dedupe) else repr(float(filters.dedupe))
+        engine.do(
+            "CREATE OR REPLACE TABLE repeats AS SELECT place FROM (SELECT place, t - lag(t) OVER "
+            f"(PARTITION BY u, i ORDER BY t, place) AS gap FROM events) WHERE gap <= {gap}"
+        )
+        yield f"dedupe {filters.dedupe:g}", ["place NOT IN (SELECT place FROM repeats)"]
+    if filters.single_domain != "keep":
+        yield f"single_domain {filters.single_domain}", [_single_domain(engine, filters)]
+    if filters.overlap_ratio < 1:
+        yield f"overlap_ratio {filters.overlap_ratio:g}", [_overlap(engine, filters)]
+    if filters.max_users is not None:
+        chosen = _hashed(engine, filters, "SELECT DISTINCT u FROM events")
+        engine.do(
+            f"CREATE OR REPLACE TABLE chosen AS SELECT u FROM ({chosen}) ORDER BY hash, u "
+            f"LIMIT {filters.max_users}"
+        )
+        yield f"max_users {filters.max_users}", ["u IN (SELECT u FROM chosen)"]
+    cores = [
+        (filters.user_core, "u", "user_core"),
+        (filters.domain_core, "u, d", "domain_core"),
+        (filters.item_core, "i", "item_core"),
+    ]
+    cores = [core for core in cores if core[0] > 1]
+    if cores:
+        yield (
+            ", ".join(f"{name} {least}" for least, _, name in cores),
+            _Fixpoint(engine, cores, filters),
+        )
+
+
+class _Fixpoint:
+    """Conditions that are repeated until they all hold of all events."""
+
+    def __init__(self, engine: Engine, cores: list, filters: Filters) -> None:
+        self.engine, self.cores, self.filters = engine, cores, filters
+
+    def __iter__(self) -> Iterator[str]:
+        left = -1
+        while (now := self.engine.value("SELECT count(*) FROM events")) != left:
+            left = now
+            for least, by, _ in self.cores:
+                yield (
+                    f"({by}) IN (SELECT ({by}) FROM (SELECT {by} FROM events GROUP BY {by} "
+                    f"HAVING count(*) >= {least}))"
+                )
+            if self.filters.single_domain == "drop":
+                yield f"u IN ({SEVERAL})"
+
+
+SEVERAL = "SELECT u FROM events GROUP BY u HAVING min(d) < max(d)"
+
+
+def _hashed(engine: Engine, filters: Filters, users: str) -> str:
+    """SQL: u and its hash under the seed; by the id's text, so that no number matters."""
+    return (
+        f"SELECT u, md5({quoted(f'{filters.seed}:')} || user) AS hash FROM users "
+        f"WHERE u IN ({users})"
+    )
+
+
+def _single_domain(engine: Engine, filters: Filters) -> str:
+    if filters.single_domain == "drop":
+        return f"u IN ({SEVERAL})"
+    single = "SELECT u FROM events GROUP BY u HAVING min(d) = max(d)"
+    engine.do(
+        "CREATE OR REPLACE TABLE chosen AS SELECT u FROM "
+        f"({_hashed(engine, filters, single)}) JOIN (SELECT u, min(d) AS d FROM events GROUP BY u) "
+        "USING (u) QUALIFY row_number() OVER (PARTITION BY d ORDER BY hash, u) "
+        f"<= {int(filters.single_domain)}"
+    )
+    return f"(u IN ({SEVERAL}) OR u IN (SELECT u FROM chosen))"
+
+
+def _overlap(engine: Engine, filters: Filters) -> str:
+    n = engine.value(f"SELECT count(*) FROM ({SEVERAL})")
+    engine.do(
+        f"CREATE OR REPLACE TABLE thinned AS SELECT u FROM ({_hashed(engine, filters, SEVERAL)}) "
+        f"ORDER BY hash, u OFFSET {round(filters.overlap_ratio * n)};"
+        "CREATE OR REPLACE TABLE chosen AS SELECT u, d FROM (SELECT u, d, count(*) AS n "
+        "FROM events WHERE u IN (SELECT u FROM thinned) GROUP BY u, d) "
+        "QUALIFY row_number() OVER (PARTITION BY u ORDER BY n DESC, d) = 1"
+    )
+    return "(u NOT IN (SELECT u FROM thinned) OR (u, d) IN (SELECT (u, d) FROM chosen))"
+
+
+def _keep(engine: Engine, condition: str) -> None:
+    engine.do(
+        f"CREATE OR REPLACE TABLE kept AS SELECT * FROM events WHERE {condition};"
+        "DROP TABLE events; ALTER TABLE kept RENAME TO events"
+    )
+
+
+def _count(engine: Engine, name: str, domains: list[str]) -> Step:
+    counts = {
+        d: (events, items)
+        for d, events, items in engine.rows(
+            "SELECT d, count(*), count(DISTINCT i) FROM events GROUP BY d"
+        )
+    }
+    users = engine.value("SELECT count(DISTINCT u) FROM events")
+    events = {domain: counts.get(d, (0, 0))[0] for d, domain in enumerate(domains)}
+    items = {domain: counts.get(d, (0, 0))[1] for d, domain in enumerate(domains)}
+    return Step(name, users, events, items)
+
+
+def _refuse_empty(steps: list[Step], before: dict[str, int]) -> None:
+    step = steps[-1]
+    empty = [domain for domain, count in step.events.items() if not count and before[domain]]
+    if empty:
+        raise DataError(
+            f"the filter '{step.name}' leaves no event of {', '.join(empty)}, which had "
+            f"{', '.join(f'{before[domain]:,}' for domain in empty)} before it; loosen it"
+        )
+
+
+def _told(step: Step) -> str:
+    parts = [f"{count:,} {domain}" for domain, count in step.events.items()]
+    return f"{step.users:,} users; events: {', '.join(parts)}"

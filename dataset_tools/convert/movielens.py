@@ -1,0 +1,161 @@
+"""Source `movielens`: ml-100k, ml-1m, ml-10m and ml-20m, 25m, 32m, their folders or zips.
+
+Domains are of genres (Berkovsky et al., RecSys 2007): the majority of a film's genres decides
+between thrill and heart, the first one listed on a tie.
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.movielens import THRILL_GENRES
+from recbole_tema.errors import DataError
+
+GENRES_100K = (
+    ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime")
+    + ("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance")
+    + ("Sci-Fi", "Thriller", "War", "Western")
+)
+YEAR = re.compile(r"\((\d{4})\)\s*$")
+
+
+class Release(NamedTuple):
+    """Files of one release and their shape."""
+
+    ratings: str
+    movies: str
+    delimiter: tuple[str, str]  # of ratings, of movies
+    quote: str
+    header: bool
+    encoding: str
+
+
+RELEASES = (
+    Release("u.data", "u.item", ("\t", "|"), "", False, "latin-1"),
+    Release("ratings.dat", "movies.dat", ("::", "::"), "", False, "latin-1"),
+    Release("ratings.csv", "movies.csv", (",", ","), '"', True, "utf-8"),
+)
+RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
+
+
+def read(engine: Engine, place: Path, broken: Broken) -> None:
+    """Fill `raw_events` and `raw_items` from a release's folder or zip.
+
+    Raises:
+        DataError: there is no such place, no known release in it, or a file cannot be read.
+    """
+    if not place.exists():
+        raise DataError(f"{place}: no such folder or zip")
+    release, ratings, movies = find(place, engine.folder)
+    extra = () if release.header else ("url",)
+    names = None if release.header else ["movieId", "title", "genres"]
+    if release.ratings == "u.data":
+        names = ["movieId", "title", "released", "video", *extra, *(f"g{i}" for i in range(19))]
+    found = separated(
+        engine,
+        movies,
+        "loaded",
+        broken,
+        delimiter=release.delimiter[1],
+        quote=release.quote,
+        names=names,
+        encoding=release.encoding,
+    )
+    if release.ratings == "u.data":
+        flags = ", ".join(
+            f"CASE WHEN g{i} = '1' THEN {quoted(genre)} END" for i, genre in enumerate(GENRES_100K)
+        )
+        genres = f"list_filter([{flags}], lambda g: g IS NOT NULL)"
+    else:
+        genres = "string_split(genres, '|')"
+    if "title" not in found:
+        raise DataError(f"{movies}: no column 'title' (found: {', '.join(found)})")
+    known = f"list_filter({genres}, lambda g: g NOT IN ('unknown', '(no genres listed)'))"
+    thrill = ", ".join(quoted(genre) for genre in sorted(THRILL_GENRES))
+    engine.do(
+        "CREATE OR REPLACE TABLE films AS SELECT *, CASE WHEN 2 * n = len(g) THEN "
+        f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
+        "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
+        f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
+        f"FROM (SELECT *, {known} AS g FROM loaded)); DROP TABLE loaded;"
+        "CREATE OR REPLACE TABLE domain_of AS "
+        "SELECT DISTINCT movieId AS id, genre_domain FROM films"
+    )
+    take_items(
+        engine,
+        "films",
+        movies,
+        broken,
+        item='"movieId"',
+        domain="genre_domain",
+        columns={
+            "title": r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
+            "year": r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
+            "category": "array_to_string(list_transform(g, lambda x: replace(x, ' ', '_')), ' ')",
+        },
+    )
+    separated(
+        engine,
+        ratings,
+        "loaded",
+        broken,
+        delimiter=release.delimiter[0],
+        quote=release.quote,
+        names=None if release.header else list(RATING_COLUMNS),
+        encoding=release.encoding,
+    )
+    engine.do(
+        "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
+        'LEFT JOIN domain_of ON id = "movieId"; DROP TABLE loaded; '
+        "ALTER TABLE joined RENAME TO loaded"
+    )
+    take_events(
+        engine,
+        "loaded",
+        ratings,
+        broken,
+        user='"userId"',
+        item='"movieId"',
+        timestamp='"timestamp"',
+        rating='"rating"',
+        domain="genre_domain",
+    )
+
+
+def find(place: Path, work: Path) -> tuple[Release, Path, Path]:
+    """The release in a folder or zip, and its two files; those of a zip are unpacked to `work`.
+
+    Raises:
+        DataError: none is there, or the zip is broken.
+    """
+    if place.is_dir():
+        for release in RELEASES:
+            for folder in (place, *sorted(p for p in place.iterdir() if p.is_dir())):
+                files = [folder / release.ratings, folder / release.movies]
+                if all(path.is_file() for path in files):
+                    return release, *files
+        raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")
+    try:
+        with zipfile.ZipFile(place) as packed:
+            names = {Path(name).name: name for name in packed.namelist()}
+            for release in RELEASES:
+                if release.ratings in names and release.movies in names:
+                    files = []
+                    for name in (release.ratings, release.movies):
+                        path = work / name
+                        with packed.open(names[name]) as source, open(path, "wb") as target:
+                            while block := source.read(1 << 20):
+                                target.write(block)
+                        files.append(path)
+                    return release, *files
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{place}: {error}; fetch it again") from None
+    raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")
+
+
+def _wanted() -> str:
+    return " or ".join(f"{release.ratings} and {release.movies}" for release in RELEASES)

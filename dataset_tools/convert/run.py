@@ -1,0 +1,117 @@
+"""One conversion from its source to its dataset."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataset_tools.checks import check_name
+from dataset_tools.convert.engine import Engine, engine
+from dataset_tools.convert.filters import Filters, Step, apply, encode
+from dataset_tools.convert.intake import prepare
+from dataset_tools.convert.lines import Broken
+from dataset_tools.convert.output import write_output, write_recbole_cdr
+from dataset_tools.writer import naming_folder, refuse_existing
+from recbole_tema.errors import DataError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what a conversion makes of the same input; in the card
+
+Source = Callable[[Engine, Broken], None]  # fills raw_events and raw_items
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert, and how.
+
+    Attributes:
+        read: The source.
+        source: The card's word on where the data come from.
+        filters: What to keep.
+        strict: Whether a broken line is an error.
+        item_prefix: See `output.name_items`.
+        memory: Limit of the engine, e.g. "4GB".
+        threads: Of the engine; None for all cores.
+        card: Further plain values for the card.
+        recbole_cdr: Also write each domain by itself, see `output.write_recbole_cdr`.
+    """
+
+    read: Source
+    source: str
+    filters: Filters = field(default_factory=Filters)
+    strict: bool = False
+    item_prefix: str = "auto"
+    memory: str = "4GB"
+    threads: int | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+    recbole_cdr: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came of it.
+
+    Attributes:
+        folder: Of the dataset.
+        counts: As in the card.
+        steps: What each filter left.
+        broken: Lines that were left out.
+        parts: Folders of the domains by themselves.
+    """
+
+    folder: Path
+    counts: dict
+    steps: list[Step]
+    broken: Broken
+    parts: list[Path]
+
+
+def convert(conversion: Conversion, folder: Path, name: str, force: bool = False) -> Converted:
+    """Write the dataset NAME into `folder`, by custom `<data_path>/<name>`.
+
+    The database of the work lies in a hidden folder beside it and goes at the end.
+
+    Raises:
+        ConfigError: an option does not fit the source.
+        DataError: the input cannot be read, a filter leaves a domain empty, the dataset exists
+            and `force` is not set, or the folder cannot be written.
+    """
+    check_name(name)
+    refuse_existing(folder, name, force)
+    broken = Broken(conversion.strict)
+    with naming_folder(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.convert-", dir=folder.parent))
+    try:
+        with engine(work, conversion.memory, conversion.threads) as database:
+            prepare(database)
+            conversion.read(database, broken)
+            if not database.value("SELECT count(*) FROM raw_events"):
+                raise DataError(
+                    f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
+                )
+            encode(database)
+            steps = apply(database, conversion.filters)
+            card = {
+                "source": conversion.source,
+                "filters": conversion.filters.stated() or "none",
+                "builder": {"name": "dataset_tools.convert", "version": VERSION},
+                **conversion.card,
+                "steps": [
+                    {"name": s.name, "users": s.users, "events": s.events, "items": s.items}
+                    for s in steps
+                ],
+            }
+            if broken.files:
+                card["lines left out"] = broken.files
+            counts = write_output(database, folder, name, card, conversion.item_prefix, force)
+            parts = []
+            if conversion.recbole_cdr:
+                parts = write_recbole_cdr(database, folder.parent, name, card, counts, force)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Converted(folder, counts, steps, broken, parts)

@@ -1,0 +1,216 @@
+"""Source `csv`: plain tables of interactions and items (CSV, TSV, JSON lines, Parquet)."""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataset_tools.convert.engine import Engine, naming_file, quoted
+from dataset_tools.convert.intake import ITEM_COLUMNS, take_events, take_items
+from dataset_tools.convert.lines import Broken, json_lines, separated, text_lines
+from recbole_tema.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+JSON = {".json", ".jsonl", ".ndjson"}
+SAMPLED_LINES = 1000  # of a file of JSON lines, whose keys are its columns
+PACKED = {".gz", ".zst", ".zstd"}
+
+# Column of ours -> names that the field's datasets have for it, in lower case.
+NAMES = {
+    "user_id": ("user_id", "user", "userid", "uid", "reviewerid", "user_id:token"),
+    "item_id": (
+        "item_id",
+        "item",
+        "itemid",
+        "iid",
+        "asin",
+        "parent_asin",
+        "movieid",
+        "item_id:token",
+    ),
+    "timestamp": ("timestamp", "time", "ts", "unixreviewtime", "date", "timestamp:float"),
+    "rating": ("rating", "overall", "score", "stars", "rating:float"),
+    "domain": ("domain", "domain:token"),
+    "title": ("title", "name", "title:token_seq"),
+    "category": ("category", "categories", "genres", "genre", "category:token_seq"),
+    "brand": ("brand", "store", "brand:token"),
+    "price": ("price", "price:float"),
+    "year": ("year",),
+    "description": ("description",),
+    "image_url": ("image_url", "imurl", "image"),
+}
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "domain")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Files of one conversion.
+
+    Attributes:
+        interactions: (domain or None, file): None where a column or the items tell the domain.
+        items: Likewise.
+        columns: Column of ours -> its name in the files, where it is none of the usual ones.
+    """
+
+    interactions: Sequence[tuple[str | None, Path]]
+    items: Sequence[tuple[str | None, Path]]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def read(engine: Engine, tables: Tables, broken: Broken) -> None:
+    """Fill `raw_events` and `raw_items`.
+
+    Raises:
+        ConfigError: `columns` names what is no column of ours, or a file has no such column.
+        DataError: a file cannot be read, lacks a column, or nobody tells an item's domain.
+    """
+    for name in tables.columns:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+            raise ConfigError(f"column '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
+    told = False
+    for domain, path in tables.items:
+        found = load(engine, path, "loaded", broken)
+        where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
+        item = _needed(path, found, "item_id", tables.columns)
+        known = quoted(domain) if domain is not None else where["domain"]
+        if known is None:
+            raise DataError(
+                f"{path}: no column 'domain' (found: {', '.join(found)}); name the domain before "
+                "the file, DOMAIN=FILE, or the column by --column domain=NAME"
+            )
+        take_items(
+            engine,
+            "loaded",
+            path,
+            broken,
+            item=item,
+            domain=known,
+            columns={c: where[c] for c in ITEM_COLUMNS if where[c]},
+            good="good",
+        )
+        told = True
+    for domain, path in tables.interactions:
+        found = load(engine, path, "loaded", broken)
+        columns = {
+            c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id", "timestamp")
+        }
+        own = quoted(domain) if domain is not None else None
+        own = own or _column(path, found, "domain", tables.columns)
+        if own is None and not told:
+            raise DataError(
+                f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
+                "that tells it; give --items, or DOMAIN=FILE"
+            )
+        if own is None:
+            own = _domains_of_items(engine, path, columns["item_id"])
+        take_events(
+            engine,
+            "loaded",
+            path,
+            broken,
+            user=columns["user_id"],
+            item=columns["item_id"],
+            timestamp=columns["timestamp"],
+            rating=_column(path, found, "rating", tables.columns),
+            domain=own,
+            good="good",
+        )
+
+
+def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
+    """Join the events in `loaded` with the items' domains; SQL of the domain.
+
+    Raises:
+        DataError: an item has two domains.
+    """
+    twice = engine.rows(
+        "SELECT item, string_agg(DISTINCT domain, ', ' ORDER BY domain) FROM raw_items "
+        "GROUP BY item HAVING count(DISTINCT domain) > 1 ORDER BY item LIMIT 1"
+    )
+    if twice:
+        raise DataError(
+            f"{path}: item '{twice[0][0]}' is in the domains {twice[0][1]} of the items, and the "
+            "interactions do not tell which is meant: add a column 'domain' to them"
+        )
+    engine.do(
+        "CREATE OR REPLACE TABLE joined AS SELECT l.*, r.domain AS domain_of_item FROM loaded l "
+        f"LEFT JOIN (SELECT DISTINCT item, domain FROM raw_items) r ON r.item = l.{item};"
+        "DROP TABLE loaded; ALTER TABLE joined RENAME TO loaded"
+    )
+    return "domain_of_item"
+
+
+def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
+    """Make `table` (number, good, and the file's columns as text); the names of the columns.
+
+    Raises:
+        DataError: there is no such file, or of no kind that is known by its name.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    kind = next((suffix for suffix in reversed(kinds) if suffix not in PACKED), "")
+    if kind == ".parquet":
+        with naming_file(path):
+            engine.do(
+                f"CREATE OR REPLACE TABLE {table} AS SELECT row_number() OVER () AS number, "
+                f"true AS good, * FROM read_parquet({engine.link(path)})"
+            )
+        return _columns_of(engine, table)
+    if kind in JSON:
+        with naming_file(path):
+            keys = engine.rows(
+                f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
+                f"{text_lines(engine.link(path))} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) "
+                "ORDER BY key"
+            )
+        names = [name for (name,) in keys]
+        if not names:
+            raise DataError(f"{path}: no line of it is a JSON object")
+        json_lines(engine, path, table, {f'"{n}"': f'$."{n}"' for n in names}, broken)
+        return names
+    if kind not in DELIMITERS:
+        known = ", ".join([*DELIMITERS, *sorted(JSON), ".parquet"])
+        raise DataError(f"{path}: what kind of table '{kind}' is cannot be told; known: {known}")
+    names = separated(engine, path, table, broken, delimiter=DELIMITERS[kind])
+    engine.do(f"ALTER TABLE {table} ADD COLUMN good BOOLEAN DEFAULT true")
+    return names
+
+
+def _columns_of(engine: Engine, table: str) -> list[str]:
+    names = [row[0] for row in engine.rows(f"DESCRIBE {table}")]
+    return [name for name in names if name not in ("number", "good")]
+
+
+def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:
+    """SQL of one of our columns, as text; None where the file has none.
+
+    Raises:
+        ConfigError: the user named a column that is not there.
+    """
+    by_lower = {name.lower(): name for name in found}
+    if ours in given:
+        name = by_lower.get(given[ours].lower())
+        if name is None and ours in ("user_id", "item_id", "timestamp"):
+            near = difflib.get_close_matches(given[ours], found, n=1, cutoff=0)
+            raise ConfigError(
+                f"{path}: no column '{given[ours]}' (found: {', '.join(found)}; "
+                f"nearest: '{near[0] if near else ''}')"
+            )
+    else:
+        name = next((by_lower[alias] for alias in NAMES[ours] if alias in by_lower), None)
+    return None if name is None else '"' + name.replace('"', '""') + '"::VARCHAR'
+
+
+def _needed(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str:
+    column = _column(path, found, ours, given)
+    if column is None:
+        raise DataError(
+            f"{path}: no column '{ours}' (found: {', '.join(found)}); name it by "
+            f"--column {ours}=NAME"
+        )
+    return column

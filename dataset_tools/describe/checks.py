@@ -1,0 +1,101 @@
+"""What is wrong or odd in a dataset, each finding with a number and an example."""
+
+from typing import Any
+
+from dataset_tools.convert.engine import Engine
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+
+
+def findings(engine: Engine) -> list[dict[str, Any]]:
+    """The findings on the tables of `measures.load`, the worst first.
+
+    Each has a level (error: results would be wrong; warning: look at it; note: good to know),
+    what was found, how often, and an example.
+    """
+    found = [
+        _finding(
+            engine,
+            ERROR,
+            "items that stand more than once in the item table",
+            "SELECT item_id AS example FROM it GROUP BY item_id HAVING count(*) > 1",
+        ),
+        _finding(
+            engine,
+            ERROR,
+            "items without a domain",
+            "SELECT item_id AS example FROM it WHERE domain IS NULL OR domain = ''",
+        ),
+        _finding(
+            engine,
+            ERROR,
+            "events of items that are not in the item table",
+            "SELECT item AS example FROM ev WHERE item NOT IN (SELECT item_id FROM one)",
+        ),
+        _finding(
+            engine,
+            ERROR,
+            "events without a time",
+            "SELECT 'row ' || row AS example FROM ev WHERE t IS NULL OR NOT isfinite(t)",
+        ),
+        _finding(
+            engine,
+            WARNING,
+            "events that stand twice: one user, item and time",
+            "SELECT user || ', ' || item AS example FROM ev GROUP BY user, item, t "
+            "HAVING count(*) > 1",
+        ),
+        _finding(
+            engine,
+            WARNING,
+            "users whose events do not stand in the order of time in the file",
+            "SELECT DISTINCT user AS example FROM (SELECT user, t, lag(t) OVER "
+            "(PARTITION BY user ORDER BY row) AS before FROM ev) WHERE t < before",
+        ),
+        _finding(
+            engine,
+            WARNING,
+            "users whose validation and test target have one time, so that the file's order "
+            "decides which is which",
+            "SELECT user AS example FROM ev WHERE n >= 4 AND part != 'train' GROUP BY user "
+            "HAVING min(t) = max(t)",
+        ),
+        _finding(
+            engine,
+            NOTE,
+            "test targets that the user had before, in training or validation",
+            "SELECT a.user || ', ' || a.item AS example FROM ev a WHERE a.part = 'test' "
+            "AND EXISTS (SELECT 1 FROM ev b WHERE b.user = a.user AND b.item = a.item "
+            "AND b.fromend > 0)",
+        ),
+        _finding(
+            engine,
+            NOTE,
+            "test targets of items without any training event",
+            "SELECT item AS example FROM ev WHERE part = 'test' AND item NOT IN "
+            "(SELECT item FROM ev WHERE part = 'train')",
+        ),
+        _finding(
+            engine,
+            NOTE,
+            "training events later than half of the test targets: leave-one-out splits each user, "
+            "not time, so models see what was popular later",
+            "SELECT 'row ' || row AS example FROM ev WHERE part = 'train' AND t > "
+            "(SELECT median(t) FROM ev WHERE part = 'test')",
+        ),
+        _finding(
+            engine,
+            NOTE,
+            "items without an event",
+            "SELECT item_id AS example FROM one WHERE item_id NOT IN (SELECT item FROM ev)",
+        ),
+    ]
+    order = (ERROR, WARNING, NOTE)
+    return sorted((f for f in found if f), key=lambda f: order.index(f["level"]))
+
+
+def _finding(engine: Engine, level: str, what: str, query: str) -> dict[str, Any] | None:
+    count, example = engine.rows(f"SELECT count(*), min(example) FROM ({query})")[0]
+    if not count:
+        return None
+    return {"level": level, "what": what, "count": count, "example": str(example)}

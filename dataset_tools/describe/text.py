@@ -1,0 +1,81 @@
+"""A description as tables of text."""
+
+from datetime import datetime, timezone
+
+from tabulate import tabulate
+
+from dataset_tools.describe.measures import Description, Part
+
+LOOKS_LIKE_SECONDS = 3e8  # times below are numbers of an order, not seconds since 1970
+
+
+def moment(seconds: float) -> str:
+    """A time as a date where it looks like one, else as the number it is."""
+    if seconds < LOOKS_LIKE_SECONDS or seconds > 1e10:
+        return f"{seconds:g}"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d")
+
+
+def rows(found: Description) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows) of the table of counts: a column a domain, and one for all."""
+    parts = {**found.domains, "all": found.whole}
+
+    def row(label: str, value) -> list[str]:
+        return [label, *(value(part) for part in parts.values())]
+
+    def spread(values: dict[str, float]) -> str:
+        return f"{values['mean']:.1f} ({values['0.5']:g}, {values['0.9']:g}, {values['1']:g})"
+
+    def share(part: Part) -> str:
+        return f"{part.only_here:,} ({part.only_here / part.users:.1%})" if part.users else "0"
+
+    return ["", *parts], [
+        row("users", lambda p: f"{p.users:,}"),
+        row("users of one domain", share),
+        row("items", lambda p: f"{p.items:,}"),
+        row("items with an event", lambda p: f"{p.items_used:,}"),
+        row("events", lambda p: f"{p.events:,}"),
+        row("density", lambda p: f"{p.density:.4%}"),
+        row("events a user: mean (median, 90 %, most)", lambda p: spread(p.lengths)),
+        row("events an item: mean (median, 90 %, most)", lambda p: spread(p.popularity)),
+        row("events on the top tenth of items", lambda p: f"{p.top_tenth:.1%}"),
+        row("first event", lambda p: moment(p.first)),
+        row("last event", lambda p: moment(p.last)),
+        ["validation targets", *_targets(found, "valid")],
+        ["test targets", *_targets(found, "test")],
+    ]
+
+
+def _targets(found: Description, part: str) -> list[str]:
+    return [f"{n:,}" for n in found.targets[part].values()] + [f"{found.split[part]:,}"]
+
+
+def facts(found: Description) -> list[str]:
+    """What concerns the domains together, in sentences."""
+    split, whole = found.split, found.whole
+    pairs = ", ".join(f"{pair} {count:,}" for pair, count in found.pairs.items())
+    lines = [
+        f"{found.overlapping:,} of {whole.users:,} users ({found.overlapping / whole.users:.1%}) "
+        f"have events in several domains{f': {pairs}' if pairs else ''}",
+        f"{found.switches:.1%} of the steps in their sequences change the domain",
+        f"leave-one-out: {split['train']:,} training events, {split['valid']:,} validation and "
+        f"{split['test']:,} test targets; {split['unevaluated']:,} users with fewer than 3 events "
+        "are trained on, not evaluated",
+    ]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found.coverage.items())
+    return [*lines, f"items (users for profile_emb) that have a field: {shares or 'none'}"]
+
+
+def checks(found: Description) -> list[str]:
+    """The findings, a line each."""
+    lines = [
+        f"{f['level']}: {f['count']:,} {f['what']} (e.g. {f['example']})" for f in found.checks
+    ]
+    return lines or ["nothing found"]
+
+
+def text(found: Description) -> str:
+    """All of it."""
+    heads, body = rows(found)
+    table = tabulate(body, heads, colalign=["left"] + ["right"] * (len(heads) - 1))
+    return "\n".join([found.name, "", table, "", *facts(found), "", "checks:", *checks(found)])

@@ -1,0 +1,228 @@
+"""Every source in its true format: what comes out, by hand."""
+
+import gzip
+import json
+import shutil
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset_tools.convert import amazon, douban, movielens, recbole
+from dataset_tools.convert.run import Conversion, convert
+from recbole_tema.errors import DataError
+
+
+def run(folder, read, **keys):
+    """Convert; (frame of NAME.inter, frame of NAME.item, what came of it)."""
+    done = convert(Conversion(read, "test", threads=1, **keys), folder / "out", "out", force=True)
+    frames = [
+        pd.read_csv(folder / "out" / f"out.{s}", sep="\t", dtype=str, keep_default_na=False)
+        for s in ("inter", "item")
+    ]
+    return *(f.rename(columns=lambda c: c.partition(":")[0]) for f in frames), done
+
+
+def write_lines(path, lines):
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def reviews(release, domain, n=6):
+    rows = []
+    for i in range(n):
+        user, item, stars, time = f"A{i % 4}", f"{domain[0].upper()}00{i % 3}", 1 + i % 5, 1.5e9 + i
+        if release == "2023":
+            row = {"rating": stars, "title": "x", "asin": f"V{i}", "parent_asin": item}
+            row |= {"user_id": user, "timestamp": int(time) * 1000 + 250, "verified_purchase": True}
+        else:
+            row = {"reviewerID": user, "asin": item, "overall": float(stars)}
+            row |= {"unixReviewTime": int(time), "reviewText": 'a "quoted"\ttext\n', "style": {}}
+        rows.append(json.dumps(row))
+    return rows
+
+
+META = {
+    "2014": [
+        "{'asin': 'F000', 'title': \"Tea & 'Honey'\", 'categories': [['Grocery', 'Green Tea']], "
+        "'price': 12.5, 'brand': 'Acme', 'imUrl': 'http://i.org/f.jpg', 'related': {}}",
+        "{'asin': 'F001', 'categories': [['Grocery']]}",
+        "{'asin': 'OTHER', 'title': 'not reviewed'}",
+    ],
+    "2018": [
+        json.dumps(
+            {"asin": "F000", "title": "Tea & 'Honey'", "category": ["Grocery", "Green Tea"]}
+            | {"price": "$12.50", "brand": "Acme", "imageURLHighRes": ["http://i.org/f.jpg"]}
+        ),
+        json.dumps({"asin": "F001", "category": ["Grocery"], "price": "", "imageURL": []}),
+    ],
+    "2023": [
+        json.dumps(
+            {"parent_asin": "F000", "title": "Tea & 'Honey'", "store": "Acme", "price": 12.5}
+            | {"categories": ["Grocery", "Green Tea"], "main_category": "Grocery"}
+            | {"images": [{"thumb": "t", "large": "http://i.org/f.jpg"}], "description": ["a", "b"]}
+        ),
+        json.dumps({"parent_asin": "F001", "categories": [], "main_category": "Grocery"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("release", ["2014", "2018", "2023"])
+def test_amazon(tmp_path, release):
+    end = "jsonl.gz" if release == "2023" else "json.gz"
+    files = [
+        (domain, write_lines(tmp_path / f"{domain}.{end}", reviews(release, domain)))
+        for domain in ("food", "kitchen")
+    ]
+    meta = [("food", write_lines(tmp_path / f"meta.{end}", META[release]))]
+    inter, items, done = run(
+        tmp_path, lambda engine, broken: amazon.read(engine, files, meta, broken)
+    )
+    assert done.broken.total() == 0 and len(inter) == 12
+    start = 1500000000.25 if release == "2023" else 1500000000.0
+    assert inter["timestamp"].astype(float).tolist() == [start + i // 2 for i in range(12)]
+    assert inter["user_id"][:4].tolist() == ["A0", "A0", "A1", "A1"]
+    assert inter["rating"][:6].tolist() == ["1", "1", "2", "2", "3", "3"]
+    assert items["item_id"].tolist() == ["F000", "F001", "F002", "K000", "K001", "K002"]
+    tea = items.iloc[0]
+    assert tea["title"] == "Tea & 'Honey'" and tea["category"] == "Grocery Green_Tea"
+    assert (tea["brand"], tea["price"], tea["image_url"]) == ("Acme", "12.5", "http://i.org/f.jpg")
+    assert items["category"][1] == "Grocery" and items["title"][2] == ""
+    assert list(items["domain"]) == ["food"] * 3 + ["kitchen"] * 3
+
+
+def test_amazon_metadata_of_another_category(tmp_path):
+    files = [
+        (domain, write_lines(tmp_path / f"{domain}.json", reviews("2018", domain)))
+        for domain in ("food", "kitchen")
+    ]
+    meta = [("kitchen", write_lines(tmp_path / "meta.json", META["2018"]))]
+    with pytest.raises(DataError, match="another category"):
+        run(tmp_path, lambda engine, broken: amazon.read(engine, files, meta, broken))
+    with pytest.raises(DataError, match="no reviewerID or user_id"):
+        swapped = [("food", meta[0][1]), files[1]]
+        run(tmp_path, lambda engine, broken: amazon.read(engine, swapped, [], broken))
+
+
+def ml_100k(folder):
+    write_lines(folder / "u.data", ["1\t1\t5\t100", "2\t2\t3\t90", "1\t2\t4\t100", "2\t3\t1\t95"])
+    none = ["0"] * 19
+
+    def flags(*which):
+        return "|".join("1" if i in which else "0" for i in range(len(none)))
+
+    rows = [
+        f"1|Copycat (1995)|01-Jan-1995||http://a|{flags(6, 8, 16)}",
+        f"2|Caf\u00e9 (1994)|01-Jan-1994||http://b|{flags(14, 17)}",
+        f"3|unknown||||{flags(0)}",
+    ]
+    (folder / "u.item").write_bytes("".join(row + "\n" for row in rows).encode("latin-1"))
+
+
+def ml_1m(folder):
+    write_lines(
+        folder / "ratings.dat", ["1::1::5::100", "2::2::3::90", "1::2::4::100", "2::3::1::95"]
+    )
+    rows = [
+        "1::Copycat (1995)::Crime|Drama|Thriller",
+        "2::Caf\u00e9 (1994)::Romance|War",
+        "3::unknown::",
+    ]
+    (folder / "movies.dat").write_bytes("".join(row + "\n" for row in rows).encode("latin-1"))
+
+
+def ml_32m(folder):
+    head = ["userId,movieId,rating,timestamp"]
+    write_lines(
+        folder / "ratings.csv", head + ["1,1,5.0,100", "2,2,3.0,90", "1,2,4.0,100", "2,3,1.0,95"]
+    )
+    rows = ["movieId,title,genres", "1,Copycat (1995),Crime|Drama|Thriller"]
+    rows += ["2,Caf\u00e9 (1994),Romance|War", "3,unknown,(no genres listed)"]
+    write_lines(folder / "movies.csv", rows)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("write", [ml_100k, ml_1m, ml_32m])
+def test_movielens(tmp_path, write, packed):
+    folder = tmp_path / "ml"
+    folder.mkdir()
+    write(folder)
+    place = folder
+    if packed:
+        place = tmp_path / "ml.zip"
+        with zipfile.ZipFile(place, "w") as file:
+            for path in folder.iterdir():
+                file.write(path, f"ml/{path.name}")
+    inter, items, done = run(tmp_path, lambda engine, broken: movielens.read(engine, place, broken))
+    assert done.broken.total() == 0
+    assert inter.values.tolist() == [
+        ["2", "2", "90", "3"],
+        ["2", "3", "95", "1"],
+        ["1", "1", "100", "5"],
+        ["1", "2", "100", "4"],
+    ]
+    rows = items.set_index("item_id")
+    # Two of Copycat's three genres are of thrill; of Cafe's two the first one, Romance, decides.
+    assert rows["domain"].to_dict() == {"1": "thrill", "2": "heart", "3": "heart"}
+    assert rows["title"].to_dict() == {"1": "Copycat", "2": "Caf\u00e9", "3": "unknown"}
+    assert rows["year"].to_dict() == {"1": "1995", "2": "1994", "3": ""}
+    assert rows["category"].to_dict() == {"1": "Crime Drama Thriller", "2": "Romance War", "3": ""}
+
+
+def test_recboles_own_copies(tmp_path):
+    source = Path(find_spec("recbole").submodule_search_locations[0]) / "dataset_example/ml-100k"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        for suffix in ("inter", "item"):
+            shutil.copy(source / f"ml-100k.{suffix}", tmp_path / name / f"{name}.{suffix}")
+    folders = [("a", tmp_path / "first"), ("b", tmp_path / "second")]
+    inter, items, done = run(tmp_path, lambda engine, broken: recbole.read(engine, folders, broken))
+    assert len(inter) == 200000 and done.counts["overlapping_users"] == 943
+    assert len(items) == 2 * 1682 and items["item_id"].str.match("[ab]_").all()
+    row = items.set_index("item_id").loc["a_1"]
+    assert (row["title"], row["year"], row["category"]) == (
+        "Toy Story", "1995", "Animation Children's Comedy",
+    )  # fmt: skip
+
+
+def test_douban(tmp_path):
+    head = '"user_id"\t"{}_id"\t"rating"\t"labels"\t"comment"\t"time"\t"ID"'
+    write_lines(
+        tmp_path / "bookreviews_cleaned.txt",
+        [
+            head.format("book"),
+            '"7"\t"11"\t"4"\t"novel|sci fi"\t"good, ""very"" good"\t"2011-02-03"\t"1"',
+            '"8"\t"11"\t"5"\t"novel"\t""\t"2011-02-04"\t"2"',
+            '"8"\t"12"\t""\t""\t"two\nlines"\t"2011-02-02"\t"3"',
+        ],
+    )
+    write_lines(tmp_path / "books_cleaned.txt", ['"UID"\t"name"\t"book_id"', '"11"\t"Dune"\t"b9"'])
+    write_lines(
+        tmp_path / "musicreviews_cleaned.txt",
+        [
+            head.format("music"),
+            '"7"\t"11"\t"3"\t"[\'indie pop\', \'calm\']"\t"x"\t"2011-02-05"\t"4"',
+        ],
+    )
+    write_lines(tmp_path / "music_cleaned.txt", ['"UID"\t"name"\t"music_id"', '"11"\t"Low"\t"m9"'])
+    inter, items, _ = run(
+        tmp_path,
+        lambda engine, broken: douban.read(engine, tmp_path, ["book", "music"], broken),
+    )
+    assert inter[["user_id", "item_id", "rating"]].values.tolist() == [
+        ["8", "book_12", ""],
+        ["7", "book_11", "4"],
+        ["8", "book_11", "5"],
+        ["7", "music_11", "3"],
+    ]
+    day = 24 * 3600
+    times = inter["timestamp"].astype(int).tolist()
+    assert [(t - times[0]) // day for t in times] == [0, 1, 2, 3] and times[0] == 1296604800
+    rows = items.set_index("item_id")
+    assert rows["title"].to_dict() == {"book_11": "Dune", "book_12": "", "music_11": "Low"}
+    assert rows["category"].to_dict() == {
+        "book_11": "novel sci_fi", "book_12": "", "music_11": "calm indie_pop",
+    }  # fmt: skip
