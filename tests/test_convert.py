@@ -13,6 +13,8 @@ from dataset_tools.convert.run import Conversion, convert
 from dataset_tools.convert.tables import Tables, read
 from recbole_tema.errors import DataError
 
+pytest.importorskip("duckdb", reason="the extra convert is not installed")
+
 DOMAINS = ("book", "film")
 
 

@@ -23,6 +23,8 @@ from recbole_tema.errors import DataError
 
 from .test_convert import ITEMS, run, write_csv
 
+pytest.importorskip("duckdb", reason="the extra convert is not installed")
+
 EVENTS = [
     (f"u{u}", ITEMS[(3 * u + i) % len(ITEMS)][0], 1000 + 7 * i + u, float(1 + i % 5))
     for u in range(12)

@@ -14,6 +14,8 @@ from dataset_tools.convert import amazon, douban, movielens, recbole
 from dataset_tools.convert.run import Conversion, convert
 from recbole_tema.errors import DataError
 
+pytest.importorskip("duckdb", reason="the extra convert is not installed")
+
 
 def run(folder, read, **keys):
     """Convert; (frame of NAME.inter, frame of NAME.item, what came of it)."""

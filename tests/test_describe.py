@@ -16,6 +16,9 @@ from dataset_tools.describe.page import page
 
 from .conftest import make_dataset
 
+pytest.importorskip("duckdb", reason="the extra convert is not installed")
+pytest.importorskip("matplotlib", reason="the extra convert is not installed")
+
 
 def described(folder, name, work):
     work.mkdir()

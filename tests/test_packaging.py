@@ -263,7 +263,7 @@ def readme_commands():
 
 def test_readme_shows_both_ways_to_start():
     commands = [" ".join(command) for command in readme_commands()]
-    for wanted in ("make run", "make test", "pip install .", "pip install .[features]"):
+    for wanted in ("make run", "make test", "pip install .", "pip install .[features,convert]"):
         assert wanted in commands
 
 
