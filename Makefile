@@ -36,7 +36,7 @@ run: install
 	@"$(VENV)/bin/python" run_recbole_tema.py --model=TEMA $(ARGS)
 
 test: install
-	@"$(VENV)/bin/python" -m pytest -q -m "not slow" $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -q -m "not slow" -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: install
 	@"$(VENV)/bin/python" -m pytest -q -m slow $(ARGS)

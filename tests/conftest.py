@@ -1,5 +1,11 @@
 """Small datasets, written as plain text so that no code under test makes its own input."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each start a thread a core are slower than one worker; before torch is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
