@@ -46,6 +46,9 @@ PlainYamlLoader.add_implicit_resolver(
 )
 
 
+PRESET_KEY = "convert"
+
+
 def properties_dir() -> Path:
     """Return the folder ``properties``: in the installed package, else beside it (a checkout)."""
     package = Path(__file__).resolve().parent
@@ -112,7 +115,8 @@ def _merged_properties(*parts: str) -> dict:
         path = properties_dir() / f"{part}.yaml"
         if path.is_file():
             merged = merge_layer(merged, load_yaml(path))
-    return merged
+    # What `convert --preset` reads is no key of a run.
+    return {key: value for key, value in merged.items() if key != PRESET_KEY}
 
 
 def parse_value(value):

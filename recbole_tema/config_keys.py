@@ -12,7 +12,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from recbole_tema.config_files import load_yaml, properties_dir
+from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import OUR_MODELS, hint, recbole_dir, recbole_models
 
@@ -93,7 +93,7 @@ def general_keys() -> frozenset[str]:
     keys |= keys_read(*(p for p in recbole.rglob("*.py") if p not in models))
     ours = Path(__file__).parent
     keys |= keys_read(*(p for p in ours.rglob("*.py") if p.parent.name != "model"))
-    return frozenset(keys - set(DERIVED_KEYS) - set(RENAMED_KEYS))
+    return frozenset(keys - {PRESET_KEY} - set(DERIVED_KEYS) - set(RENAMED_KEYS))
 
 
 @lru_cache(maxsize=1)

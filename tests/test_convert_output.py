@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from dataset_tools.cli import main
+from dataset_tools.cli.convert import FILTER_OPTIONS, presets
 from dataset_tools.convert import intake
 from dataset_tools.convert.engine import engine, memory_bytes
 from dataset_tools.convert.filters import Filters
@@ -19,7 +20,9 @@ from dataset_tools.convert.packed import check_whole
 from dataset_tools.convert.run import Conversion, convert
 from dataset_tools.convert.tables import Tables, read
 from recbole_tema.atomic import token_fault
-from recbole_tema.errors import DataError
+from recbole_tema.config import TemaConfig
+from recbole_tema.config_files import load_yaml
+from recbole_tema.errors import ConfigError, DataError
 
 from .test_convert import ITEMS, run, write_csv
 
@@ -274,3 +277,38 @@ def test_memory(text, size):
 def test_memory_that_is_none(text):
     with pytest.raises(DataError, match="memory"):
         memory_bytes(text)
+
+
+def test_a_preset_sets_defaults_that_options_override(tmp_path):
+    head = ["user_id", "item_id", "timestamp", "rating"]
+    events = write_csv(tmp_path / "e.csv", head, EVENTS)
+    items = write_csv(tmp_path / "i.csv", ["item_id", "domain", "title"], ITEMS)
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("convert:\n  after: 1020\n  user_core: 2\n")
+    words = ["convert", "csv", "shop", "--interactions", str(events), "--items", str(items)]
+    words += ["--data_path", str(tmp_path / "out"), "--threads", "1", "--force"]
+
+    def filters(*more):
+        done = CliRunner().invoke(main, [*words, *more])
+        assert done.exit_code == 0, done.output
+        return yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())["filters"]
+
+    assert filters("--preset", str(preset)) == {"after": 1020.0, "user_core": 2}
+    assert filters("--user_core", "3", "--preset", str(preset))["user_core"] == 3
+    assert filters() == "none"
+    preset.write_text("convert:\n  user_cores: 2\n")
+    wrong = CliRunner().invoke(main, [*words, "--preset", str(preset)])
+    assert wrong.exit_code == 2 and "nearest: 'user_core'" in wrong.stderr
+    wrong = CliRunner().invoke(main, [*words, "--preset", "nosuch"])
+    assert wrong.exit_code == 2 and "cloth-sport" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_one_of_filters_and_no_key_of_a_run(name):
+    found = load_yaml(presets()[name])["convert"]
+    types = {option(lambda: None).__click_params__[0].name: option for option in FILTER_OPTIONS}
+    for key, value in found.items():
+        assert types[key](lambda: None).__click_params__[0].type.convert(value, None, None)
+    assert "convert" not in TemaConfig("TEMA", name)
+    with pytest.raises(ConfigError, match="convert"):
+        TemaConfig("TEMA", name, config_dict={"convert": 1})

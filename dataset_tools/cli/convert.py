@@ -1,5 +1,6 @@
 """`convert SOURCE NAME ...`: raw data become a dataset of atomic files."""
 
+import difflib
 import functools
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from dataset_tools.cli.options import data_path_option, one_line_errors
+from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
 
@@ -95,6 +97,44 @@ def numbers(name: str, text: str) -> Callable:
     return click.option(name, type=click.IntRange(1), default=1, show_default=True, help=text)
 
 
+def use_preset(ctx: click.Context, _param, value: str | None) -> None:
+    """Make the filters of a preset the defaults of the command; its options still count more.
+
+    Raises:
+        ConfigError: there is no such preset, or it sets what is no filter.
+    """
+    if value is None:
+        return
+    known = presets()
+    path = known.get(value) or Path(value)
+    if not path.is_file():
+        raise click.BadParameter(f"no preset and no file '{value}'; presets: {', '.join(known)}")
+    found = load_yaml(path).get(PRESET_KEY)
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{path}: no key '{PRESET_KEY}' with filters in it")
+    names = [option(lambda: None).__click_params__[0].name for option in FILTER_OPTIONS]
+    for name in found:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+            raise click.BadParameter(f"{path}: '{name}' is no filter; nearest: '{near}'")
+    ctx.default_map = {**(ctx.default_map or {}), **found}
+
+
+def presets() -> dict[str, Path]:
+    """name -> file of properties/dataset that has filters of `convert`."""
+    files = sorted((properties_dir() / "dataset").glob("*.yaml"))
+    return {path.stem: path for path in files if PRESET_KEY in load_yaml(path)}
+
+
+PRESET_OPTION = click.option(
+    "--preset",
+    is_eager=True,
+    expose_value=False,
+    callback=use_preset,
+    metavar="NAME|FILE",
+    help="Filters of properties/dataset/NAME.yaml, or of a file of yours with a key `convert`: "
+    + ", ".join(presets()),
+)
 FILTER_OPTIONS = [
     click.option("--min_rating", type=float, help="Only events of this rating or more."),
     click.option("--after", type=Time(), help="Only events at this time or later (UTC)."),
@@ -157,7 +197,7 @@ def conversion_options(command: Callable) -> Callable:
         how = {name: values.pop(name) for name in names}
         return command(**values, how=how)
 
-    for option in reversed(options):
+    for option in reversed([PRESET_OPTION, *options]):
         gathered = option(gathered)
     return gathered
 
