@@ -35,13 +35,16 @@ def item_words(dataset: Dataset) -> list[str]:
     return texts
 
 
-def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: bool) -> str:
+def embed_dataset(
+    dataset: Dataset, session: Session, width: int | None, force: bool, raw: bool = False
+) -> str:
     """Write NAME.itemllm: pooled states of a local model, or a server's embeddings.
 
     Args:
         dataset: Changed in place to what was written.
         session: The language model and its answers.
         width: Principal components to keep; None for the model's own width.
+        raw: Leave the vectors as the model gives them, see `centred`.
         force: Write again where there are vectors.
 
     Raises:
@@ -75,6 +78,8 @@ def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: 
         raise DataError(f"{session.backend.identity}: gave no vector of {len(rows)} items")
     matrix = np.stack([np.asarray(answers[i].value, np.float32) for i in good])
     note = f"{maker}, of domain, texts and tags"
+    if not raw:
+        matrix, note = centred(matrix), f"{note}, centred, of norm 1"
     if width is not None:
         matrix, note = principal(matrix, width), f"{note}, {width} principal components"
     items = dataset.column("item_id")
@@ -86,6 +91,17 @@ def embed_dataset(dataset: Dataset, session: Session, width: int | None, force: 
     )
     width = matrix.shape[1]
     return f"{dataset.path('itemllm')}: {len(tokens)} of {len(items)} items, {width} wide"
+
+
+def centred(matrix: np.ndarray) -> np.ndarray:
+    """(n, d) -> (n, d): without the mean of the items, of norm 1.
+
+    States of a language model share one large direction (of SmolLM2's the mean cosine of two items
+    is 0.92), which says nothing of an item and hides what does.
+    """
+    around = matrix.astype(np.float64) - matrix.mean(0, dtype=np.float64)
+    norms = np.linalg.norm(around, axis=1, keepdims=True)
+    return (around / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def principal(matrix: np.ndarray, width: int) -> np.ndarray:

@@ -1,14 +1,16 @@
 """What a command leaves alone without --force, and what it makes anew by itself."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler, normalize
 
 from dataset_tools import text_encoder
 from dataset_tools.generated import digest
-from dataset_tools.item_embeddings import embed_dataset
+from dataset_tools.item_embeddings import centred, embed_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
 from dataset_tools.profiles import ProfileOptions, profile_dataset
@@ -28,7 +30,9 @@ TAGS = TagOptions(max_share=0.6)
 
 def embed(dataset, backend, force=False):
     with AnswerStore(dataset.folder / "llm-answers") as store:
-        return embed_dataset(dataset, Session(backend, store, progress=False), None, force)
+        session = Session(backend, store, progress=False)
+        # Raw: a changed title moves the mean, and with it the centred vectors of all items.
+        return embed_dataset(dataset, session, None, force, raw=True)
 
 
 def tag(dataset, backend, options=TAGS, force=False):
@@ -72,6 +76,20 @@ def test_vectors_of_changed_titles_are_made_anew_and_of_the_others_not(tmp_path)
     assert 0 < sum(changed) <= len(backend.asked) - n < len(changed)
     after = read_feature(dataset.path("itemllm")).values
     assert ((after != before).any(1) == changed).all()
+
+
+def test_centred_vectors_by_scikit_learn(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = (rng.normal(size=(50, 8)) * rng.uniform(0.1, 9, 8) + 30).astype(np.float32)
+    expected = normalize(StandardScaler(with_std=False).fit_transform(raw.astype(np.float64)))
+    assert np.allclose(centred(raw), expected, atol=1e-6)
+    assert np.isfinite(centred(np.ones((3, 4), np.float32))).all()
+    dataset = write_shop(tmp_path)
+    with AnswerStore(dataset.folder / "llm-answers") as store:
+        embed_dataset(dataset, Session(WordBackend(False), store, progress=False), None, False)
+    whole = read_feature(dataset.path("itemllm")).values
+    embed(dataset, WordBackend(False), force=True)
+    assert np.allclose(centred(read_feature(dataset.path("itemllm")).values), whole, atol=1e-6)
 
 
 def test_another_models_vectors_stay_until_forced(tmp_path):
