@@ -6,6 +6,7 @@ the program with one line on stderr and exit code 2.
 
 import os
 import shlex
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +41,7 @@ def main(argv=None) -> int:
         pass
     # Behind the except block the frames of the run are gone, and progress bars have written last.
     again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
-    command = f"{_program()} {shlex.join(again)}"
+    command = f"{_started()} {shlex.join(again)}"
     print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
     return 130
 
@@ -134,13 +135,28 @@ def _print_help(arguments):
     if model is not None:
         check_model(model)
     data_path = os.path.expanduser(arguments.get("data_path") or default_data_path())
-    print(help_text(_program(), DEFAULT_MODEL, DEFAULT_DATASET, data_path, model))
+    dataset = arguments.get("dataset") or DEFAULT_DATASET
+    print(help_text(_program(), DEFAULT_MODEL, DEFAULT_DATASET, data_path, model, dataset))
     return 0
 
 
 def _program():
+    """This program's name, for help."""
     name = Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else name
+
+
+def _started():
+    """How this program was started, to type it again where its environment is not active."""
+    program = Path(sys.argv[0])
+    found = shutil.which("python" if program.suffix == ".py" else program.name)
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return _program()
+    bin_folder = os.path.relpath(Path(sys.executable).parent)
+    if bin_folder.startswith(".."):
+        bin_folder = str(Path(sys.executable).parent)
+    words = ["python", program.name] if program.suffix == ".py" else [program.name]
+    return shlex.join([os.path.join(bin_folder, words[0]), *words[1:]])
 
 
 def _version(package):

@@ -4,7 +4,7 @@ import re
 import textwrap
 from typing import NamedTuple
 
-from recbole_tema.config_files import load_yaml, properties_dir
+from recbole_tema.config_files import dataset_defaults, load_yaml, properties_dir
 from recbole_tema.names import OUR_MODELS, dataset_names, recbole_models
 
 WIDTH = 100
@@ -72,7 +72,9 @@ def documented_keys(path) -> list[Documented]:
     return keys
 
 
-def help_text(prog: str, model: str, dataset: str, data_path, asked_model=None) -> str:
+def help_text(
+    prog: str, model: str, dataset: str, data_path, asked_model=None, asked_dataset=None
+) -> str:
     """Return the whole help.
 
     Args:
@@ -81,6 +83,7 @@ def help_text(prog: str, model: str, dataset: str, data_path, asked_model=None) 
         dataset: the default dataset.
         data_path: the folder of datasets.
         asked_model: a model whose keys are listed too.
+        asked_dataset: the dataset whose own defaults are listed too.
     """
     parts = [HEAD.format(prog=prog, model=model, dataset=dataset)]
     parts.append("models:\n" + _wrapped("this package", OUR_MODELS))
@@ -94,6 +97,12 @@ def help_text(prog: str, model: str, dataset: str, data_path, asked_model=None) 
     if asked_model and path.is_file():
         parts.append(f"keys of {asked_model}, with their defaults:\n")
         parts[-1] += "".join(_line(entry) for entry in documented_keys(path))
+    changed = dataset_defaults(asked_model or model, asked_dataset or dataset)
+    if changed:
+        parts.append(
+            f"on {asked_dataset or dataset} these defaults of {asked_model or model} are:\n"
+        )
+        parts[-1] += "".join(f"  --{key}={value}\n" for key, value in changed.items())
     parts.append(EXAMPLES.format(prog=prog))
     return "\n".join(parts).rstrip()
 

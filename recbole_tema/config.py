@@ -19,7 +19,7 @@ from recbole_tema.config_checks import (
 from recbole_tema.config_files import (
     PlainYamlLoader,
     check_layers,
-    dataset_keys,
+    dataset_defaults,
     load_yaml,
     merge_layer,
     our_defaults,
@@ -152,7 +152,7 @@ class TemaConfig(Config):
         self._recbole_defaults = dict(self.internal_config_dict)
         self._our_defaults = our_defaults(model, dataset)
         self.internal_config_dict = merge_layer(self.internal_config_dict, self._our_defaults)
-        self.dataset_file_keys = dataset_keys(model, dataset)
+        self.dataset_file_keys = set(dataset_defaults(model, dataset))
 
     def _get_final_config_dict(self):
         final = merge_layer(self.internal_config_dict, self.external_config_dict)

@@ -99,9 +99,9 @@ def our_defaults(model: str, dataset: str) -> dict:
     return _merged_properties("overall", f"model/{model}", *_dataset_parts(model, dataset))
 
 
-def dataset_keys(model: str, dataset: str) -> set[str]:
-    """Return the keys that ``properties/dataset`` sets for a dataset, or for a model on it."""
-    return set(_merged_properties(*_dataset_parts(model, dataset)))
+def dataset_defaults(model: str, dataset: str) -> dict:
+    """Return what ``properties/dataset`` sets for a dataset, and for a model on it."""
+    return _merged_properties(*_dataset_parts(model, dataset))
 
 
 def _dataset_parts(model: str, dataset: str) -> tuple[str, str]:

@@ -253,6 +253,7 @@ def make_backend(llm: dict[str, Any]):
             timeout_s=llm["timeout"],
             max_tokens=llm["max_tokens"],
             json_output=llm["json_output"],
+            dry=llm["dry_run"],
         )
     if llm["base_url"]:
         raise ConfigError("--base_url is of --backend openai; add that, or leave the address out")

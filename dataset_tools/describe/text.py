@@ -4,9 +4,8 @@ from datetime import datetime, timezone
 
 from tabulate import tabulate
 
+from dataset_tools.describe.checks import LOOKS_LIKE_SECONDS
 from dataset_tools.describe.measures import Description, Part
-
-LOOKS_LIKE_SECONDS = 3e8  # times below are numbers of an order, not seconds since 1970
 
 
 def moment(seconds: float) -> str:

@@ -86,6 +86,7 @@ class OpenAIBackend:
         backoff_s: First wait before another try; doubled each time, with jitter.
         longest_pause_s: Longest wait, whatever the server's Retry-After asks for.
         grace_s: How long answers on their way are waited for after Ctrl-C or an error.
+        dry: Nothing will be asked, so that no key is needed.
 
     Raises:
         BackendError: the key is missing, the address is none, or a number is out of range.
@@ -112,6 +113,7 @@ class OpenAIBackend:
         backoff_s: float = 0.5,
         longest_pause_s: float = 60.0,
         grace_s: float = 5.0,
+        dry: bool = False,
     ) -> None:
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
@@ -127,7 +129,8 @@ class OpenAIBackend:
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.address, self._query, self._loopback = split_address(url)
         self.key_variable = key_variable
-        self._key()
+        if not dry:
+            self._key()
         self._limits = Limits(concurrency, timeout_s, retries, backoff_s, longest_pause_s)
         self._grace_s, self._room = grace_s, max_tokens
         self._sampling = {"temperature": temperature, "seed": seed}
