@@ -3,9 +3,9 @@
 import importlib
 import os
 
-# GNU's OpenMP, which torch's threads are, lets a thread that waits spin for 0.1 s and more. Where
-# other programs want the cores too, that made an epoch of 8 s one of 5 minutes; with short spins
-# it is 40 s there and still 8 s on idle cores. To be set before torch is loaded.
+# Threads of GNU's OpenMP, which torch uses, spin while they wait. Where other programs want the
+# cores too, that made an epoch of 8 s one of more than 4 minutes; with short spins it was 40 s
+# there and still 8 s on idle cores. To be set before torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 

@@ -1,16 +1,19 @@
 """`convert SOURCE NAME ...`: raw data become a dataset of atomic files."""
 
 import difflib
-import functools
 import math
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import click
 
-from dataset_tools.cli.options import data_path_option, one_line_errors
+from dataset_tools.cli.options import (
+    data_path_option,
+    gathered,
+    one_line_errors,
+    option_names,
+)
 from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
@@ -112,7 +115,7 @@ def use_preset(ctx: click.Context, _param, value: str | None) -> None:
     found = load_yaml(path).get(PRESET_KEY)
     if not isinstance(found, dict):
         raise click.BadParameter(f"{path}: no key '{PRESET_KEY}' with filters in it")
-    names = [option(lambda: None).__click_params__[0].name for option in FILTER_OPTIONS]
+    names = option_names(FILTER_OPTIONS)
     for name in found:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
@@ -189,17 +192,7 @@ OUTPUT_OPTIONS = [
 
 def conversion_options(command: Callable) -> Callable:
     """Add the options of filters and output; the command gets them as the dict `how`."""
-    options = FILTER_OPTIONS + OUTPUT_OPTIONS
-    names = [option(lambda: None).__click_params__[0].name for option in options]
-
-    @functools.wraps(command)
-    def gathered(**values: Any):
-        how = {name: values.pop(name) for name in names}
-        return command(**values, how=how)
-
-    for option in reversed([PRESET_OPTION, *options]):
-        gathered = option(gathered)
-    return gathered
+    return PRESET_OPTION(gathered(command, FILTER_OPTIONS + OUTPUT_OPTIONS, "how"))
 
 
 def run(name: str, how: dict, read: Callable, source: str) -> None:
@@ -207,8 +200,7 @@ def run(name: str, how: dict, read: Callable, source: str) -> None:
     from dataset_tools.convert.filters import Filters
     from dataset_tools.convert.run import Conversion, convert
 
-    chosen = {option(lambda: None).__click_params__[0].name for option in FILTER_OPTIONS}
-    filters = Filters(**{key: how[key] for key in chosen})
+    filters = Filters(**{name: how[name] for name in option_names(FILTER_OPTIONS)})
     folder = Path(how["data_path"] or default_data_path()).expanduser() / name
     conversion = Conversion(
         read,

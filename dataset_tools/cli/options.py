@@ -163,18 +163,28 @@ MODEL_OPTIONS = [
 ]
 
 
-def model_options(command: Callable) -> Callable:
-    """Add the options of the language model; the command gets them as the dict `llm`."""
-    names = [option(lambda: None).__click_params__[0].name for option in MODEL_OPTIONS]
+def option_names(options: list[Callable]) -> list[str]:
+    """Names of the arguments that click options become."""
+    return [option(lambda: None).__click_params__[0].name for option in options]
+
+
+def gathered(command: Callable, options: list[Callable], into: str) -> Callable:
+    """`command` with `options`, which it gets as one dict, the argument `into`."""
+    names = option_names(options)
 
     @functools.wraps(command)
-    def gathered(**values: Any):
-        llm = {name: values.pop(name) for name in names}
-        return command(**values, llm=llm)
+    def wrapped(**values: Any):
+        chosen = {name: values.pop(name) for name in names}
+        return command(**values, **{into: chosen})
 
-    for option in reversed(MODEL_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def model_options(command: Callable) -> Callable:
+    """Add the options of the language model; the command gets them as the dict `llm`."""
+    return gathered(command, MODEL_OPTIONS, "llm")
 
 
 def one_line_errors(command: Callable) -> Callable:

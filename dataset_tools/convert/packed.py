@@ -1,7 +1,7 @@
 """Compressed files are whole: DuckDB takes the end of a file that was cut short for its end."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from recbole_tema.errors import DataError
 HOW_TO_GET = "pip install 'recbole-tema[convert]'"
 GZIP = b"\x1f\x8b"
 ZSTD = b"\x28\xb5\x2f\xfd"
-BLOCK = 1 << 20
+BLOCK = 1 << 16  # what it unpacks to, up to 1000 times as much, is in memory
 
 
 def check_whole(path: Path) -> None:
@@ -28,7 +28,7 @@ def check_whole(path: Path) -> None:
         _whole(path, _zstd_frames)
 
 
-def _whole(path: Path, check) -> None:
+def _whole(path: Path, check: Callable) -> None:
     bar = tqdm(
         total=path.stat().st_size, desc=f"{path.name}: checked", unit="B", unit_scale=True, delay=2
     )
@@ -45,22 +45,7 @@ def _whole(path: Path, check) -> None:
 
 
 def _gzip_members(blocks: Iterator[bytes]) -> str | None:
-    member = None
-    for block in blocks:
-        while block:
-            if member is None:
-                block = block.lstrip(b"\0")  # padding between members and at the end
-                if not block:
-                    break
-                member = zlib.decompressobj(wbits=31)
-            try:
-                member.decompress(block)
-            except zlib.error as error:
-                return str(error)
-            block = member.unused_data
-            if member.eof:
-                member = None
-    return None if member is None else "the end of the gzip stream is missing"
+    return _ended(blocks, lambda: zlib.decompressobj(wbits=31), zlib.error)
 
 
 def _zstd_frames(blocks: Iterator[bytes]) -> str | None:
@@ -68,16 +53,24 @@ def _zstd_frames(blocks: Iterator[bytes]) -> str | None:
         import zstandard
     except ImportError:
         raise DataError(f"zstandard is not installed, for .zst files: {HOW_TO_GET}") from None
-    frame = None
+    return _ended(blocks, lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError)
+
+
+def _ended(blocks: Iterator[bytes], start: Callable, error: type[Exception]) -> str | None:
+    """What is wrong with streams that follow one another; None where the last one has its end."""
+    stream = None
     for block in blocks:
         while block:
-            if frame is None:
-                frame = zstandard.ZstdDecompressor().decompressobj()
+            if stream is None:
+                block = block.lstrip(b"\0")  # padding between streams and at the end
+                if not block:
+                    break
+                stream = start()
             try:
-                frame.decompress(block)
-            except zstandard.ZstdError as error:
-                return str(error)
-            block = frame.unused_data
-            if frame.eof:
-                frame = None
-    return None if frame is None else "the end of the zstd stream is missing"
+                stream.decompress(block)
+            except error as fault:
+                return str(fault)
+            block = stream.unused_data
+            if stream.eof:
+                stream = None
+    return None if stream is None else "its end is missing"

@@ -42,7 +42,6 @@ NAMES = {
     "description": ("description",),
     "image_url": ("image_url", "imurl", "image"),
 }
-EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "domain")
 
 
 @dataclass(frozen=True)
