@@ -1,5 +1,6 @@
 """Checks of a dataset before a byte is written: every fault is one DataError that names its row."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -177,6 +178,8 @@ def _guess_type(values: Sequence) -> str:
 
 def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     """The text of one item cell; a missing value is an empty cell."""
+    if type(value) is str and not kind.startswith("float"):
+        return clean_text(value)
     if _is_missing(value):
         return ""
     if kind.startswith("float"):
@@ -186,7 +189,7 @@ def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
             numbers = [float(part) for part in parts]
         except (TypeError, ValueError):
             raise DataError(f"{where}, row {row}: {column} is {value!r}, not {kind}") from None
-        if not np.isfinite(numbers).all():
+        if not all(map(math.isfinite, numbers)):
             raise DataError(f"{where}, row {row}: {column} holds a number that is not finite")
         return " ".join(map(number_text, numbers))
     if isinstance(value, list | tuple | np.ndarray):

@@ -320,9 +320,11 @@ def clean_text(text: str) -> str:
     >>> clean_text(' "Great\\tDay"\\n in Harlem')
     "'Great Day' in Harlem"
     """
-    if not (text.isascii() and text.isprintable()):
+    plain = text.isascii() and text.isprintable()
+    if not plain:
         text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    text = " ".join(text.split())
+    if not plain or "  " in text or text[:1] == " " or text[-1:] == " ":
+        text = " ".join(text.split())
     return text.replace('"', "'") if text.startswith('"') else text
 
 

@@ -15,8 +15,8 @@ from dataset_tools.cli import main
 from dataset_tools.cli.convert import FILTER_OPTIONS, presets
 from dataset_tools.convert import intake
 from dataset_tools.convert.engine import engine, memory_bytes
+from dataset_tools.convert.feed import unpacked
 from dataset_tools.convert.filters import Filters
-from dataset_tools.convert.packed import check_whole
 from dataset_tools.convert.run import Conversion, convert
 from dataset_tools.convert.tables import Tables, read
 from recbole_tema.atomic import token_fault
@@ -153,10 +153,10 @@ def test_a_file_that_is_cut_short_is_no_file_that_ends(tmp_path, kind, cut):
     pack = gzip.compress if kind == "gz" else zstandard.ZstdCompressor(write_checksum=True).compress
     path = tmp_path / f"x.csv.{kind}"
     path.write_bytes(pack(text) + pack(text))
-    check_whole(path)
+    assert b"".join(unpacked(path)) == text + text
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(DataError, match="cut short"):
-        check_whole(path)
+        list(unpacked(path))
 
 
 @pytest.mark.parametrize("fault", ["item_core", "strict", "truncated"])

@@ -197,8 +197,9 @@ def one_line_errors(command: Callable) -> Callable:
         except TemaError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on from here", err=True)
+        except KeyboardInterrupt as stop:
+            left = str(stop) or "the same command goes on from here"
+            click.echo(f"interrupted; {left}", err=True)
             sys.exit(INTERRUPTED)
 
     return guarded

@@ -8,7 +8,6 @@ Only items that have a review get a row, so that the metadata of a whole categor
 """
 
 import ast
-import gzip
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.feed import unpacked
 from dataset_tools.convert.intake import take_events, take_items
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
 from recbole_tema.errors import DataError
@@ -24,18 +24,14 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 REVIEW = {
-    "old_user": "$.reviewerID",
-    "new_user": "$.user_id",
-    "old_item": "$.asin",
-    "new_item": "$.parent_asin",
-    "old_rating": "$.overall",
-    "new_rating": "$.rating",
-    "old_time": "$.unixReviewTime",
-    "new_time": "$.timestamp",
+    "user": ("$.reviewerID", "$.user_id"),
+    "item": ("$.parent_asin", "$.asin"),
+    "rating": ("$.overall", "$.rating"),
+    "time": ("$.unixReviewTime", "$.timestamp"),
 }
+RELEASES = {"old": "$.reviewerID", "new": "$.user_id"}
 META = {
-    "old_item": "$.asin",
-    "new_item": "$.parent_asin",
+    "item": ("$.parent_asin", "$.asin"),
     "title": "$.title",
     "categories": "$.categories",
     "category": "$.category",
@@ -44,11 +40,13 @@ META = {
     "store": "$.store",
     "price": "$.price",
     "description": "$.description",
-    "im_url": "$.imUrl",
-    "high": "$.imageURLHighRes[0]",
-    "low": "$.imageURL[0]",
-    "large": "$.images[0].hi_res",
-    "medium": "$.images[0].large",
+    "image_url": (
+        "$.images[0].hi_res",
+        "$.images[0].large",
+        "$.imageURLHighRes[0]",
+        "$.imageURL[0]",
+        "$.imUrl",
+    ),
 }
 LITERAL_LINES = 1000  # so many lines tell whether a file's lines are Python literals
 MAX_LITERAL = 1 << 20  # bytes of a line; a longer one is no metadata
@@ -73,19 +71,18 @@ def read(
         if domain not in {name for name, _ in reviews}:
             raise DataError(f"{path}: metadata of '{domain}', of which no reviews are given")
     for domain, path in reviews:
-        json_lines(engine, path, "loaded", REVIEW, broken)
+        json_lines(engine, path, "loaded", REVIEW, broken, RELEASES)
         _tell_release(engine, path)
         take_events(
             engine,
             "loaded",
             path,
             broken,
-            user="coalesce(old_user, new_user)",
-            item="coalesce(new_item, old_item)",
-            timestamp="coalesce(old_time, new_time)",
-            rating="coalesce(old_rating, new_rating)",
+            user="user",
+            item="item",
+            timestamp="time",
+            rating="rating",
             domain=quoted(domain),
-            good="good",
         )
     for domain, path in metadata:
         _read_metadata(engine, domain, path, broken)
@@ -93,7 +90,7 @@ def read(
 
 def _tell_release(engine: Engine, path: Path) -> None:
     old, new, rows = engine.rows(
-        "SELECT count(old_user), count(new_user), count(*) FILTER (good) FROM loaded"
+        "SELECT count(*) FILTER (old), count(*) FILTER (new), count(*) FILTER (_good) FROM loaded"
     )[0]
     if not old and not new:
         raise DataError(
@@ -112,16 +109,15 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
         file = engine.folder / f"{path.name}.json"
         _literals_to_json(path, file, broken)
     json_lines(engine, file, "loaded", META, broken)
-    item = "coalesce(new_item, old_item)"
     engine.do(
         "CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT item AS id FROM raw_events "
         f"WHERE domain = {quoted(domain)};"
-        f"CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT good "
-        f"OR {item} IS NULL OR {item} IN (SELECT id FROM wanted)"
+        "CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT _good "
+        "OR item IS NULL OR item IN (SELECT id FROM wanted)"
     )
     total, known = engine.rows(
-        "SELECT (SELECT count(*) FROM loaded), (SELECT count(*) FROM chosen WHERE good "
-        f"AND {item} IN (SELECT id FROM wanted))"
+        "SELECT (SELECT count(*) FROM loaded), (SELECT count(*) FROM chosen WHERE _good "
+        "AND item IN (SELECT id FROM wanted))"
     )[0]
     wanted = engine.value("SELECT count(*) FROM wanted")
     if not known:
@@ -135,7 +131,7 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
         "chosen",
         path,
         broken,
-        item=item,
+        item="item",
         domain=quoted(domain),
         columns={
             "title": "title",
@@ -143,11 +139,10 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
             "brand": "coalesce(nullif(brand, ''), store)",
             "price": r"nullif(regexp_extract(replace(price, ',', ''), '\d+(\.\d+)?'), '')",
             "description": text_of("description"),
-            "image_url": "coalesce(large, medium, high, low, im_url)",
+            "image_url": "image_url",
         },
-        good="good",
     )
-    engine.do("DROP TABLE loaded; DROP TABLE wanted")
+    engine.drop("loaded", "wanted")
 
 
 def category_of() -> str:
@@ -176,12 +171,13 @@ def text_of(column: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            yield from file
-    except (EOFError, OSError) as error:
-        raise DataError(f"{path}: {error}; it is cut short or broken: fetch it again") from None
+    """The lines of a file, unpacked."""
+    rest = b""
+    for block in unpacked(path):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def _is_literal(path: Path) -> bool:

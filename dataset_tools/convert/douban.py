@@ -63,7 +63,7 @@ def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -
             rating="nullif(trim(rating), '')" if "rating" in found else None,
             domain=quoted(domain),
         )
-        engine.do("DROP TABLE labelled")
+        engine.drop("labelled")
 
 
 def labels_of(column: str) -> str:
@@ -92,10 +92,11 @@ def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None
         "CREATE OR REPLACE TABLE given AS SELECT id, list(label ORDER BY n DESC, label)"
         f"[1:{MOST_LABELS}] AS labels FROM (SELECT id, label, count(*) AS n FROM "
         "(SELECT id, unnest(labels) AS label FROM labelled) GROUP BY ALL) GROUP BY id;"
-        f"CREATE OR REPLACE TABLE joined AS SELECT number, trim({item}) AS own, {title} AS name, "
-        f"list_concat({labels_of(tags)}, coalesce(labels, [])) AS words "
-        f"FROM titles LEFT JOIN given ON given.id = trim({item}); DROP TABLE titles"
+        f"CREATE OR REPLACE TABLE joined AS SELECT _number, _good, trim({item}) AS own, "
+        f"{title} AS name, list_concat({labels_of(tags)}, coalesce(labels, [])) AS words "
+        f"FROM titles LEFT JOIN given ON given.id = trim({item})"
     )
+    engine.drop("titles", "given")
     words = "list_transform(words, lambda x: regexp_replace(x, '\\s+', '_', 'g'))"
     take_items(
         engine,

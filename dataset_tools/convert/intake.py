@@ -67,9 +67,10 @@ def take_events(
     timestamp: str,
     rating: str | None,
     domain: str,
-    good: str = "true",
 ) -> int:
-    """Move the sound rows of `table` (with a column `number`) to `raw_events`; their number.
+    """Move the sound rows of `table` (with `_number` and `_good`) to `raw_events`; how many.
+
+    `table` is dropped.
 
     Args:
         path: The file, for messages.
@@ -77,25 +78,24 @@ def take_events(
         timestamp: A number of seconds, or of milli- or microseconds, or a date.
         rating: None where the source has none.
         domain: SQL of the domain.
-        good: SQL: whether the line could be read at all.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_events")
-    engine.do(
-        f"CREATE OR REPLACE TABLE taken AS SELECT number, {user} AS user, {item} AS item, "
-        f"{domain} AS domain, {time_of(timestamp)} AS time, "
-        f"{rating or 'NULL'} AS rating, try_cast({rating or 'NULL'} AS DOUBLE) AS stars, "
-        f"NOT coalesce({good}, false) AS bad FROM {table}"
-    )
     fault = (
         f"CASE WHEN bad THEN 'no JSON object' ELSE coalesce({id_fault('user')}, "
         f"{id_fault('item')}, CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' "
         "WHEN time IS NULL THEN 'no time' WHEN rating IS NOT NULL AND rating != '' AND "
         "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' END) END"
     )
-    engine.do(f"CREATE OR REPLACE TABLE judged AS SELECT *, {fault} AS fault FROM taken")
-    engine.do("DROP TABLE taken")
+    engine.do(
+        "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
+        f"{fault} AS fault FROM (SELECT _number, {user} AS user, {item} AS item, "
+        f"{domain} AS domain, {time_of(timestamp)} AS time, {rating or 'NULL'} AS rating, "
+        f"try_cast({rating or 'NULL'} AS DOUBLE) AS stars, NOT _good AS bad "
+        f"FROM {table})"
+    )
+    engine.drop(table)
     for reason, count, first in engine.rows(
-        f"SELECT fault, count(*), min(number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
+        f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
         "GROUP BY fault ORDER BY fault"
     ):
         broken.add(path, reason, count, first, unit="row")
@@ -105,11 +105,11 @@ def take_events(
         f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
     )
     engine.do(
-        f"INSERT INTO raw_events SELECT user, item, domain, {seconds}, stars, {place} + number "
-        "FROM judged WHERE fault IS NULL ORDER BY number"
+        f"INSERT INTO raw_events SELECT user, item, domain, {seconds}, stars, {place} + _number "
+        "FROM judged WHERE fault IS NULL"  # in any order: `place` keeps that of the file
     )
     taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    engine.do(f"DROP TABLE judged; DROP TABLE IF EXISTS {table}")
+    engine.drop("judged")
     return taken
 
 
@@ -136,9 +136,10 @@ def take_items(
     item: str,
     domain: str,
     columns: Mapping[str, str],
-    good: str = "true",
 ) -> int:
-    """Move the sound rows of `table` to `raw_items`, the first of each item; their number.
+    """Move the sound rows of `table` to `raw_items`, the first of each item; how many.
+
+    `table` is dropped.
 
     Args:
         columns: Of ITEM_COLUMNS -> SQL of a text, empty or NULL where unknown.
@@ -150,21 +151,21 @@ def take_items(
         "CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' END) END"
     )
     engine.do(
-        f"CREATE OR REPLACE TABLE judged AS SELECT *, {fault} AS fault FROM (SELECT number, "
-        f"{item} AS item, {domain} AS domain, NOT coalesce({good}, false) AS bad, {values} "
+        f"CREATE OR REPLACE TABLE judged AS SELECT *, {fault} AS fault FROM (SELECT _number, "
+        f"{item} AS item, {domain} AS domain, NOT _good AS bad, {values} "
         f"FROM {table})"
     )
     for reason, count, first in engine.rows(
-        f"SELECT fault, count(*), min(number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
+        f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
         "GROUP BY fault ORDER BY fault"
     ):
         broken.add(path, reason, count, first, unit="row")
     names = ", ".join(ITEM_COLUMNS)
     engine.do(
-        f"INSERT INTO raw_items SELECT item, domain, {place} + number, {names} FROM judged "
-        "WHERE fault IS NULL QUALIFY row_number() OVER (PARTITION BY item, domain ORDER BY number) "
-        "= 1 ORDER BY number"
+        f"INSERT INTO raw_items SELECT item, domain, {place} + _number, {names} FROM judged "
+        "WHERE fault IS NULL QUALIFY 1 = "
+        "row_number() OVER (PARTITION BY item, domain ORDER BY _number) ORDER BY _number"
     )
     taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    engine.do(f"DROP TABLE judged; DROP TABLE IF EXISTS {table}")
+    engine.drop("judged", table)
     return taken

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_tools.convert.engine import Engine, naming_file, quoted
+from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.feed import first_line
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,10 @@ class Broken:
         return sum(sum(reasons.values()) for reasons in self.files.values())
 
 
-def text_lines(link: str, rejects: str = "ignore_errors=true") -> str:
+def text_lines(source: str, rejects: str = "ignore_errors=true") -> str:
     """A table function of the lines of a file, `line` VARCHAR; empty lines are NULL."""
     return (
-        f"read_csv({link}, header=false, delim='{NO_BYTE}', quote='', escape='', "
+        f"read_csv({source}, header=false, delim='{NO_BYTE}', quote='', escape='', "
         "columns={'line': 'VARCHAR'}, auto_detect=false, strict_mode=false, "
         f"max_line_size={LONGEST_LINE}, buffer_size={BUFFER}, {rejects})"
     )
@@ -89,26 +90,42 @@ def _note_rejects(engine: Engine, path: Path, broken: Broken) -> None:
 
 
 def json_lines(
-    engine: Engine, path: Path, table: str, fields: Mapping[str, str], broken: Broken
+    engine: Engine,
+    path: Path,
+    table: str,
+    fields: Mapping[str, str | Sequence[str]],
+    broken: Broken,
+    present: Mapping[str, str] | None = None,
 ) -> None:
     """Make `table` of a file of JSON objects, one a line, plain or compressed.
 
-    Its columns: number BIGINT (of the line, from 1), good BOOLEAN (whether the line is a JSON
-    object; an empty line has no row), and for each of `fields` (column -> JSON path) the value as
-    text, NULL where the object has none. Lines that are not UTF-8 are left out and noted.
+    Its columns: _number BIGINT (of the line, from 1), _good BOOLEAN (whether the line is a JSON
+    object; an empty line has no row), for each of `fields` (column -> JSON path, or several of
+    which the first with a value counts) the value as text, NULL where the object has none, and for
+    each of `present` (column -> JSON path) whether it has a value. Lines that are not UTF-8 are
+    left out and noted.
 
     Raises:
         DataError: the file is missing or cannot be read to its end.
     """
-    paths = ", ".join(quoted(where) for where in fields.values())
-    columns = ", ".join(f"found[{i}] AS {name}" for i, name in enumerate(fields, start=1))
-    with naming_file(path):
-        engine.do(
-            f"CREATE OR REPLACE TABLE {table} AS SELECT number, good, {columns} FROM ("
-            f"SELECT number, good, CASE WHEN good THEN json_extract_string(line, [{paths}]) END "
-            "AS found FROM (SELECT number, line, json_valid(line) AND ltrim(line)[1] = '{' AS good "
-            "FROM (SELECT row_number() OVER () AS number, line "
-            f"FROM {text_lines(engine.link(path), REJECTS)}) WHERE line IS NOT NULL))"
+    several = {name: [w] if isinstance(w, str) else list(w) for name, w in fields.items()}
+    several |= {name: [where] for name, where in (present or {}).items()}
+    paths = list(dict.fromkeys(where for found in several.values() for where in found))
+    cell = {where: f"found[{n}]" for n, where in enumerate(paths, start=1)}
+    columns = []
+    for name, where in several.items():
+        value = f"coalesce({', '.join(cell[w] for w in where)})" if where[1:] else cell[where[0]]
+        columns.append(f"{value}{' IS NOT NULL' if name in (present or {}) else ''} AS {name}")
+    listed = ", ".join(quoted(where) for where in paths)
+    with engine.reading(path) as source:
+        engine.number(
+            table,
+            # TRY parses a line once, where json_valid before it would parse it twice.
+            "SELECT CASE WHEN line IS NOT NULL THEN found IS NOT NULL AND "
+            f"starts_with(ltrim(line), '{{') END AS _good, {', '.join(columns)} FROM (SELECT line, "
+            f"TRY(json_extract_string(line, [{listed}])) AS found "
+            f"FROM {text_lines(source, REJECTS)})",
+            "_good IS NOT NULL",
         )
     _note_rejects(engine, path, broken)
 
@@ -127,7 +144,8 @@ def separated(
 ) -> list[str]:
     """Make `table` of a file of separated columns, plain or compressed, all of them text.
 
-    Its columns: number BIGINT (of the row, from 1), and those of the header, or `names`. Lines
+    Its columns: _number BIGINT (of the row, from 1), _good BOOLEAN (true), and those of the
+    header, or `names`. Lines
     with too few or too many cells, or that are not UTF-8, are left out and noted in `broken`.
 
     Args:
@@ -143,30 +161,35 @@ def separated(
     Raises:
         DataError: the file is missing or cannot be read to its end, or its header is none.
     """
-    link, header = engine.link(path), names is None
-    with naming_file(path):
-        names = list(names or _header(engine, link, delimiter, quote))
-        if not all(names) or len({name.lower() for name in names}) < len(names):
-            raise DataError(
-                f"{path}, line 1: the columns are {', '.join(map(repr, names))}: one has no name "
-                "or the name of another; give the file a header line with a name for each"
-            )
+    header = names is None
+    names = list(names or _header(path, delimiter, quote))
+    if not all(names) or len({name.lower() for name in names}) < len(names):
+        raise DataError(
+            f"{path}, line 1: the columns are {', '.join(map(repr, names))}: one has no name "
+            "or the name of another; give the file a header line with a name for each"
+        )
+    with engine.reading(path) as source:
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in names)
-        engine.do(
-            f"CREATE OR REPLACE TABLE {table} AS SELECT row_number() OVER () AS number, * "
-            f"FROM read_csv({link}, header={header}, skip={skip}, encoding='{encoding}', "
+        engine.number(
+            table,
+            f"SELECT true AS _good, * FROM read_csv({source}, header={header}, skip={skip}, "
+            f"encoding='{encoding}', "
             f"delim={quoted(delimiter)}, quote={quoted(quote)}, escape={quoted(quote)}, "
             f"columns={{{columns}}}, auto_detect=false, max_line_size={LONGEST_LINE}, "
-            f"buffer_size={BUFFER}, {REJECTS})"
+            f"buffer_size={BUFFER}, {REJECTS})",
         )
     _note_rejects(engine, path, broken)
     return names
 
 
-def _header(engine: Engine, link: str, delimiter: str, quote: str) -> list[str]:
-    first = engine.rows(f"SELECT line FROM {text_lines(link)} LIMIT 1")
-    if not first or first[0][0] is None:
-        raise DataError("no header in line 1")
+def _header(path: Path, delimiter: str, quote: str) -> list[str]:
+    line = first_line(path, LONGEST_LINE)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line 1: not UTF-8 ({error}); convert the file first") from None
+    if not text.strip():
+        raise DataError(f"{path}, line 1: no header line; the first line is empty")
     style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    cells = next(csv.reader([first[0][0]], delimiter=delimiter, **style))
+    cells = next(csv.reader([text], delimiter=delimiter, **style))
     return [cell.strip() for cell in cells]

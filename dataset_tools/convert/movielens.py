@@ -81,7 +81,7 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
         "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
         f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
-        f"FROM (SELECT *, {known} AS g FROM loaded)); DROP TABLE loaded;"
+        f"FROM (SELECT *, {known} AS g FROM loaded));"
         "CREATE OR REPLACE TABLE domain_of AS "
         "SELECT DISTINCT movieId AS id, genre_domain FROM films"
     )
@@ -110,12 +110,12 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
     )
     engine.do(
         "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
-        'LEFT JOIN domain_of ON id = "movieId"; DROP TABLE loaded; '
-        "ALTER TABLE joined RENAME TO loaded"
+        'LEFT JOIN domain_of ON id = "movieId"'
     )
+    engine.drop("loaded")
     take_events(
         engine,
-        "loaded",
+        "joined",
         ratings,
         broken,
         user='"userId"',

@@ -54,7 +54,7 @@ def name_items(engine: Engine, prefix: str) -> bool:
 def item_frame(engine: Engine) -> pd.DataFrame:
     """The kept items with what is known of each; columns without a value are left out."""
     columns = ", ".join(f"m.{name}" for name in ITEM_COLUMNS)
-    frame = engine.sql.execute(
+    frame = engine.run(
         f"SELECT n.item_id, n.domain, {columns} FROM named n JOIN items USING (i) "
         "LEFT JOIN (SELECT * FROM raw_items QUALIFY row_number() OVER (PARTITION BY item, domain "
         "ORDER BY place) = 1) m ON m.item = items.item AND m.domain = items.domain ORDER BY n.i"

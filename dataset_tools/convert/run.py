@@ -112,6 +112,8 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             parts = []
             if conversion.recbole_cdr:
                 parts = write_recbole_cdr(database, folder.parent, name, card, counts, force)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Converted(folder, counts, steps, broken, parts)

@@ -89,7 +89,6 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             item=item,
             domain=known,
             columns={c: where[c] for c in ITEM_COLUMNS if where[c]},
-            good="good",
         )
         told = True
     for domain, path in tables.interactions:
@@ -104,11 +103,12 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
                 f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
                 "that tells it; give --items, or DOMAIN=FILE"
             )
+        table = "loaded"
         if own is None:
-            own = _domains_of_items(engine, path, columns["item_id"])
+            own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
         take_events(
             engine,
-            "loaded",
+            table,
             path,
             broken,
             user=columns["user_id"],
@@ -116,12 +116,11 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             timestamp=columns["timestamp"],
             rating=_column(path, found, "rating", tables.columns),
             domain=own,
-            good="good",
         )
 
 
 def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
-    """Join the events in `loaded` with the items' domains; SQL of the domain.
+    """Make `joined` of the events in `loaded` with the items' domains; SQL of the domain.
 
     Raises:
         DataError: an item has two domains.
@@ -137,14 +136,14 @@ def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
         )
     engine.do(
         "CREATE OR REPLACE TABLE joined AS SELECT l.*, r.domain AS domain_of_item FROM loaded l "
-        f"LEFT JOIN (SELECT DISTINCT item, domain FROM raw_items) r ON r.item = l.{item};"
-        "DROP TABLE loaded; ALTER TABLE joined RENAME TO loaded"
+        f"LEFT JOIN (SELECT DISTINCT item, domain FROM raw_items) r ON r.item = l.{item}"
     )
+    engine.drop("loaded")
     return "domain_of_item"
 
 
 def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
-    """Make `table` (number, good, and the file's columns as text); the names of the columns.
+    """Make `table` (_number, _good, and the file's columns as text); the names of the columns.
 
     Raises:
         DataError: there is no such file, or of no kind that is known by its name.
@@ -155,17 +154,13 @@ def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
     kind = next((suffix for suffix in reversed(kinds) if suffix not in PACKED), "")
     if kind == ".parquet":
         with naming_file(path):
-            engine.do(
-                f"CREATE OR REPLACE TABLE {table} AS SELECT row_number() OVER () AS number, "
-                f"true AS good, * FROM read_parquet({engine.link(path)})"
-            )
+            engine.number(table, f"SELECT true AS _good, * FROM read_parquet({engine.link(path)})")
         return _columns_of(engine, table)
     if kind in JSON:
-        with naming_file(path):
+        with engine.reading(path) as source:
             keys = engine.rows(
                 f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
-                f"{text_lines(engine.link(path))} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) "
-                "ORDER BY key"
+                f"{text_lines(source)} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) ORDER BY key"
             )
         names = [name for (name,) in keys]
         if not names:
@@ -176,13 +171,12 @@ def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
         known = ", ".join([*DELIMITERS, *sorted(JSON), ".parquet"])
         raise DataError(f"{path}: what kind of table '{kind}' is cannot be told; known: {known}")
     names = separated(engine, path, table, broken, delimiter=DELIMITERS[kind])
-    engine.do(f"ALTER TABLE {table} ADD COLUMN good BOOLEAN DEFAULT true")
     return names
 
 
 def _columns_of(engine: Engine, table: str) -> list[str]:
     names = [row[0] for row in engine.rows(f"DESCRIBE {table}")]
-    return [name for name in names if name not in ("number", "good")]
+    return [name for name in names if name not in ("_number", "_good")]
 
 
 def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:

@@ -1,0 +1,206 @@
+"""Raw text files on their way into the database: unpacked, checked and counted while it reads.
+
+DuckDB takes the end of a compressed file that was cut short for its end, and tells nobody how far
+it is. So a thread unpacks the file into a named pipe, from which DuckDB reads: the file is read
+once, its end is checked, a bar shows how much is left, and nothing unpacked meets the disk.
+"""
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recbole_tema.errors import DataError
+
+HOW_TO_GET = "pip install 'recbole-tema[convert]'"
+GZIP = b"\x1f\x8b"
+ZSTD = b"\x28\xb5\x2f\xfd"
+WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16 and UTF-32
+BLOCK = 1 << 16  # of a packed file: what it unpacks to, up to 1000 times as much, is in memory
+PLAIN_BLOCK = 1 << 20
+PIPE = 1 << 20  # bytes; Linux lets anybody's pipe hold so much
+WAIT = 0.2  # seconds between looks whether the reader has gone
+SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which Python 3.10 knows no name for everywhere
+
+
+def unpacked(path: Path, counted: Callable[[int], object] = lambda size: None) -> Iterator[bytes]:
+    """The bytes of a file, plain, gzip or zstd, told by its first bytes; in blocks.
+
+    Args:
+        counted: Called with the size of each block that was read, before it is unpacked.
+
+    Raises:
+        DataError: it is cut short or damaged, cannot be read, or holds UTF-16.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+            file.seek(0)
+            start = _unpacker(magic)
+            size = PLAIN_BLOCK if start is None else BLOCK
+            raw = iter(lambda: file.read(size), b"")
+            first = True
+            for block in _streams(path, raw, start, counted):
+                if first and block:
+                    _refuse_wide(path, block)
+                    first = False
+                yield block
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _unpacker(magic: bytes) -> tuple[Callable, type[Exception]] | None:
+    try:
+        if magic.startswith(GZIP):
+            from isal import isal_zlib  # three times as fast as zlib
+
+            return (lambda: isal_zlib.decompressobj(wbits=31)), isal_zlib.error
+        if magic == ZSTD:
+            import zstandard
+
+            return (lambda: zstandard.ZstdDecompressor().decompressobj()), zstandard.ZstdError
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed: {HOW_TO_GET}") from None
+    return None
+
+
+def _streams(path: Path, blocks: Iterator[bytes], start, counted: Callable) -> Iterator[bytes]:
+    """Unpack streams that follow one another."""
+    if start is None:
+        for block in blocks:
+            counted(len(block))
+            yield block
+        return
+    make, fault = start
+    stream = None
+    for block in blocks:
+        counted(len(block))
+        while block:
+            if stream is None:
+                block = block.lstrip(b"\0")  # padding between streams and at the end
+                if not block:
+                    break
+                stream = make()
+            try:
+                yield stream.decompress(block)
+            except fault as error:
+                raise DataError(
+                    f"{path}: {error}: it is cut short or damaged; fetch it again"
+                ) from None
+            block = stream.unused_data
+            if stream.eof:
+                stream = None
+    if stream is not None:
+        raise DataError(f"{path}: its end is missing: it is cut short; fetch it again")
+
+
+def _refuse_wide(path: Path, block: bytes) -> None:
+    if block.startswith(WIDE):
+        raise DataError(
+            f"{path}: its text is UTF-16 or UTF-32; convert it to UTF-8 first, e.g. "
+            f"iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        )
+
+
+def first_line(path: Path, longest: int) -> bytes:
+    """The first line of a file, unpacked, without its end and without a byte order mark."""
+    found = b""
+    for block in unpacked(path):
+        found += block
+        if b"\n" in found or len(found) > longest:
+            break
+    return found.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].rstrip(b"\r")[:longest]
+
+
+@contextmanager
+def fed(path: Path, place: Path) -> Iterator[Path]:
+    """Have the bytes of `path`, unpacked, come out of `place`, which can be read once.
+
+    The reader reads within the context; at its end comes what was wrong with the file.
+
+    Raises:
+        DataError: as `unpacked`.
+    """
+    bar = tqdm(
+        total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, delay=1, leave=False
+    )
+    with bar:
+        if hasattr(os, "mkfifo"):
+            with _through_pipe(path, place, bar.update):
+                yield place
+        else:  # Windows
+            with open(place, "wb") as file:
+                for block in unpacked(path, bar.update):
+                    file.write(block)
+            try:
+                yield place
+            finally:
+                place.unlink()
+
+
+@contextmanager
+def _through_pipe(path: Path, place: Path, counted: Callable) -> Iterator[None]:
+    os.mkfifo(place)
+    stop = threading.Event()
+    faults: list[DataError] = []
+    arguments = (path, place, counted, stop, faults)
+    thread = threading.Thread(target=_write, args=arguments, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # A reader that read all has seen the pipe closed. This one can have failed before it came,
+        # or was stopped and holds the pipe open.
+        stop.set()
+        thread.join()
+        place.unlink(missing_ok=True)  # Ctrl-C can have its folder removed first
+        if faults:  # of more use than what the reader made of half a file
+            raise faults[0]
+
+
+def _write(path: Path, place: Path, counted: Callable, stop: threading.Event, faults: list) -> None:
+    try:
+        pipe = _opened(place, stop)
+        if pipe is None:
+            return
+        try:
+            _widen(pipe)
+            for block in unpacked(path, counted):
+                left = memoryview(block)
+                while left:
+                    if stop.is_set():
+                        return
+                    if select.select([], [pipe], [], WAIT)[1]:
+                        left = left[os.write(pipe, left) :]
+        finally:
+            os.close(pipe)
+    except BrokenPipeError:
+        return  # the reader has what it wants, or failed and says so itself
+    except DataError as fault:
+        faults.append(fault)
+
+
+def _opened(place: Path, stop: threading.Event) -> int | None:
+    """The pipe, once it has a reader; None if it will have none."""
+    while not stop.wait(0.002):
+        try:
+            return os.open(place, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads yet
+                raise DataError(f"{place}: {error.strerror}") from None
+    return None
+
+
+def _widen(pipe: int) -> None:
+    """Let the pipe hold more, where the system can: fewer turns between the two threads."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.fcntl(pipe, SET_PIPE_SIZE, PIPE)
+    except OSError:
+        return  # not Linux, or all of the user's pipes are wide already: it goes on as it is
