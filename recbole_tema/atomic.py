@@ -306,8 +306,8 @@ def token_fault(token: str) -> str | None:
         return "starts with a double quote, which opens a quoted cell; remove it"
     if token.isascii() and token.isprintable():
         return None
-    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in token):
-        return "holds a tab, line break or control character; remove it"
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c == "\ufeff" for c in token):
+        return "holds a tab, line break, control character or byte order mark; remove it"
     return None
 
 

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from dataset_tools.cli import main
-from dataset_tools.cli.convert import FILTER_OPTIONS, presets
+from dataset_tools.cli.conversion import FILTER_OPTIONS, presets
 from dataset_tools.convert import intake
 from dataset_tools.convert.engine import engine, memory_bytes
 from dataset_tools.convert.feed import unpacked
@@ -253,6 +253,7 @@ HARD = [
     "\x00",
     "\x85",
     "\u2028",
+    "\ufeffa",
     "é",
     "日本",
 ]

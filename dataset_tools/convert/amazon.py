@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.feed import unpacked
+from dataset_tools.convert.feed import texts
 from dataset_tools.convert.intake import take_events, take_items
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
 from recbole_tema.errors import DataError
@@ -171,13 +171,7 @@ def text_of(column: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, unpacked."""
-    rest = b""
-    for block in unpacked(path):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
+    return (line for block in texts(path) for line in block.splitlines())
 
 
 def _is_literal(path: Path) -> bool:

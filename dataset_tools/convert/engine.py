@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from dataset_tools.convert.feed import HOW_TO_GET, fed
+from dataset_tools.convert.feed import HOW_TO_GET, Tally, fed
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,18 @@ def memory_bytes(text: str) -> int:
 def quoted(text: str | Path) -> str:
     """`text` as a literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+class Text(NamedTuple):
+    """A text that DuckDB can read once.
+
+    Attributes:
+        sql: A literal of SQL for it.
+        tally: Counts of its lines, when it has been read.
+    """
+
+    sql: str
+    tally: Tally
 
 
 class Engine:
@@ -81,14 +94,15 @@ class Engine:
         return quoted(place)
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[str]:
-        """A literal of SQL for the text of `path`, unpacked; to be read once, in the context.
+    def reading(self, path: Path) -> Iterator[Text]:
+        """The text of `path`, unpacked; to be read once, in the context.
 
         Raises:
             DataError: there is no such file, or it is cut short, damaged or UTF-16; at the end.
         """
-        with fed(path, self._place(path)) as place, naming_file(path):
-            yield quoted(place)
+        place = self._place(path)
+        with fed(path, place) as tally, naming_file(path):
+            yield Text(quoted(place), tally)
 
     def _place(self, path: Path) -> Path:
         if not path.is_file():

@@ -7,10 +7,12 @@ once, its end is checked, a bar shows how much is left, and nothing unpacked mee
 
 import errno
 import os
+import re
 import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,12 +22,24 @@ from recbole_tema.errors import DataError
 HOW_TO_GET = "pip install 'recbole-tema[convert]'"
 GZIP = b"\x1f\x8b"
 ZSTD = b"\x28\xb5\x2f\xfd"
+ZIP = b"PK\x03\x04"
 WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16 and UTF-32
+MARK = b"\xef\xbb\xbf"  # that of UTF-8
+BLANK = re.compile(rb"\n(?=\n)")
+LONGEST_REST = 8 << 20  # bytes without a line end that are waited for
 BLOCK = 1 << 16  # of a packed file: what it unpacks to, up to 1000 times as much, is in memory
 PLAIN_BLOCK = 1 << 20
 PIPE = 1 << 20  # bytes; Linux lets anybody's pipe hold so much
 WAIT = 0.2  # seconds between looks whether the reader has gone
 SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which Python 3.10 knows no name for everywhere
+
+
+@dataclass
+class Tally:
+    """Lines of a text, and the blank ones among them."""
+
+    lines: int = 0
+    blank: int = 0
 
 
 def unpacked(path: Path, counted: Callable[[int], object] = lambda size: None) -> Iterator[bytes]:
@@ -35,23 +49,65 @@ def unpacked(path: Path, counted: Callable[[int], object] = lambda size: None) -
         counted: Called with the size of each block that was read, before it is unpacked.
 
     Raises:
-        DataError: it is cut short or damaged, cannot be read, or holds UTF-16.
+        DataError: it is cut short or damaged, a zip, or cannot be read.
     """
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
             file.seek(0)
+            if magic == ZIP:
+                raise DataError(f"{path}: a zip archive; unpack it, and give the file in it")
             start = _unpacker(magic)
             size = PLAIN_BLOCK if start is None else BLOCK
-            raw = iter(lambda: file.read(size), b"")
-            first = True
-            for block in _streams(path, raw, start, counted):
-                if first and block:
-                    _refuse_wide(path, block)
-                    first = False
-                yield block
+            yield from _streams(path, iter(lambda: file.read(size), b""), start, counted)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def texts(
+    path: Path, counted: Callable[[int], object] = lambda size: None, tally: Tally | None = None
+) -> Iterator[bytes]:
+    """The text of a file in blocks of whole lines that end in LF, without byte order marks.
+
+    Files that were joined can have them within, and lines that end in CR LF among others: DuckDB
+    stumbles over both.
+
+    Args:
+        counted: As of `unpacked`.
+        tally: Counts the lines.
+
+    Raises:
+        DataError: as `unpacked`, or the text is UTF-16 or has lines that end in CR alone.
+    """
+    tally = tally or Tally()
+    rest, first, whole_line = b"", True, True
+    for block in unpacked(path, counted):
+        block = rest + block if rest else block
+        if first and block:
+            _refuse_text(path, block)
+            first = False
+        end = block.rfind(b"\n") + 1
+        if not end and len(block) > LONGEST_REST:
+            end = len(block)  # no line of a table; it goes on as it is
+        rest, block = block[end:], block[:end]
+        if block:
+            yield _plain(block, whole_line, tally)
+            whole_line = block.endswith(b"\n")
+    if rest:
+        yield _plain(rest + b"\n", whole_line, tally)
+
+
+def _plain(block: bytes, whole_line: bool, tally: Tally) -> bytes:
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    if MARK in block:
+        block = block.replace(b"\n" + MARK, b"\n")
+        block = block.removeprefix(MARK) if whole_line else block
+    tally.lines += block.count(b"\n")
+    if b"\n\n" in block or block.startswith(b"\n"):
+        # Each line end that follows another, or opens the block, ends a blank line.
+        tally.blank += len(BLANK.findall(block)) + (whole_line and block.startswith(b"\n"))
+    return block
 
 
 def _unpacker(magic: bytes) -> tuple[Callable, type[Exception]] | None:
@@ -99,57 +155,55 @@ def _streams(path: Path, blocks: Iterator[bytes], start, counted: Callable) -> I
         raise DataError(f"{path}: its end is missing: it is cut short; fetch it again")
 
 
-def _refuse_wide(path: Path, block: bytes) -> None:
+def _refuse_text(path: Path, block: bytes) -> None:
     if block.startswith(WIDE):
         raise DataError(
             f"{path}: its text is UTF-16 or UTF-32; convert it to UTF-8 first, e.g. "
-            f"iconv -f UTF-16 -t UTF-8 FILE > NEW"
+            "iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        )
+    if b"\r" in block and b"\n" not in block:
+        raise DataError(
+            f"{path}: its lines end in CR alone; convert it first, e.g. tr '\\r' '\\n' < FILE > NEW"
         )
 
 
-def first_line(path: Path, longest: int) -> bytes:
-    """The first line of a file, unpacked, without its end and without a byte order mark."""
-    found = b""
-    for block in unpacked(path):
-        found += block
-        if b"\n" in found or len(found) > longest:
-            break
-    return found.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].rstrip(b"\r")[:longest]
+def first_line(path: Path) -> bytes:
+    """The first line of a text file, without its end; as much of it as is of use."""
+    return next(texts(path), b"").split(b"\n", 1)[0][:LONGEST_REST]
 
 
 @contextmanager
-def fed(path: Path, place: Path) -> Iterator[Path]:
-    """Have the bytes of `path`, unpacked, come out of `place`, which can be read once.
+def fed(path: Path, place: Path) -> Iterator[Tally]:
+    """Have the text of `path` come out of `place`, which can be read once; its lines are counted.
 
     The reader reads within the context; at its end comes what was wrong with the file.
 
     Raises:
-        DataError: as `unpacked`.
+        DataError: as `texts`.
     """
+    tally = Tally()
     bar = tqdm(
         total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, delay=1, leave=False
     )
     with bar:
         if hasattr(os, "mkfifo"):
-            with _through_pipe(path, place, bar.update):
-                yield place
+            with _through_pipe(texts(path, bar.update, tally), place):
+                yield tally
         else:  # Windows
             with open(place, "wb") as file:
-                for block in unpacked(path, bar.update):
-                    file.write(block)
+                file.writelines(texts(path, bar.update, tally))
             try:
-                yield place
+                yield tally
             finally:
                 place.unlink()
 
 
 @contextmanager
-def _through_pipe(path: Path, place: Path, counted: Callable) -> Iterator[None]:
+def _through_pipe(blocks: Iterator[bytes], place: Path) -> Iterator[None]:
     os.mkfifo(place)
     stop = threading.Event()
     faults: list[DataError] = []
-    arguments = (path, place, counted, stop, faults)
-    thread = threading.Thread(target=_write, args=arguments, daemon=True)
+    thread = threading.Thread(target=_write, args=(blocks, place, stop, faults), daemon=True)
     thread.start()
     try:
         yield
@@ -163,14 +217,14 @@ def _through_pipe(path: Path, place: Path, counted: Callable) -> Iterator[None]:
             raise faults[0]
 
 
-def _write(path: Path, place: Path, counted: Callable, stop: threading.Event, faults: list) -> None:
+def _write(blocks: Iterator[bytes], place: Path, stop: threading.Event, faults: list) -> None:
     try:
         pipe = _opened(place, stop)
         if pipe is None:
             return
         try:
             _widen(pipe)
-            for block in unpacked(path, counted):
+            for block in blocks:
                 left = memoryview(block)
                 while left:
                     if stop.is_set():

@@ -30,7 +30,8 @@ class Filters:
             the one before.
         single_domain: Users of one domain: "keep", "drop", or at most so many of each domain.
         overlap_ratio: Share of the users of several domains that keep them all. The others keep
-            the domain with most of their events, on a tie the first by name.
+            the domain with most of their events, on a tie the first by name; `single_domain` no
+            longer regards them.
         max_users: At most so many users.
         user_core: Least events of a user.
         domain_core: Least events of a user in a domain; fewer there, and they go.
@@ -169,7 +170,8 @@ class _Fixpoint:
                     f"HAVING count(*) >= {least}))"
                 )
             if self.filters.single_domain == "drop":
-                yield f"u IN ({SEVERAL})"
+                thinned = " OR u IN (SELECT u FROM thinned)"
+                yield f"(u IN ({SEVERAL}){thinned if self.filters.overlap_ratio < 1 else ''})"
 
 
 SEVERAL = "SELECT u FROM events GROUP BY u HAVING min(d) < max(d)"

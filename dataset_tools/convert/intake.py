@@ -23,7 +23,7 @@ ITEM_COLUMNS = ("title", "category", "brand", "price", "year", "description", "i
 MILLISECONDS = 1e11  # seconds until the year 5138, milliseconds from 1973 on
 MICROSECONDS = 1e14
 # What `recbole_tema.atomic.token_fault` refuses for its characters, as a regular expression.
-CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}\x{2028}\x{2029}]"
+CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}\x{2028}\x{2029}\x{FEFF}]"
 
 
 def prepare(engine: Engine) -> None:

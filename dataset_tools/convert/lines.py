@@ -18,7 +18,7 @@ BUFFER = 8 * LONGEST_LINE
 REASONS = {  # DuckDB's words -> ours
     "missing columns": "too few cells",
     "too many columns": "too many cells",
-    "unquoted value": "a quote that is not closed",
+    "unquoted value": "quotes that do not fit",
     "line size over maximum": f"longer than {LONGEST_LINE >> 20} MB",
     "invalid encoding": "not UTF-8",
 }
@@ -42,6 +42,8 @@ class Broken:
     ) -> None:
         """Note `count` broken lines of `path`, the first of them with the numbers `first`.
 
+        Fewer than one are none.
+
         Args:
             unit: What the numbers count: "line" of the file, or "row" of those that it could be
                 split into.
@@ -49,11 +51,11 @@ class Broken:
         Raises:
             DataError: `strict`, and there is one.
         """
-        if not count:
+        if count < 1:
             return
-        numbers = ", ".join(map(str, first[:SHOWN])) + (", ..." if count > SHOWN else "")
-        plural = "" if count == 1 else "s"
-        text = f"{path}: {count:,} line{plural} left out: {reason} ({unit}{plural} {numbers})"
+        numbers = ", ".join(map(str, first[:SHOWN])) + (", ..." if count > len(first) > 1 else "")
+        where = f" ({unit}{'' if len(first) == 1 else 's'} {numbers})" if first else ""
+        text = f"{path}: {count:,} line{'' if count == 1 else 's'} left out: {reason}{where}"
         if self.strict:
             raise DataError(f"{text}; mend the file, or run without --strict")
         log.warning("%s", text)
@@ -77,8 +79,13 @@ def text_lines(source: str, rejects: str = "ignore_errors=true") -> str:
 REJECTS = "store_rejects=true, rejects_limit=0"
 
 
-def _note_rejects(engine: Engine, path: Path, broken: Broken) -> None:
-    """Note the lines that DuckDB could not split or decode, and forget them."""
+def _note_rejects(engine: Engine, path: Path, broken: Broken) -> tuple[int, list[int]]:
+    """Note the lines that DuckDB could not split or decode, and forget them.
+
+    Returns:
+        How many, and the numbers of the first with faulty quotes.
+    """
+    total, unclosed = 0, []
     # One line can be rejected for several reasons: the first one tells.
     for reason, count, first in engine.rows(
         f"SELECT lower(kind), count(*), min(line, {SHOWN}) FROM (SELECT line, "
@@ -86,7 +93,11 @@ def _note_rejects(engine: Engine, path: Path, broken: Broken) -> None:
         "GROUP BY ALL ORDER BY ALL"
     ):
         broken.add(path, REASONS.get(reason, reason), count, first)
+        total += count
+        if reason == "unquoted value":
+            unclosed = first
     engine.do("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
+    return total, unclosed
 
 
 def json_lines(
@@ -117,14 +128,14 @@ def json_lines(
         value = f"coalesce({', '.join(cell[w] for w in where)})" if where[1:] else cell[where[0]]
         columns.append(f"{value}{' IS NOT NULL' if name in (present or {}) else ''} AS {name}")
     listed = ", ".join(quoted(where) for where in paths)
-    with engine.reading(path) as source:
+    with engine.reading(path) as text:
         engine.number(
             table,
             # TRY parses a line once, where json_valid before it would parse it twice.
             "SELECT CASE WHEN line IS NOT NULL THEN found IS NOT NULL AND "
             f"starts_with(ltrim(line), '{{') END AS _good, {', '.join(columns)} FROM (SELECT line, "
             f"TRY(json_extract_string(line, [{listed}])) AS found "
-            f"FROM {text_lines(source, REJECTS)})",
+            f"FROM {text_lines(text.sql, REJECTS)})",
             "_good IS NOT NULL",
         )
     _note_rejects(engine, path, broken)
@@ -168,22 +179,43 @@ def separated(
             f"{path}, line 1: the columns are {', '.join(map(repr, names))}: one has no name "
             "or the name of another; give the file a header line with a name for each"
         )
-    with engine.reading(path) as source:
+    with engine.reading(path) as text:
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in names)
         engine.number(
             table,
-            f"SELECT true AS _good, * FROM read_csv({source}, header={header}, skip={skip}, "
-            f"encoding='{encoding}', "
+            f"SELECT true AS _good, * FROM read_csv({text.sql}, header={header}, skip={skip}, "
+            f"encoding='{encoding}', new_line='\\n', "
             f"delim={quoted(delimiter)}, quote={quoted(quote)}, escape={quoted(quote)}, "
             f"columns={{{columns}}}, auto_detect=false, max_line_size={LONGEST_LINE}, "
             f"buffer_size={BUFFER}, {REJECTS})",
         )
-    _note_rejects(engine, path, broken)
+    left_out, unclosed = _note_rejects(engine, path, broken)
+    if quote:
+        # A quote that is not closed makes one cell of all that follows, up to DuckDB's limit.
+        found = engine.value(f"SELECT count(*) FROM {table}") + left_out + header + skip
+        lost = text.tally.lines - text.tally.blank - found - _inside(engine, table, names)
+        broken.add(
+            path,
+            "read as one cell, of a quote that is not closed (see --quote)",
+            lost,
+            unclosed,
+            unit="after line",
+        )
     return names
 
 
+def _inside(engine: Engine, table: str, names: Sequence[str]) -> int:
+    """Lines that are not blank and go on with a cell of the line before."""
+    runs = [
+        f"length(regexp_replace({cell}, '\\n+', '\n', 'g')) - length(replace({cell}, '\n', ''))"
+        for cell in ('"' + name.replace('"', '""') + '"' for name in names)
+    ]
+    total = " + ".join(f"coalesce(sum({run}), 0)" for run in runs)
+    return int(engine.value(f"SELECT {total} FROM {table}"))
+
+
 def _header(path: Path, delimiter: str, quote: str) -> list[str]:
-    line = first_line(path, LONGEST_LINE)
+    line = first_line(path)
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -52,11 +52,15 @@ class Tables:
         interactions: (domain or None, file): None where a column or the items tell the domain.
         items: Likewise.
         columns: Column of ours -> its name in the files, where it is none of the usual ones.
+        delimiter: Between the cells of text tables; None: a comma in .csv, a tab in .tsv and .txt.
+        quote: Around a cell of a text table that holds the delimiter or a line break; "": nothing.
     """
 
     interactions: Sequence[tuple[str | None, Path]]
     items: Sequence[tuple[str | None, Path]]
     columns: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str | None = None
+    quote: str = '"'
 
 
 def read(engine: Engine, tables: Tables, broken: Broken) -> None:
@@ -72,7 +76,7 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             raise ConfigError(f"column '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
     told = False
     for domain, path in tables.items:
-        found = load(engine, path, "loaded", broken)
+        found = load(engine, path, "loaded", broken, tables)
         where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
         item = _needed(path, found, "item_id", tables.columns)
         known = quoted(domain) if domain is not None else where["domain"]
@@ -92,7 +96,7 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
         )
         told = True
     for domain, path in tables.interactions:
-        found = load(engine, path, "loaded", broken)
+        found = load(engine, path, "loaded", broken, tables)
         columns = {
             c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id", "timestamp")
         }
@@ -142,7 +146,9 @@ def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
     return "domain_of_item"
 
 
-def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
+def load(
+    engine: Engine, path: Path, table: str, broken: Broken, tables: Tables | None = None
+) -> list[str]:
     """Make `table` (_number, _good, and the file's columns as text); the names of the columns.
 
     Raises:
@@ -157,20 +163,32 @@ def load(engine: Engine, path: Path, table: str, broken: Broken) -> list[str]:
             engine.number(table, f"SELECT true AS _good, * FROM read_parquet({engine.link(path)})")
         return _columns_of(engine, table)
     if kind in JSON:
-        with engine.reading(path) as source:
+        with engine.reading(path) as text:
             keys = engine.rows(
                 f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
-                f"{text_lines(source)} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) ORDER BY key"
+                f"{text_lines(text.sql)} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) ORDER BY key"
             )
         names = [name for (name,) in keys]
         if not names:
-            raise DataError(f"{path}: no line of it is a JSON object")
+            raise DataError(
+                f"{path}: no line of it is a JSON object; of one array of objects make lines, "
+                "e.g. jq -c '.[]' FILE > NEW.jsonl"
+            )
         json_lines(engine, path, table, {f'"{n}"': f'$."{n}"' for n in names}, broken)
         return names
     if kind not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *sorted(JSON), ".parquet"])
         raise DataError(f"{path}: what kind of table '{kind}' is cannot be told; known: {known}")
-    names = separated(engine, path, table, broken, delimiter=DELIMITERS[kind])
+    tables = tables or Tables([], [])
+    delimiter = tables.delimiter or DELIMITERS[kind]
+    names = separated(engine, path, table, broken, delimiter=delimiter, quote=tables.quote)
+    if len(names) == 1:
+        other = next((d for d in ",;\t|" if d in names[0]), None)
+        if other:
+            raise DataError(
+                f"{path}, line 1: one column only, {names[0]!r}; if {other!r} is between the "
+                f"cells, add --delimiter {'tab' if other == chr(9) else repr(other)}"
+            )
     return names
 
 

@@ -1,0 +1,207 @@
+"""Raw files with faults: what is left out is counted with its line, and nothing else is lost."""
+
+import gzip
+import os
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from dataset_tools.cli import main
+from dataset_tools.convert import feed
+from dataset_tools.convert.engine import Engine
+from dataset_tools.convert.lines import Broken, json_lines, separated
+from recbole_tema.errors import DataError
+
+pytest.importorskip("duckdb", reason="the extra convert is not installed")
+
+HEAD = "user_id,item_id,timestamp,domain\n"
+ROWS = [f"u{i % 4},{'bf'[i % 2]}{i % 6},{100 + i},{('book', 'film')[i % 2]}\n" for i in range(40)]
+UPPER, LOWER = "".join(ROWS[:20]), "".join(ROWS[20:])
+JSON = [
+    f'{{"user_id": "u{i % 4}", "item_id": "{"bf"[i % 2]}{i % 6}", "timestamp": {100 + i}, '
+    f'"domain": "{("book", "film")[i % 2]}"}}\n'
+    for i in range(40)
+]
+MARK = "\ufeff"
+
+
+def convert(folder, name, text, *options):
+    """Convert one table; (exit code, kept events, all that it said)."""
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    words = ["convert", "csv", "shop", "--interactions", str(path), "--threads", "1", "--force"]
+    done = CliRunner().invoke(main, [*words, "--data_path", str(folder / "out"), *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    inter = folder / "out" / "shop" / "shop.inter"
+    kept = inter.read_text().splitlines()[1:] if done.exit_code == 0 else []
+    return done.exit_code, kept, done.output
+
+
+WHOLE = {
+    "a byte order mark": MARK + HEAD + UPPER + LOWER,
+    "joined files with marks": MARK + HEAD + UPPER + MARK + LOWER,
+    "lines end in CR LF": (HEAD + UPPER + LOWER).replace("\n", "\r\n"),
+    "some lines end in CR LF": HEAD + UPPER.replace("\n", "\r\n") + LOWER,
+    "blank lines": HEAD + UPPER + "\n\n\n" + LOWER + "\n",
+    "no end of the last line": (HEAD + UPPER + LOWER).rstrip("\n"),
+    "gzip without the name of it": gzip.compress((HEAD + UPPER + LOWER).encode()),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_nothing_is_lost_of_a_table_with(tmp_path, case):
+    _, expected, _ = convert(tmp_path, "plain.csv", HEAD + UPPER + LOWER)
+    code, kept, said = convert(tmp_path, "table.csv", WHOLE[case])
+    assert (code, kept) == (0, expected) and len(kept) == 40
+    assert "left out" not in said
+
+
+LEFT_OUT = {  # text, what is said, lines lost beside the bad one
+    "Latin-1 among UTF-8": (
+        (HEAD + UPPER).encode() + "café,b1,5,book\n".encode("latin-1") + LOWER.encode(),
+        "1 line left out: not UTF-8 (line 22)",
+        0,
+    ),
+    "NUL": (HEAD + UPPER + "u\x001,b1,5,book\n" + LOWER, "control character (row 21)", 0),
+    "a line break in an id": (HEAD + UPPER + '"u\n1",b1,5,book\n' + LOWER, "(row 21)", 0),
+    "a mark in an id": (HEAD + UPPER + f"u1,{MARK}b1,5,book\n" + LOWER, "(row 21)", 0),
+    "too few cells": (HEAD + UPPER + "u1,b1,5\n" + LOWER, "too few cells (line 22)", 0),
+    "too many cells": (HEAD + UPPER + "u1,b1,5,book,1\n" + LOWER, "too many cells (line 22)", 0),
+    "another header": (HEAD + UPPER + "domain,user_id,item_id,time\n" + LOWER, "(row 21)", 0),
+    "stray quotes": (HEAD + UPPER + 'u1,"b"1,5,book\n' + LOWER, "quotes that do not fit", 0),
+    "a quote that is not closed": (
+        HEAD + UPPER + 'u1,"b1,5,book\n' + LOWER,
+        "20 lines left out: read as one cell, of a quote that is not closed (see --quote) "
+        "(after line 22)",
+        20,
+    ),
+    "a quote that is closed far below": (
+        HEAD + UPPER + 'u1,"b1,5,book\n' + "".join(ROWS[20:30]) + '",1,film\n' + "".join(ROWS[30:]),
+        "control character (row 21)",
+        10,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_line_is_left_out_for(tmp_path, case):
+    text, says, more = LEFT_OUT[case]
+    code, kept, said = convert(tmp_path, "table.csv", text)
+    assert code == 0 and says in said
+    assert len(kept) == 40 - more
+    assert convert(tmp_path, "table.csv", text, "--strict")[0] == 2
+
+
+def test_a_quote_swallows_no_line_in_silence_in_a_large_file(tmp_path):
+    """DuckDB gives up a cell at its longest line, and tells of that one line."""
+    lines = [row for i in range(10_000) for row in ROWS]
+    text = HEAD + "".join(lines[:20]) + 'u1,"b1,5,book\n' + "".join(lines[20:])
+    code, kept, said = convert(tmp_path, "table.csv", text)
+    assert code == 0 and len(kept) < len(lines)
+    assert f"lines left out: {len(lines) + 1 - len(kept):,}\n" in said
+    code, kept, said = convert(tmp_path, "table.csv", text, "--quote", "none")
+    assert code == 0 and len(kept) == len(lines)
+    assert "1 line left out: item opens with a quote (row 21)" in said
+
+
+def test_cells_of_several_lines_are_no_lines_lost(tmp_path):
+    cells = ['"a\nb"', '"a\n\n\nb"', '"\n"', '"a\r\nb"', '""', '"a ""b"" c"', "plain"]
+    head = HEAD.replace("\n", ",text\n")
+    text = head + "".join(
+        row.replace("\n", f",{cells[i % len(cells)]}\n") + "\n" * (i % 3 == 0)
+        for i, row in enumerate(ROWS)
+    )
+    code, kept, said = convert(tmp_path, "table.csv", text)
+    assert code == 0 and len(kept) == 40 and "left out" not in said
+
+
+def test_broken_lines_of_json(tmp_path):
+    bad = '{"user_id": "u1", "item\n[1, 2]\n"text"\n\n' + JSON[0].replace("100", "NaN")
+    text = MARK + "".join(JSON[:20]) + bad + "".join(JSON[20:])
+    code, kept, said = convert(tmp_path, "table.jsonl", text)
+    assert code == 0 and len(kept) == 40
+    assert "3 lines left out: no JSON object (rows 21, 22, 23)" in said
+    assert "1 line left out: no time (row 25)" in said
+
+
+REFUSED = {
+    "UTF-16": ((HEAD + UPPER).encode("utf-16"), "UTF-16"),
+    "lines end in CR": ((HEAD + UPPER).replace("\n", "\r"), "CR alone"),
+    "a zip": (b"PK\x03\x04" + b"x" * 50, "zip archive"),
+    "nothing": ("", "no header line"),
+    "a header alone": (HEAD, "no sound event"),
+    "one name twice": (HEAD.replace("domain", "user_id") + UPPER, "name of another"),
+    "another delimiter": ((HEAD + UPPER).replace(",", ";"), "--delimiter ';'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_table_is_refused_that_is(tmp_path, case):
+    text, says = REFUSED[case]
+    code, _, said = convert(tmp_path, "table.csv", text)
+    assert code == 2 and says in said and "table.csv" in said
+    assert not (tmp_path / "out" / "shop").exists()
+
+
+def test_other_delimiters_and_quotes(tmp_path):
+    text = (HEAD + UPPER + LOWER).replace(",", ";")
+    code, kept, _ = convert(tmp_path, "table.csv", text, "--delimiter", ";")
+    assert code == 0 and len(kept) == 40
+    text = (HEAD + UPPER + LOWER).replace(",", "\t").replace("u1", "'u1'")
+    code, kept, _ = convert(tmp_path, "table.csv", text, "--delimiter", "tab", "--quote", "'")
+    assert code == 0 and sum(line.startswith("u1\t") for line in kept) == 10
+    code, _, said = convert(tmp_path, "table.csv", text, "--delimiter", "::")
+    assert code == 2 and "not one character" in said
+
+
+def test_an_array_of_json_is_no_lines(tmp_path):
+    code, _, said = convert(tmp_path, "table.json", "[" + ",".join(JSON).replace("\n", "") + "]")
+    assert code == 2 and "jq -c '.[]'" in said
+
+
+def numbered(tmp_path, rows):
+    path = tmp_path / "many.csv.gz"
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write("n,text\n")
+        file.writelines(f"{i},{'x' * (i % 200)}\n" for i in range(rows))
+    return path
+
+
+@pytest.mark.parametrize("pipes", [True, False], ids=["pipe", "file"])
+def test_rows_have_the_numbers_of_their_places(tmp_path, monkeypatch, pipes):
+    """Threads read them, in whatever order; a system without named pipes gets a file."""
+    if not pipes:
+        monkeypatch.delattr(os, "mkfifo")
+    path = numbered(tmp_path, 300_000)
+    (tmp_path / "work").mkdir()
+    engine, broken = Engine(tmp_path / "work", 1 << 30, 4), Broken()
+    separated(engine, path, "t", broken, delimiter=",")
+    assert engine.rows("SELECT count(*), count(*) FILTER (n::BIGINT + 1 != _number) FROM t") == [
+        (300_000, 0)
+    ]
+    assert not list((tmp_path / "work").glob("file*"))
+
+
+def test_a_reader_that_leaves_or_never_comes_is_no_hang(tmp_path):
+    path, before = numbered(tmp_path, 300_000), threading.active_count()
+    with feed.fed(path, tmp_path / "pipe"):
+        pass
+    with feed.fed(path, tmp_path / "pipe") as tally, open(tmp_path / "pipe", "rb") as reader:
+        reader.read(10)
+    assert tally.lines < 300_001
+    with feed.fed(path, tmp_path / "pipe"):
+        held = os.open(tmp_path / "pipe", os.O_RDONLY)  # open, and nobody reads
+    os.close(held)
+    with feed.fed(path, tmp_path / "pipe") as tally, open(tmp_path / "pipe", "rb") as reader:
+        assert len(reader.read().splitlines()) == tally.lines == 300_001
+    assert threading.active_count() == before
+
+
+def test_what_is_wrong_with_a_file_comes_before_what_its_half_gives(tmp_path):
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(JSON).encode())[:-30])
+    (tmp_path / "work").mkdir()
+    engine = Engine(tmp_path / "work", 1 << 30, 1)
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz.*cut short"):
+        json_lines(engine, path, "t", {"user": "$.user_id"}, Broken())
