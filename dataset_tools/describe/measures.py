@@ -111,16 +111,17 @@ def load(engine: Engine, folder: Path, name: str) -> None:
             raise DataError(f"{path}, line 1: no column '{lacking[0]}' (found: {', '.join(names)})")
         separated(engine, path, table, strict, delimiter="\t", quote="", names=names, skip=1)
     engine.do(
-        "CREATE TABLE one AS SELECT item_id, first(domain ORDER BY number) AS domain FROM it "
+        "CREATE TABLE one AS SELECT item_id, first(domain ORDER BY _number) AS domain FROM it "
         "GROUP BY item_id;"
         "CREATE TABLE ev AS SELECT raw.user_id AS user, raw.item_id AS item, domain, "
-        "try_cast(timestamp AS DOUBLE) AS t, raw.number AS row, row_number() OVER "
-        "(PARTITION BY raw.user_id ORDER BY try_cast(timestamp AS DOUBLE) DESC, raw.number DESC) "
+        "try_cast(timestamp AS DOUBLE) AS t, raw._number AS row, row_number() OVER "
+        "(PARTITION BY raw.user_id ORDER BY try_cast(timestamp AS DOUBLE) DESC, raw._number DESC) "
         "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n, "
         "CASE WHEN n >= 3 AND fromend = 0 THEN 'test' WHEN n >= 4 AND fromend = 1 THEN 'valid' "
         "ELSE 'train' END AS part "
-        "FROM raw LEFT JOIN one ON one.item_id = raw.item_id; DROP TABLE raw"
+        "FROM raw LEFT JOIN one ON one.item_id = raw.item_id"
     )
+    engine.drop("raw")
 
 
 def describe(engine: Engine, folder: Path, name: str) -> Description:
@@ -229,7 +230,7 @@ def coverage(engine: Engine, folder: Path, name: str) -> dict[str, float]:
     found = {}
     columns = [row[0] for row in engine.rows("DESCRIBE it")]
     for column in columns:
-        if column not in ("number", "item_id", "domain"):
+        if column not in ("_number", "_good", "item_id", "domain"):
             quoted = '"' + column.replace('"', '""') + '"'
             full = engine.value(f"SELECT count(*) FROM it WHERE {quoted} != ''")
             found[column] = full / items
