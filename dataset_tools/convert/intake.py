@@ -49,6 +49,14 @@ def id_fault(column: str) -> str:
     )
 
 
+def tokens_of(texts: str) -> str:
+    """SQL: a list of texts as the tokens of a `token_seq`; blanks within a text become `_`."""
+    return (
+        f"array_to_string(list_transform({texts}, lambda x: "
+        r"regexp_replace(trim(x), '\s+', '_', 'g')), ' ')"
+    )
+
+
 def time_of(text: str) -> str:
     """SQL: seconds of a text that is a number or a date."""
     number = f"try_cast({text} AS DOUBLE)"

@@ -1,4 +1,5 @@
-"""Source `movielens`: ml-100k, ml-1m, ml-10m and ml-20m, 25m, 32m, their folders or zips.
+"""Source `movielens`: ml-100k, ml-1m, ml-10m and ml-20m, 25m, 32m, their folders or zips, and the
+copies of them that RecBole offers as atomic files.
 
 Domains are of genres (Berkovsky et al., RecSys 2007): the majority of a film's genres decides
 between thrill and heart, the first one listed on a tie.
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.intake import take_events, take_items, tokens_of
 from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.convert.recbole import CATEGORIES, TITLES, YEARS, load_atomic
 from dataset_tools.movielens import THRILL_GENRES
 from recbole_tema.errors import DataError
 
@@ -39,17 +41,21 @@ RELEASES = (
     Release("ratings.dat", "movies.dat", ("::", "::"), "", False, "latin-1"),
     Release("ratings.csv", "movies.csv", (",", ","), '"', True, "utf-8"),
 )
+NO_GENRES = ("", "unknown", "(no genres listed)", "(no", "genres", "listed)")
 RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
 
 
 def read(engine: Engine, place: Path, broken: Broken) -> None:
-    """Fill `raw_events` and `raw_items` from a release's folder or zip.
+    """Fill `raw_events` and `raw_items` from a release's folder or zip, or RecBole's copy of one.
 
     Raises:
         DataError: there is no such place, no known release in it, or a file cannot be read.
     """
     if not place.exists():
         raise DataError(f"{place}: no such folder or zip")
+    if (place / f"{place.name}.inter").is_file() and (place / f"{place.name}.item").is_file():
+        _read_copy(engine, place, broken)
+        return
     release, ratings, movies = find(place, engine.folder)
     extra = () if release.header else ("url",)
     names = None if release.header else ["movieId", "title", "genres"]
@@ -74,29 +80,14 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         genres = "string_split(genres, '|')"
     if "title" not in found:
         raise DataError(f"{movies}: no column 'title' (found: {', '.join(found)})")
-    known = f"list_filter({genres}, lambda g: g NOT IN ('unknown', '(no genres listed)'))"
-    thrill = ", ".join(quoted(genre) for genre in sorted(THRILL_GENRES))
-    engine.do(
-        "CREATE OR REPLACE TABLE films AS SELECT *, CASE WHEN 2 * n = len(g) THEN "
-        f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
-        "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
-        f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
-        f"FROM (SELECT *, {known} AS g FROM loaded));"
-        "CREATE OR REPLACE TABLE domain_of AS "
-        "SELECT DISTINCT movieId AS id, genre_domain FROM films"
-    )
-    take_items(
+    _take_films(
         engine,
-        "films",
         movies,
         broken,
         item='"movieId"',
-        domain="genre_domain",
-        columns={
-            "title": r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
-            "year": r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
-            "category": "array_to_string(list_transform(g, lambda x: replace(x, ' ', '_')), ' ')",
-        },
+        genres=genres,
+        title=r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
+        year=r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
     )
     separated(
         engine,
@@ -108,20 +99,81 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         names=None if release.header else list(RATING_COLUMNS),
         encoding=release.encoding,
     )
+    _take_ratings(engine, ratings, broken, *(f'"{name}"' for name in RATING_COLUMNS))
+
+
+def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
+    """RecBole's own copy: atomic files, genres as a `token_seq`."""
+    path = folder / f"{folder.name}.item"
+    found = load_atomic(engine, path, broken)
+    columns = [
+        next((f'"{name}"' for name in names if name in found), None)
+        for names in (CATEGORIES, TITLES, YEARS)
+    ]
+    if columns[0] is None:
+        raise DataError(
+            f"{path}, line 1: no column of genres (found: {', '.join(found)}; known: "
+            f"{', '.join(CATEGORIES)})"
+        )
+    genres = f"string_split_regex(trim({columns[0]}), '\\s+')"
+    title, year = columns[1:]
+    _take_films(engine, path, broken, item='"item_id"', genres=genres, title=title, year=year)
+    path = folder / f"{folder.name}.inter"
+    found = load_atomic(engine, path, broken, needed=("user_id", "item_id", "timestamp"))
+    columns = [f'"{name}"' for name in ("user_id", "item_id")]
+    rating = '"rating"' if "rating" in found else None
+    _take_ratings(engine, path, broken, *columns, rating, '"timestamp"')
+
+
+def _take_films(
+    engine: Engine, path: Path, broken: Broken, *, item: str, genres: str, title, year
+) -> None:
+    """Move the films in `loaded` to `raw_items`, and make `domain_of` (id, genre_domain).
+
+    Args:
+        genres: SQL of a list; the other arguments are SQL too, of a text, or None.
+    """
+    known = f"list_filter({genres}, lambda g: g NOT IN ({', '.join(map(quoted, NO_GENRES))}))"
+    thrill = ", ".join(quoted(genre) for genre in sorted(THRILL_GENRES))
+    engine.do(
+        "CREATE OR REPLACE TABLE films AS SELECT *, CASE WHEN 2 * n = len(g) THEN "
+        f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
+        "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
+        f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
+        f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
+        "CREATE OR REPLACE TABLE domain_of AS "
+        f"SELECT DISTINCT {item} AS id, genre_domain FROM films"
+    )
+    columns = {"title": title, "year": year, "category": tokens_of("g")}
+    take_items(
+        engine,
+        "films",
+        path,
+        broken,
+        item=item,
+        domain="genre_domain",
+        columns={name: column for name, column in columns.items() if column},
+    )
+
+
+def _take_ratings(
+    engine: Engine, path: Path, broken: Broken, user: str, item: str, rating, timestamp: str
+) -> None:
+    """Move the ratings in `loaded` to `raw_events`, with the domains of their films."""
     engine.do(
         "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
-        'LEFT JOIN domain_of ON id = "movieId"'
+        f"LEFT JOIN domain_of ON id = {item}"
     )
     engine.drop("loaded")
     take_events(
         engine,
         "joined",
-        ratings,
+        path,
         broken,
-        user='"userId"',
-        item='"movieId"',
-        timestamp='"timestamp"',
-        rating='"rating"',
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        rating=rating,
         domain="genre_domain",
     )
 

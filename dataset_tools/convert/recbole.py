@@ -25,7 +25,7 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
         name = folder.name
         inter, item = folder / f"{name}.inter", folder / f"{name}.item"
         if item.is_file():
-            found = _load(engine, item, broken)
+            found = load_atomic(engine, item, broken)
             columns = {c: f'"{c}"' for c in ITEM_COLUMNS if c in found}
             for ours, theirs in (("title", TITLES), ("category", CATEGORIES), ("year", YEARS)):
                 known = next((c for c in theirs if c in found), None)
@@ -40,13 +40,8 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
                 domain=quoted(domain),
                 columns=columns,
             )
-        found = _load(engine, inter, broken)
-        for column in ("user_id", "item_id", "timestamp"):
-            if column not in found:
-                raise DataError(
-                    f"{inter}, line 1: no column '{column}' (found: {', '.join(found)}); a "
-                    "sequence needs it"
-                )
+        needed = ("user_id", "item_id", "timestamp")
+        found = load_atomic(engine, inter, broken, needed)
         take_events(
             engine,
             "loaded",
@@ -60,7 +55,17 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
         )
 
 
-def _load(engine: Engine, path: Path, broken: Broken) -> list[str]:
+def load_atomic(
+    engine: Engine, path: Path, broken: Broken, needed: Sequence[str] = ("item_id",)
+) -> list[str]:
+    """Make `loaded` of an atomic file; the names of its fields.
+
+    Raises:
+        DataError: there is no such file, its header is none, or lacks a field of `needed`.
+    """
     names = [field.name for field in read_header(path)]
+    for name in needed:
+        if name not in names:
+            raise DataError(f"{path}, line 1: no column '{name}' (found: {', '.join(names)})")
     separated(engine, path, "loaded", broken, delimiter="\t", quote="", names=names, skip=1)
     return names

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, naming_file, quoted
-from dataset_tools.convert.intake import ITEM_COLUMNS, take_events, take_items
+from dataset_tools.convert.intake import ITEM_COLUMNS, take_events, take_items, tokens_of
 from dataset_tools.convert.lines import Broken, json_lines, separated, text_lines
 from recbole_tema.errors import ConfigError, DataError
 
@@ -92,7 +92,8 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             broken,
             item=item,
             domain=known,
-            columns={c: where[c] for c in ITEM_COLUMNS if where[c]},
+            columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
+            | ({"category": category_of(where["category"])} if where["category"] else {}),
         )
         told = True
     for domain, path in tables.interactions:
@@ -121,6 +122,16 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             rating=_column(path, found, "rating", tables.columns),
             domain=own,
         )
+
+
+def category_of(column: str) -> str:
+    """SQL: categories as tokens, of a JSON list, of texts with | between, or of tokens."""
+    listed = tokens_of(f"json_extract_string({column}, '$[*]')")
+    split = tokens_of(f"string_split({column}, '|')")
+    return (
+        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) THEN {listed} "
+        f"WHEN contains({column}, '|') THEN {split} ELSE {column} END"
+    )
 
 
 def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
@@ -160,8 +171,8 @@ def load(
     kind = next((suffix for suffix in reversed(kinds) if suffix not in PACKED), "")
     if kind == ".parquet":
         with naming_file(path):
-            engine.number(table, f"SELECT true AS _good, * FROM read_parquet({engine.link(path)})")
-        return _columns_of(engine, table)
+            names = _number_parquet(engine, path, table)
+        return names
     if kind in JSON:
         with engine.reading(path) as text:
             keys = engine.rows(
@@ -192,9 +203,17 @@ def load(
     return names
 
 
-def _columns_of(engine: Engine, table: str) -> list[str]:
-    names = [row[0] for row in engine.rows(f"DESCRIBE {table}")]
-    return [name for name in names if name not in ("_number", "_good")]
+def _number_parquet(engine: Engine, path: Path, table: str) -> list[str]:
+    """Make `table` of a Parquet file, its lists as texts with | between; its columns."""
+    source = f"read_parquet({engine.link(path)})"
+    names, cells = [], []
+    for name, kind, *_ in engine.rows(f"DESCRIBE SELECT * FROM {source}"):
+        column = '"' + name.replace('"', '""') + '"'
+        names.append(name)
+        is_list = kind.endswith("[]")
+        cells.append(f"array_to_string({column}, '|') AS {column}" if is_list else column)
+    engine.number(table, f"SELECT true AS _good, {', '.join(cells)} FROM {source}")
+    return names
 
 
 def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:
