@@ -33,6 +33,10 @@ def main(argv=None) -> int:
         if "version" in arguments:
             print(f"recbole-tema {_version('recbole-tema')}, RecBole {_version('recbole')}")
             return 0
+        if "models" in arguments:
+            from recbole_tema.benchmark.command import run
+
+            return run(arguments)
         return _train(arguments)
     except TemaError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,6 +44,9 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         pass
     # Behind the except block the frames of the run are gone, and progress bars have written last.
+    if "models" in arguments:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
     command = f"{_started()} {shlex.join(again)}"
     print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
@@ -83,7 +90,8 @@ def _next_value(name, words):
     return words.pop(0)
 
 
-def _config_files(text) -> list[str]:
+def config_files(text) -> list[str]:
+    """The paths in the value of ``--config_files``."""
     if not text:
         return []
     # One path with blanks in it is more likely than several files that spell an existing path.
@@ -92,12 +100,12 @@ def _config_files(text) -> list[str]:
 
 def _train(arguments):
     keys = dict(arguments)
-    files = _config_files(keys.pop("config_files", ""))
+    files = config_files(keys.pop("config_files", ""))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
-    values, sources = _merged(files, cmd)
+    values, sources = merged(files, cmd)
     model = str(keys.get("model", values.get("model") or DEFAULT_MODEL))
     dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
-    _check(model, dataset, values, sources)
+    check_arguments(model, dataset, values, sources)
 
     from recbole_tema.quick_start import run_recbole_tema
 
@@ -105,7 +113,7 @@ def _train(arguments):
     return 0
 
 
-def _merged(files, cmd):
+def merged(files, cmd):
     """Return the user's keys and where each came from, as ``TemaConfig`` will see them."""
     values, sources = {}, {}
     for path in files:
@@ -116,7 +124,8 @@ def _merged(files, cmd):
     return merge_layer(values, {key: parse_value(text) for key, text in cmd.items()}), sources
 
 
-def _check(model, dataset, values, sources):
+def check_arguments(model, dataset, values, sources):
+    """Raise ``ConfigError`` for a name, key or value that a run would refuse."""
     check_model(model)
     check_keys(sources, model)
     defaults = our_defaults(model, dataset)

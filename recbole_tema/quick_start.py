@@ -44,6 +44,7 @@ def run_recbole_tema(
     config_dict=None,
     cmd_config_dict=None,
     saved=True,
+    after_epoch=None,
 ):
     """Train and evaluate one model on one dataset.
 
@@ -55,6 +56,7 @@ def run_recbole_tema(
         config_file_list: YAML files. config_dict: keys that win over the files.
         cmd_config_dict: keys that win over both (the command line's).
         saved: keep checkpoints, evaluate the best one; False evaluates the last epoch's model.
+        after_epoch: called with (epoch from 0, validation score) after each validation.
 
     Returns:
         dict with ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
@@ -92,7 +94,11 @@ def run_recbole_tema(
             _resume(config, trainer)
         show = config["show_progress"]
         score, valid_result = trainer.fit(
-            prepared.train_data, eval_data["valid"], saved=saved, show_progress=show
+            prepared.train_data,
+            eval_data["valid"],
+            saved=saved,
+            show_progress=show,
+            callback_fn=after_epoch,
         )
     test_result = trainer.evaluate(eval_data["test"], load_best_model=saved, show_progress=show)
     if saved:
@@ -160,6 +166,23 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
         ConfigError: a phase or a key of ``config_dict`` is unknown, or a value out of range.
         DataError: the dataset is not where it was, or one of its files is damaged.
     """
+    return {
+        phase: metrics
+        for phase, (metrics, *_) in rank_checkpoint(
+            checkpoint, config_dict, phases, data_path
+        ).items()
+    }
+
+
+def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data_path=None):
+    """The place of every target by a trained model.
+
+    Args, Raises: as :func:`evaluate_checkpoint`.
+
+    Returns:
+        dict from phase to (metrics, ranks ``(n_targets,)`` int64 with 0 the first place, the
+        phase's :class:`EvalPlan`, the dataset).
+    """
     phases = [phases] if isinstance(phases, str) else list(phases)
     if not set(phases) <= set(PHASES):
         raise ConfigError(f"phases is {phases}; allowed: a list of {', '.join(PHASES)}")
@@ -174,7 +197,14 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
     prepared = _prepare(config, data)
     model = _saved_model(config, prepared.train_data.dataset, state, checkpoint)
     eval_data = _eval_data(config, data, prepared)
-    return {phase: evaluate_model(model, eval_data[phase], config, data)[0] for phase in phases}
+    return {
+        phase: (
+            *evaluate_model(model, eval_data[phase], config, data),
+            eval_data[phase].plan,
+            data,
+        )
+        for phase in phases
+    }
 
 
 def _name(key, given, default, files, config_dict, cmd_config_dict):

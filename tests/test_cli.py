@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_tema.cli import _config_files, main, parse_arguments
+from recbole_tema.cli import config_files, main, parse_arguments
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import model_names
 
@@ -81,9 +81,9 @@ def test_wrong_arguments_are_refused(words, message):
 
 def test_config_files_are_split_at_blanks_unless_one_file_has_them(tmp_path):
     both = tmp_path / "a b.yaml"
-    assert _config_files("a.yaml  b.yaml") == ["a.yaml", "b.yaml"]
+    assert config_files("a.yaml  b.yaml") == ["a.yaml", "b.yaml"]
     both.write_text("")
-    assert _config_files(str(both)) == [str(both)]
+    assert config_files(str(both)) == [str(both)]
 
 
 # Exit codes and messages

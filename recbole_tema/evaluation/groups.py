@@ -39,7 +39,7 @@ def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
     found = OrderedDict()
     for name in names:
         if name == "overlap":
-            codes, labels = np.where(_spans_domains(plan), 0, 1), ("yes", "no")
+            codes, labels = np.where(spans_domains(plan), 0, 1), ("yes", "no")
         elif name == "popularity":
             codes = popularity_thirds(np.asarray(train_popularity)[plan.targets])
             labels = POPULARITY_NAMES
@@ -69,7 +69,7 @@ def popularity_thirds(popularity: np.ndarray) -> np.ndarray:
     return np.minimum((3 * middle / max(len(popularity), 1)).astype(np.int64), 2)[block]
 
 
-def _spans_domains(plan: EvalPlan) -> np.ndarray:
+def spans_domains(plan: EvalPlan) -> np.ndarray:
     """``(n,)`` bool: the events before the target lie in two or more domains."""
     rows, items = plan.history_events()
     n_domains = len(plan.domain_names)

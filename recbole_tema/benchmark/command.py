@@ -1,0 +1,134 @@
+"""`recbole-tema --models=TEMA,SASRec --seeds=5`: arguments of a benchmark, its runs, its report."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from recbole_tema.benchmark.spec import Entry, Spec, check_entries
+from recbole_tema.config_files import merge_layer
+from recbole_tema.config_keys import general_keys
+from recbole_tema.errors import ConfigError
+from recbole_tema.names import DEFAULT_DATASET, check_model, hint, nearest
+from recbole_tema.paths import default_data_path
+
+FIRST_SEED = 2020
+# Arguments of the benchmark itself -> default; all others are keys of every run.
+OWN = {"models": None, "seeds": "1", "jobs": "1", "results_dir": None}
+# Given to one run, they would be the same for all, or fight with the folder of results.
+REFUSED = {
+    "model": "give --models",
+    "seed": "give --seeds, a number of seeds or a list such as 2020,2021",
+    "checkpoint_dir": "models are kept in the folder of results",
+    "resume": "a benchmark always goes on where it was",
+}
+OK, SOME_FAILED = 0, 1
+
+
+def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
+    """Do what is missing of the benchmark and write its report; the exit code, 1 if runs failed.
+
+    Raises:
+        TemaError: an argument or the folder of results is refused, or no run finished.
+    """
+    spec, folder, jobs = parse(arguments)
+    _ensure_dataset(spec)
+
+    from recbole_tema.benchmark.report import write_report
+    from recbole_tema.benchmark.runner import open_results, run_all
+    from recbole_tema.benchmark.targets import duckdb_package
+
+    duckdb_package()  # missing, it would be told after the first training
+    open_results(folder, spec)
+    outcome = run_all(folder, spec, jobs, say)
+    for name, log in outcome.failed.items():
+        say(f"failed: {name}: {log}")
+    say(write_report(folder, spec))
+    return SOME_FAILED if outcome.failed else OK
+
+
+def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
+    """(what to run, the folder of results, processes at a time).
+
+    Raises:
+        ConfigError: an argument is refused; the message says which.
+    """
+    for name, why in REFUSED.items():
+        if name in arguments:
+            raise ConfigError(f"--{name} is of single runs, and --models asks for many; {why}")
+    given = dict(arguments)
+    own = {name: given.pop(name, default) for name, default in OWN.items()}
+    names, seeds = _listed(own["models"]), seeds_of(own["seeds"])
+    for name in names:
+        check_model(name)
+    dataset = given.pop("dataset", DEFAULT_DATASET)
+    common, special = _keys(given, names, dataset)
+    entries = [Entry(name, name, special.get(name, {})) for name in names]
+    check_entries(entries, seeds)
+    data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
+    spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common)
+    folder = Path(own["results_dir"] or Path("results") / dataset).expanduser()
+    return spec, folder.resolve(), _whole("jobs", own["jobs"])
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds of `5`, five from 2020 on, or of a list: `2020,7`, or `7,` for one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    parts = _listed(text)
+    if not all(part.isdecimal() for part in parts) or not parts:
+        raise ConfigError(f"--seeds is '{text}'; give a number of seeds, or a list: 2020,2021")
+    if "," not in str(text):
+        return list(range(FIRST_SEED, FIRST_SEED + int(parts[0])))
+    return [int(part) for part in parts]
+
+
+def _listed(text) -> list[str]:
+    return [part.strip() for part in str(text).split(",") if part.strip()]
+
+
+def _whole(name: str, text: str) -> int:
+    if not str(text).isdecimal() or int(text) < 1:
+        raise ConfigError(f"--{name} is '{text}'; give a whole number from 1")
+    return int(text)
+
+
+def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict, dict]:
+    """(keys of every run, model -> keys of its own, written `--MODEL.key=value`), checked.
+
+    Raises:
+        ConfigError: a key that a model does not have, or a value out of range.
+    """
+    from recbole_tema.cli import check_arguments, config_files, merged
+
+    files = config_files(given.pop("config_files", ""))
+    texts: dict[str, dict[str, str]] = {}
+    for name in [name for name in given if "." in name]:
+        model, _, key = name.partition(".")
+        if model not in models:
+            raise ConfigError(f"--{name}: '{model}' is none of --models ({', '.join(models)})")
+        texts.setdefault(model, {})[key] = given.pop(name)
+    for name in given:
+        if name not in general_keys() and nearest(name, OWN):
+            raise ConfigError(f"unknown argument '--{name}'{hint(name, OWN)}")
+    common, sources = merged(files, given)
+    special = {}
+    for model in models:
+        values, from_where = merged([], texts.get(model, {}))
+        special[model] = values
+        try:
+            both = merge_layer(common, values)
+            check_arguments(model, dataset, both, {**sources, **from_where})
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (of model {model}; a key of one model alone: --{model}.KEY=VALUE)"
+            ) from None
+    return common, special
+
+
+def _ensure_dataset(spec: Spec) -> None:
+    from dataset_tools.builtin import BUILTIN, ensure_builtin
+
+    if spec.dataset in BUILTIN:
+        ensure_builtin(spec.dataset, spec.data_path)

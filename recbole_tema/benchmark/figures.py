@@ -1,0 +1,190 @@
+"""Figures of a benchmark, as PNG, as SVG, and in the report."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from recbole_tema.benchmark.metrics import bootstrap_interval
+from recbole_tema.benchmark.results import OVERALL, Results
+from recbole_tema.benchmark.targets import HOW_TO_GET
+from recbole_tema.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by people who see few; then the same with another marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, GRID = "#222222", "#DDDDDD"
+WIDE, NARROW = 11.0, 4.6  # inches, of a page and of a phone
+METRIC, K = "ndcg", 10
+TITLES = {
+    "models": "By model, with 95 % intervals over users",
+    "history": "By length of the history",
+    "popularity": "By popularity of the target",
+    "overlap": "Users with a history in several domains, and in one",
+    "curves": "Validation score while training",
+    "time": "Quality against training time",
+}
+
+
+def figure(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE) -> "Figure":
+    """One of TITLES' figures.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError(f"matplotlib is not installed: {HOW_TO_GET}") from None
+    height = {"models": 0.32 * len(results.rows) + 1.3}.get(name, 4.2)
+    made = Figure(figsize=(width, height * (1 if width >= 7 else 0.95)), layout="constrained")
+    draw: dict[str, Callable] = {
+        "models": _models,
+        "curves": _curves,
+        "time": _time,
+    }
+    if name in draw:
+        draw[name](made, results, summary, width)
+    else:
+        _grouped(made, results, name, width)
+    for panel in made.axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(colors=INK, labelsize=9)
+        panel.title.set_size(10)
+    return made
+
+
+def _style(number: int) -> tuple[str, str]:
+    return COLOURS[number % len(COLOURS)], MARKERS[(number // len(COLOURS)) % len(MARKERS)]
+
+
+def _models(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+    slices = list(results.slices)
+    if width < 7:  # one below the other
+        made.set_size_inches(width, (0.3 * len(results.rows) + 0.9) * len(slices))
+        panels = made.subplots(len(slices), 1, squeeze=False)[:, 0]
+    else:
+        panels = made.subplots(1, len(slices), squeeze=False)[0]
+    names = [row.label for row in results.rows]
+    for column, (panel, name) in enumerate(zip(panels, slices, strict=True)):
+        metric = f"{METRIC}@{K}"
+        part = summary[(summary["slice"] == name) & (summary["metric"] == metric)]
+        part = part.set_index("model").loc[names]
+        lines = zip(results.rows, part.to_dict("records"), strict=True)
+        for place, (row, line) in enumerate(lines):
+            spread = [[line["mean"] - line["low"]], [line["high"] - line["mean"]]]
+            colour = COLOURS[0] if row.ours else "#777777"
+            style = {"fmt": "o", "color": colour, "capsize": 3, "markersize": 5}
+            panel.errorbar([line["mean"]], [-place], xerr=spread, **style)
+        labelled = column == 0 or width < 7
+        panel.set_yticks([-place for place in range(len(names))], names if labelled else [])
+        panel.set_ylim(-len(names) + 0.5, 0.5)
+        panel.set_title(name)
+        panel.set_xlabel("NDCG@10")
+        panel.grid(axis="x", color=GRID)
+        panel.set_axisbelow(True)
+
+
+def _grouped(made, results: Results, grouping: str, width: float) -> None:
+    panel = made.add_subplot()
+    buckets = results.groupings[grouping]
+    names = list(buckets)
+    n = len(results.rows)
+    for number, row in enumerate(results.rows):
+        values = row.values(METRIC, K).mean(axis=0)
+        colour, marker = _style(number)
+        places = [x + (number - (n - 1) / 2) * 0.7 / n for x in range(len(names))]
+        means = [values[mask].mean() for mask in buckets.values()]
+        bounds = [bootstrap_interval(values[mask]) for mask in buckets.values()]
+        spread = np.abs(np.array(bounds).T - np.array(means))
+        style = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 5}
+        panel.errorbar(places, means, yerr=spread, label=row.label, **style)
+    counts = [int(mask.sum()) for mask in buckets.values()]
+    labels = [
+        f"{name}\n{count:,} target{'' if count == 1 else 's'}"
+        for name, count in zip(names, counts, strict=True)
+    ]
+    panel.set_xticks(range(len(names)), labels)
+    for x in range(1, len(names)):
+        panel.axvline(x - 0.5, color=GRID, linewidth=1)
+    panel.set_ylabel("NDCG@10")
+    panel.set_ylim(bottom=0)
+    panel.grid(axis="y", color=GRID)
+    _legend(made, panel, width)
+
+
+def _legend(made, panel: "Axes", width: float) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = max(1, min(len(labels), int(width // 1.5)))
+    made.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
+
+
+def _curves(made, results: Results, _summary, width: float) -> None:
+    panel = made.add_subplot()
+    for number, row in enumerate(results.rows):
+        colour, _ = _style(number)
+        for turn, (_seed, curve) in enumerate(sorted(row.curves.items())):
+            epochs = [point["epoch"] + 1 for point in curve]
+            scores = [point["valid"] for point in curve]
+            style = {"color": colour, "linewidth": 1.2, "alpha": 1.0 if turn == 0 else 0.4}
+            style["marker"] = "o" if len(curve) == 1 else None
+            panel.plot(epochs, scores, label=row.label if turn == 0 else None, **style)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set_xlabel("epoch")
+    panel.set_ylabel("validation score")
+    panel.grid(color=GRID)
+    _legend(made, panel, width)
+
+
+def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+    panel = made.add_subplot()
+    part = summary[(summary["slice"] == OVERALL) & (summary["metric"] == f"{METRIC}@{K}")]
+    means = part.set_index("model")["mean"]
+    for number, row in enumerate(results.rows):
+        seconds = [curve[-1]["seconds"] for curve in row.curves.values() if curve]
+        if not seconds:
+            continue
+        colour, marker = _style(number)
+        place = float(np.mean(seconds)), float(means[row.label])
+        panel.plot(*place, marker, color=colour, markersize=8, label=row.label)
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.xaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
+    )
+    panel.set_xlabel("seconds of training, with validation, mean over seeds")
+    panel.set_ylabel("NDCG@10")
+    panel.grid(color=GRID)
+    _legend(made, panel, width)
+
+
+def svg(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE) -> str:
+    """A figure as an SVG element; the same bytes each time."""
+    import matplotlib
+
+    text = io.StringIO()
+    salt = f"{results.dataset}-{name}-{width}"
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        made = figure(name, results, summary, width)
+        made.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def write_figures(folder: Path, results: Results, summary: pd.DataFrame) -> None:
+    """Write every figure as PNG and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TITLES:
+        figure(name, results, summary).savefig(folder / f"{name}.png", format="png", dpi=150)
+        head = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
+        (folder / f"{name}.svg").write_text(head + svg(name, results, summary), encoding="utf-8")

@@ -1,0 +1,69 @@
+"""Metrics of single targets from their ranks, and what many targets say together."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BY_RANK = ("hit", "ndcg", "mrr", "recall", "precision", "map")
+
+
+def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
+    """``(n,)`` float64: a metric at k of each target, one relevant item in each ranking.
+
+    With one relevant item recall is hit, and map is mrr; ndcg is 1 / log2(rank + 1) within k.
+
+    Args:
+        name: Of BY_RANK. ranks: ``(n,)`` from 1.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    inside = ranks <= k
+    if name in ("hit", "recall"):
+        return inside.astype(np.float64)
+    if name == "precision":
+        return inside / k
+    if name in ("mrr", "map"):
+        return np.where(inside, 1 / ranks, 0.0)
+    if name == "ndcg":
+        return np.where(inside, 1 / np.log2(ranks + 1), 0.0)
+    raise ValueError(f"{name} is no metric of ranks")
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 2020, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of ``(n,)`` values, users drawn with replacement."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    rng = np.random.default_rng(seed)
+    # Drawing n users with replacement is drawing how often each distinct value comes.
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = rng.multinomial(len(values), counts / len(values), size=draws)
+    means = drawn @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_p(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Two-sided p-value of Student's paired test on ``(n,)`` values of the same targets; 1 if
+    they are all alike."""
+    from scipy.stats import ttest_rel
+
+    difference = np.asarray(ours) - np.asarray(theirs)
+    if len(difference) < 2 or not difference.any():
+        return 1.0
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected by Holm's method (Scandinavian J. of Statistics, 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = highest
+    return corrected

@@ -1,0 +1,116 @@
+"""The report of a benchmark: one HTML page that needs nothing from elsewhere."""
+
+import json
+from html import escape
+
+import pandas as pd
+
+from recbole_tema.benchmark.figures import NARROW, TITLES, WIDE, svg
+from recbole_tema.benchmark.results import Results
+from recbole_tema.benchmark.tables import MARK, grid
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto;
+  padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead tr:first-child th { text-align: center; }
+.spread { color: #666; font-size: .85em; }
+.best { font-weight: 700; } .second { text-decoration: underline; }
+svg { width: 100%; height: auto; }
+.narrow { display: none; }
+details { margin: .5rem 0; } pre { overflow-x: auto; font-size: .8rem; }
+@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } }
+@media print { .narrow { display: none; } .wide { display: block; } }
+"""
+
+
+def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[str]) -> str:
+    """The page as text.
+
+    Args:
+        statement: What the folder belongs to (`spec.stated`). facts: Sentences for its head.
+    """
+    name = escape(results.dataset)
+    told = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    figures = "".join(
+        f"<h2>{escape(title)}</h2>"
+        f'<div class="wide">{svg(key, results, summary, WIDE)}</div>'
+        f'<div class="narrow">{svg(key, results, summary, NARROW)}</div>'
+        for key, title in TITLES.items()
+    )
+    configs = "".join(
+        f"<details><summary>{escape(label)}: {escape(entry['model'])}</summary>"
+        f"<pre>{escape(json.dumps(entry['keys'], indent=1))}</pre></details>"
+        for label, entry in statement["entries"].items()
+        if label in {row.label for row in results.rows}
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Benchmark on {name}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>
+<body>
+<h1>Benchmark on {name}</h1>
+<ul>{told}</ul>
+<div class="scroll">{_table(summary)}</div>
+<p>Mean over seeds, with its standard deviation. Best in bold, second underlined. {MARK}: better
+than the best baseline (paired t-test over users, corrected by Holm, p &lt; 0.05). All numbers with
+their intervals and p-values are in table.csv.</p>
+{figures}
+<h2>Runs</h2>
+<div class="scroll">{_runs(results)}</div>
+<h2>Configurations</h2>
+{configs}
+</body>
+</html>
+"""
+
+
+def _table(summary: pd.DataFrame) -> str:
+    slices, metrics, models, cells = grid(summary)
+    spans = "".join(f'<th colspan="{len(metrics)}">{escape(s)}</th>' for s in slices)
+    heads = "".join(f"<th>{escape(m)}</th>" for _ in slices for m in metrics)
+    body = ""
+    for model in models:
+        row = "".join(_cell(cells[model][s, m]) for s in slices for m in metrics)
+        body += f"<tr><td>{escape(model)}</td>{row}</tr>"
+    return (
+        f"<table><thead><tr><th></th>{spans}</tr><tr><th>model</th>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _cell(line: dict) -> str:
+    spread = ""
+    if pd.notna(line["std"]):
+        spread = f' <span class="spread">± {line["std"]:.4f}</span>'
+    kind = {1: ' class="best"', 2: ' class="second"'}.get(line["place"], "")
+    mark = MARK if line["better"] else ""
+    return f"<td><span{kind}>{line['mean']:.4f}</span>{mark}{spread}</td>"
+
+
+def _runs(results: Results) -> str:
+    heads = ("run", "seed", "epochs", "seconds", "device", "threads", "date", "machine", "versions")
+    body = ""
+    for row in results.rows:
+        for seed, record in sorted(row.records.items()):
+            curve = row.curves[seed]
+            versions = {"python": record["python"], **record["versions"]}
+            cells = [
+                row.label,
+                str(seed),
+                str(len(curve)),
+                f"{curve[-1]['seconds']:.0f}" if curve else "",
+                record["device"],
+                str(record["threads"]),
+                record["date"],
+                record["machine"],
+                ", ".join(f"{name} {number}" for name, number in versions.items()),
+            ]
+            body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

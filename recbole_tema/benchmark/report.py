@@ -1,0 +1,81 @@
+"""What a benchmark leaves to read: tables, figures and one page, made of its finished runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from recbole_tema.atomic import replace_file
+from recbole_tema.benchmark.figures import write_figures
+from recbole_tema.benchmark.metrics import BY_RANK
+from recbole_tema.benchmark.page import page
+from recbole_tema.benchmark.results import Results, read_results
+from recbole_tema.benchmark.runner import STATEMENT
+from recbole_tema.benchmark.spec import Spec
+from recbole_tema.benchmark.tables import csv_text, latex, markdown
+from recbole_tema.errors import ConfigError
+
+
+def write_report(folder: Path, spec: Spec) -> str:
+    """Write table.csv, table.md, table.tex, figures/ and report.html; the table, to print.
+
+    Raises:
+        ConfigError: no configured metric can be had from ranks.
+        DataError: no run is finished, or a file of one is damaged.
+    """
+    results = read_results(folder, spec)
+    statement = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
+    summary = results.summary(metrics_of(statement))
+    table = markdown(summary)
+    texts: dict[str, Callable[[], str]] = {
+        "table.csv": lambda: csv_text(summary),
+        "table.md": lambda: table,
+        "table.tex": lambda: latex(summary, f"Results on {spec.dataset}"),
+        "report.html": lambda: page(results, summary, statement, facts(results, statement)),
+    }
+    for name, text in texts.items():
+        with replace_file(folder / name) as file:
+            file.write(text().encode())
+    write_figures(folder / "figures", results, summary)
+    return f"{table}\nreport: {folder / 'report.html'}"
+
+
+def metrics_of(statement: dict) -> list[tuple[str, int]]:
+    """(name, k) of the configured metrics that ranks give, and what the figures show.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    keys = next(iter(statement["entries"].values()))["keys"]
+    names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in BY_RANK]
+    if not names:
+        raise ConfigError(
+            f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
+            f"choose of {', '.join(BY_RANK)}"
+        )
+    found = [(name, int(k)) for k in _listed(keys["topk"]) for name in names]
+    return list(dict.fromkeys([*found, ("ndcg", 10)]))
+
+
+def _listed(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def facts(results: Results, statement: dict) -> list[str]:
+    """Sentences on the data and the protocol."""
+    test = results.targets["test"]
+    keys = next(iter(statement["entries"].values()))["keys"]
+    mode = (keys.get("eval_args") or {}).get("mode", "full")
+    mode = mode.get("test") if isinstance(mode, dict) else mode
+    seeds = sorted({seed for row in results.rows for seed in row.records})
+    domains = ", ".join(
+        f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
+    )
+    ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
+    return [
+        f"{len(test):,} test targets ({domains}), the last event of each user; "
+        f"{int(test['overlap'].sum()):,} of them with a history in several domains",
+        f"candidates: {ranked} items "
+        + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains"),
+        f"{len(results.rows)} models, seeds {', '.join(map(str, seeds))}",
+        f"dataset {statement['dataset']}, SHA-256 of its files {statement['content'][:16]}",
+    ]

@@ -1,0 +1,189 @@
+"""The finished runs of a folder, and what they say together: means, intervals, tests."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
+from recbole_tema.benchmark.runner import RUNS
+from recbole_tema.benchmark.spec import Spec, run_name
+from recbole_tema.benchmark.targets import read_targets
+from recbole_tema.benchmark.worker import CURVE, RECORD, read_curve
+from recbole_tema.errors import DataError
+from recbole_tema.evaluation.groups import LENGTH_BOUNDS, LENGTH_NAMES, popularity_thirds
+from recbole_tema.names import OUR_MODELS
+
+TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
+OVERALL = "overall"
+POPULARITY = ("least popular third", "middle third", "most popular third")
+LEVEL = 0.05  # of a test that holds
+
+
+@dataclass
+class Row:
+    """The finished runs of one entry.
+
+    Attributes:
+        label, model: As in the spec.
+        records: Seed -> its `run.json`. curves: Seed -> validations in their order.
+        ranks: Phase -> ``(seeds, n_targets)`` int64 from 1, seeds ascending.
+    """
+
+    label: str
+    model: str
+    records: dict[int, dict] = field(default_factory=dict)
+    curves: dict[int, list[dict]] = field(default_factory=dict)
+    ranks: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the model is one of this package's."""
+        return self.model in OUR_MODELS
+
+    def values(self, metric: str, k: int, phase: str = "test") -> np.ndarray:
+        """``(seeds, n_targets)`` of a metric."""
+        return np.stack([per_target(metric, ranks, k) for ranks in self.ranks[phase]])
+
+
+@dataclass
+class Results:
+    """All rows of a benchmark that have a finished run.
+
+    Attributes:
+        dataset: Its name. rows: In the order of the spec.
+        targets: Phase -> what is the same in every run: a row a target, columns TARGET.
+    """
+
+    dataset: str
+    rows: list[Row]
+    targets: dict[str, pd.DataFrame]
+
+    @cached_property
+    def slices(self) -> dict[str, np.ndarray]:
+        """Name -> ``(n,)`` bool of the test targets: all, then each domain."""
+        test = self.targets["test"]
+        found = {OVERALL: np.ones(len(test), dtype=bool)}
+        for domain in sorted(test["domain"].unique()):
+            found[domain] = (test["domain"] == domain).to_numpy()
+        return found
+
+    @cached_property
+    def groupings(self) -> dict[str, dict[str, np.ndarray]]:
+        """Grouping -> bucket -> ``(n,)`` bool of the test targets, empty buckets left out."""
+        test = self.targets["test"]
+        overlap = test["overlap"].to_numpy()
+        thirds = popularity_thirds(test["popularity"].to_numpy())
+        lengths = np.searchsorted(LENGTH_BOUNDS, test["history"].to_numpy())
+        found = {
+            "history": {name: lengths == i for i, name in enumerate(LENGTH_NAMES)},
+            "popularity": {name: thirds == i for i, name in enumerate(POPULARITY)},
+            "overlap": {"several domains": overlap, "one domain": ~overlap},
+        }
+        return {
+            name: {bucket: mask for bucket, mask in buckets.items() if mask.any()}
+            for name, buckets in found.items()
+        }
+
+    def summary(self, metrics, seed: int = 2020) -> pd.DataFrame:
+        """One line for each row of the table, slice and metric.
+
+        Args:
+            metrics: (name, k) of each metric. seed: Of the bootstrap.
+
+        Returns:
+            model, slice, metric (`ndcg@10`), targets, seeds, mean (over seeds), std (over seeds,
+            NaN for one), low, high (95 % bootstrap interval over users of their mean over seeds),
+            best_baseline, p (paired test against the best baseline of the slice and metric,
+            corrected by Holm over the rows; NaN for that baseline and where there is none), and
+            better (p < 0.05 and the higher mean).
+        """
+        return pd.concat(
+            [
+                self._of_slice(name, mask, metric, k, seed)
+                for metric, k in metrics
+                for name, mask in self.slices.items()
+            ],
+            ignore_index=True,
+        )
+
+    def _of_slice(self, name, mask, metric, k, seed) -> pd.DataFrame:
+        values = {row.label: row.values(metric, k)[:, mask] for row in self.rows}
+        means = {label: float(found.mean()) for label, found in values.items()}
+        baselines = [row.label for row in self.rows if not row.ours]
+        best = max(baselines, key=means.__getitem__, default=None)
+        others = [label for label in values if best is not None and label != best]
+        # A user's value is the mean over the seeds, so that a user counts once.
+        users = {label: found.mean(axis=0) for label, found in values.items()}
+        raw = [paired_p(users[label], users[best]) for label in others]
+        p = dict(zip(others, holm(raw), strict=True))
+        lines = []
+        for label, found in values.items():
+            low, high = bootstrap_interval(users[label], seed)
+            lines.append(
+                {
+                    "model": label,
+                    "slice": name,
+                    "metric": f"{metric}@{k}",
+                    "targets": int(mask.sum()),
+                    "seeds": len(found),
+                    "mean": means[label],
+                    "std": float(found.mean(axis=1).std(ddof=1)) if len(found) > 1 else np.nan,
+                    "low": low,
+                    "high": high,
+                    "best_baseline": best or "",
+                    "p": p.get(label, np.nan),
+                    "better": label in p and p[label] < LEVEL and means[label] > means[best],
+                }
+            )
+        return pd.DataFrame(lines)
+
+
+def read_results(folder: Path, spec: Spec) -> Results:
+    """What is finished of a benchmark.
+
+    Raises:
+        DataError: no run is finished, a file is damaged, or runs have ranked different targets.
+    """
+    rows, targets = [], {}
+    for entry in spec.entries:
+        row = Row(entry.label, entry.model)
+        ranks = {"valid": [], "test": []}
+        for seed, where in _finished(folder, entry.label, spec.seeds):
+            row.records[seed] = _read_record(where / RECORD)
+            row.curves[seed] = read_curve(where / CURVE)
+            for phase, found in ranks.items():
+                table = read_targets(where / f"{phase}.parquet")
+                known = targets.setdefault(phase, table[TARGET])
+                if not known.equals(table[TARGET]):
+                    raise DataError(
+                        f"{where / phase}.parquet has other targets or candidates than the other "
+                        "runs of the folder; delete that run's folder to have it run again"
+                    )
+                found.append(table["rank"].to_numpy())
+        if row.records:
+            row.ranks = {phase: np.stack(found) for phase, found in ranks.items()}
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{folder}: no run is finished, so there is nothing to report")
+    return Results(spec.dataset, rows, targets)
+
+
+def _finished(folder: Path, label: str, seeds) -> Iterator[tuple[int, Path]]:
+    for seed in sorted(seeds):
+        where = folder / RUNS / run_name(label, seed)
+        if (where / RECORD).is_file():
+            yield seed, where
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path}: no JSON ({error}); delete the run's folder to have it run again"
+        ) from None

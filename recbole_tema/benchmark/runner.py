@@ -1,0 +1,166 @@
+"""Runs of a benchmark, each in a process of its own, with their state on disk.
+
+    RESULTS/benchmark.json         what the folder belongs to: dataset, and each row's keys
+    RESULTS/runs/LABEL-seedN/      spec.json, log.txt, curve.jsonl, model/, and at its end
+                                   valid.parquet, test.parquet (a row a target), run.json
+
+A run is finished when it has `run.json`. Whatever ends the benchmark, the same command goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from recbole_tema.atomic import replace_file
+from recbole_tema.benchmark.spec import Entry, Spec, as_json, differences, run_name, stated
+from recbole_tema.benchmark.worker import RECORD
+from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
+from recbole_tema.errors import ConfigError, DataError
+
+STATEMENT, RUNS, LOG = "benchmark.json", "runs", "log.txt"
+POLL = 0.2
+PATIENCE = 10  # seconds that a process has to end when it is told to
+
+
+@dataclass
+class Outcome:
+    """How the runs ended.
+
+    Attributes:
+        done: Finished, now or before. failed: label and seed -> its log.
+    """
+
+    done: int = 0
+    failed: dict[str, Path] = field(default_factory=dict)
+
+
+def open_results(folder: Path, spec: Spec) -> None:
+    """Make a folder of results, or go on with one, if it belongs to this dataset and these keys.
+
+    Raises:
+        ConfigError: it belongs to others; the message says what differs.
+        DataError: it cannot be read or written.
+    """
+    new = stated(spec)
+    path = folder / STATEMENT
+    try:
+        (folder / RUNS).mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            found = differences(old, new)
+            if found:
+                shown = "\n  ".join(found[:10]) + ("\n  ..." if len(found) > 10 else "")
+                raise ConfigError(
+                    f"{folder} holds results of something else:\n  {shown}\n"
+                    "give another --results_dir, or what was given then"
+                )
+            new["entries"] = {**old["entries"], **new["entries"]}
+        with replace_file(path) as file:
+            file.write((json.dumps(new, indent=1) + "\n").encode())
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise DataError(f"{path}: no JSON ({error}); give another --results_dir") from None
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def run_all(folder: Path, spec: Spec, jobs: int = 1, say: Callable[[str], None] = print) -> Outcome:
+    """Do what is missing of a benchmark's runs, at most `jobs` at a time; failures stop no other.
+
+    Raises:
+        DataError: another benchmark works in the folder, or it cannot be written.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _run_all(folder, spec, jobs, say)
+    except Timeout:
+        raise DataError(f"{folder}: another benchmark works in it; wait until it ends") from None
+
+
+def _run_all(folder: Path, spec: Spec, jobs: int, say: Callable[[str], None]) -> Outcome:
+    outcome, waiting = Outcome(), []
+    for entry, seed in spec.runs():
+        if (run_folder(folder, entry, seed) / RECORD).is_file():
+            outcome.done += 1
+        else:
+            waiting.append((entry, seed))
+    total = len(spec.runs())
+    if outcome.done:
+        say(f"{outcome.done} of {total} runs are there already")
+    bar = tqdm(total=total, initial=outcome.done, desc="runs", unit="run", disable=not waiting)
+    running: dict[subprocess.Popen, tuple[Entry, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                entry, seed = waiting.pop(0)
+                running[_start(folder, spec, entry, seed, jobs)] = (entry, seed)
+                bar.set_postfix_str(", ".join(f"{e.label} {s}" for e, s in running.values()))
+            for process in [p for p in running if p.poll() is not None]:
+                entry, seed = running.pop(process)
+                where = run_folder(folder, entry, seed)
+                if process.returncode == 0 and (where / RECORD).is_file():
+                    outcome.done += 1
+                else:
+                    outcome.failed[f"{entry.label}, seed {seed}"] = where / LOG
+                    bar.write(f"failed: {entry.label}, seed {seed}: {last_line(where / LOG)}")
+                bar.update()
+            time.sleep(POLL)
+    finally:
+        bar.close()
+        _stop(list(running))
+    return outcome
+
+
+def run_folder(folder: Path, entry: Entry, seed: int) -> Path:
+    """The folder of a run."""
+    return folder / RUNS / run_name(entry.label, seed)
+
+
+def _start(folder: Path, spec: Spec, entry: Entry, seed: int, jobs: int) -> subprocess.Popen:
+    where = run_folder(folder, entry, seed)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with replace_file(where / RUN_SPEC) as file:
+            file.write(as_json(spec, entry, seed).encode())
+        log = open(where / LOG, "a", encoding="utf-8")  # noqa: SIM115 (the process's)
+    except OSError as error:
+        raise DataError(f"{where} cannot be written: {error.strerror or error}") from None
+    environment = dict(os.environ)
+    if jobs > 1:
+        share = str(max(1, (os.cpu_count() or 1) // jobs))
+        environment.setdefault("OMP_NUM_THREADS", share)
+    command = [sys.executable, "-W", "ignore", "-m", "recbole_tema.benchmark.worker", str(where)]
+    with log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_line(log: Path) -> str:
+    """What a failed run said last."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return f"{said[-1] if said else 'it said nothing'} (see {log})"

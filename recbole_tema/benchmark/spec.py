@@ -1,0 +1,155 @@
+"""What a benchmark runs: models, seeds and variants on one dataset, and all that they depend on."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_tema.errors import ConfigError, DataError
+
+# Files of a dataset that a model can read.
+CONTENT = ("inter", "item", "itemtext", "itemimage", "itemllm", "userllm", "tag")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a model with the keys that are its own.
+
+    Attributes:
+        label: Its name in the table.
+        model: Of our models or RecBole's.
+        keys: Beside the keys of the whole benchmark.
+    """
+
+    label: str
+    model: str
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A benchmark on one dataset.
+
+    Attributes:
+        dataset: Its name. data_path: The folder that holds its folder.
+        entries: Rows of the table. seeds: Each is a run of each row.
+        keys: Given for all runs, over the defaults.
+    """
+
+    dataset: str
+    data_path: Path
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    keys: dict[str, Any] = field(default_factory=dict)
+
+    def runs(self) -> list[tuple[Entry, int]]:
+        """All runs; every row gets its first seed before any gets its second."""
+        return [(entry, seed) for seed in self.seeds for entry in self.entries]
+
+
+def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
+    """Every key that the results of an entry depend on, with its value, as JSON can hold them.
+
+    Raises:
+        ConfigError: a key or value is refused.
+    """
+    from recbole_tema.checkpoint import plain_config
+    from recbole_tema.config import TemaConfig
+    from recbole_tema.trainer import NOT_IN_RUN_NAME
+
+    keys = {**spec.keys, **entry.keys, "data_path": str(spec.data_path)}
+    config = plain_config(TemaConfig(entry.model, spec.dataset, config_dict=keys))
+    kept = {k: v for k, v in sorted(config.items()) if k not in {*NOT_IN_RUN_NAME, "seed"}}
+    return json.loads(json.dumps(kept, sort_keys=True, default=str))
+
+
+def content_hash(folder: Path, name: str) -> str:
+    """SHA-256 over a dataset's files that models read, by their names and bytes.
+
+    Raises:
+        DataError: there is no such dataset.
+    """
+    found = hashlib.sha256()
+    for suffix in CONTENT:
+        path = folder / f"{name}.{suffix}"
+        if not path.is_file():
+            continue
+        found.update(f"{suffix}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    if not (folder / f"{name}.inter").is_file():
+        raise DataError(f"{folder / name}.inter not found; no such dataset")
+    return found.hexdigest()
+
+
+def stated(spec: Spec) -> dict[str, Any]:
+    """What a folder of results belongs to: the dataset's content and each entry's keys."""
+    return {
+        "dataset": spec.dataset,
+        "content": content_hash(spec.data_path / spec.dataset, spec.dataset),
+        "entries": {
+            entry.label: {"model": entry.model, "keys": resolved(spec, entry)}
+            for entry in spec.entries
+        },
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between the statement that a folder holds and a new one; one line each.
+
+    Entries that only one of them has are no difference: rows can be added, and left out.
+    """
+    lines = []
+    if old["dataset"] != new["dataset"]:
+        lines.append(f"dataset {old['dataset']!r} there, {new['dataset']!r} now")
+    elif old["content"] != new["content"]:
+        lines.append(
+            f"the files of dataset {old['dataset']!r} have changed (SHA-256 {old['content'][:12]} "
+            f"there, {new['content'][:12]} now)"
+        )
+    for label, entry in new["entries"].items():
+        before = old["entries"].get(label)
+        if before is None:
+            continue
+        if before["model"] != entry["model"]:
+            lines.append(f"{label}: model {before['model']} there, {entry['model']} now")
+            continue
+        for key in sorted(set(before["keys"]) | set(entry["keys"])):
+            a, b = (keys.get(key, "(not set)") for keys in (before["keys"], entry["keys"]))
+            if a != b:
+                lines.append(f"{label}: {key} {a!r} there, {b!r} now")
+    return lines
+
+
+def run_name(label: str, seed: int) -> str:
+    """Name of a run's folder."""
+    safe = "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in label)
+    return f"{safe}-seed{seed}"
+
+
+def check_entries(entries: list[Entry], seeds: list[int]) -> None:
+    """Refuse a table without rows or seeds, and rows or seeds that stand twice.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not entries:
+        raise ConfigError("--models names no model")
+    if not seeds:
+        raise ConfigError("--seeds is 0; give a number of seeds, from 1, or a list of seeds: 1,2,3")
+    names = [run_name(entry.label, 0) for entry in entries]
+    twice = {e.label for e, name in zip(entries, names, strict=True) if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"--models names {', '.join(sorted(twice))} more than once")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds has a seed more than once: {', '.join(map(str, seeds))}")
+
+
+def as_json(spec: Spec, entry: Entry, seed: int) -> str:
+    """A run for its process."""
+    return json.dumps(
+        {**asdict(entry), "seed": seed, "dataset": spec.dataset, "data_path": str(spec.data_path)}
+        | {"common": spec.keys}
+    )

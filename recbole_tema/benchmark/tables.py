@@ -1,0 +1,110 @@
+"""The results as tables: CSV with all numbers, Markdown and LaTeX to publish."""
+
+import pandas as pd
+
+SHOWN = ("hit@10", "ndcg@10", "mrr@10")
+MARK = "*"
+NOTE = (
+    "Mean over seeds (± standard deviation). Best in bold, second underlined. "
+    f"{MARK}: better than the best baseline, paired t-test over users, Holm-corrected, p < 0.05."
+)
+ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+
+
+def csv_text(summary: pd.DataFrame) -> str:
+    """All numbers, unrounded."""
+    return summary.to_csv(index=False, lineterminator="\n")
+
+
+def shown_metrics(summary: pd.DataFrame) -> list[str]:
+    """The metrics that fit a page: those at 10 where there are, else the first three."""
+    there = list(dict.fromkeys(summary["metric"]))
+    return [name for name in SHOWN if name in there] or there[:3]
+
+
+def grid(summary: pd.DataFrame):
+    """(slices, metrics, models, cells): cells[model][slice, metric] -> its line of the summary,
+    with `place`, 1 for the best of the column and 2 for the second."""
+    shown = summary[summary["metric"].isin(shown_metrics(summary))].copy()
+    ranked = shown.groupby(["slice", "metric"])["mean"].rank(method="min", ascending=False)
+    shown["place"] = ranked.astype(int)
+    cells: dict[str, dict] = {}
+    for line in shown.to_dict("records"):
+        cells.setdefault(line["model"], {})[line["slice"], line["metric"]] = line
+    return list(dict.fromkeys(shown["slice"])), shown_metrics(summary), list(cells), cells
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The table for a README."""
+    slices, metrics, models, cells = grid(summary)
+    columns = [(s, m) for s in slices for m in metrics]
+    lines = [
+        "| model | seeds | " + " | ".join(f"{s} {m}" for s, m in columns) + " |",
+        "| --- | --- | " + " | ".join("---:" for _ in columns) + " |",
+    ]
+    for model in models:
+        seeds = next(iter(cells[model].values()))["seeds"]
+        row = [_markdown_cell(cells[model][column]) for column in columns]
+        lines.append(f"| {_bar(model)} | {seeds} | " + " | ".join(row) + " |")
+    return "\n".join([*lines, "", NOTE, ""])
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _markdown_cell(line: dict) -> str:
+    text = f"{line['mean']:.4f}"
+    if pd.notna(line["std"]):
+        text += f" ± {line['std']:.4f}"
+    text += "\\" + MARK if line["better"] else ""
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(line["place"], text)
+
+
+def latex(summary: pd.DataFrame, caption: str) -> str:
+    """The table for a paper; it needs the packages booktabs."""
+    slices, metrics, models, cells = grid(summary)
+    spans, rules, start = [], [], 2
+    for name in slices:
+        spans.append(rf"\multicolumn{{{len(metrics)}}}{{c}}{{{_tex(name)}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + len(metrics) - 1}}}")
+        start += len(metrics)
+    body = []
+    for model in models:
+        row = [_latex_cell(cells[model][s, m]) for s in slices for m in metrics]
+        body.append(f"{_tex(model)} & " + " & ".join(row) + r" \\")
+    note = (
+        "Mean over seeds. Best in bold, second underlined. $^{*}$: better than the best baseline, "
+        "paired $t$-test over users, Holm-corrected, $p < 0.05$."
+    )
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(caption)}. {note}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(slices) * len(metrics)}}}",
+            r"\toprule",
+            "& " + " & ".join(spans) + r" \\",
+            " ".join(rules),
+            "Model & " + " & ".join(_tex(m) for _ in slices for m in metrics) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    return "".join(ESCAPES.get(char, char) for char in text)
+
+
+def _latex_cell(line: dict) -> str:
+    text = f"{line['mean']:.4f}"
+    text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(line["place"], text)
+    return text + ("$^{*}$" if line["better"] else "")

@@ -1,0 +1,110 @@
+"""One run of a benchmark in a process of its own: `python -m recbole_tema.benchmark.worker FOLDER`.
+
+It trains, ranks the validation and test targets by the best model, and writes `run.json` last: a
+folder that has it holds a finished run. Killed before, it goes on from its last epoch next time.
+"""
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from recbole_tema.atomic import replace_file
+from recbole_tema.errors import TemaError
+
+SPEC, RECORD, CURVE = "spec.json", "run.json", "curve.jsonl"
+PHASES = ("valid", "test")
+WATCH = 1.0  # seconds between looks whether the runner still lives
+
+
+def main() -> int:
+    """Do the run of a folder; the exit code: 0, 2 for an error that is told, 3 if it is taken."""
+    folder = Path(sys.argv[1]).resolve()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            if not (folder / RECORD).is_file():
+                _run(folder)
+        return 0
+    except Timeout:
+        print("error: another process does this run", file=sys.stderr)
+        return 3
+    except TemaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has: a killed benchmark leaves nothing running."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(4)
+
+
+def _run(folder: Path) -> None:
+    import torch
+
+    from recbole_tema.benchmark.targets import target_table, write_targets
+    from recbole_tema.quick_start import rank_checkpoint, run_recbole_tema
+
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    keys = {**spec["common"], **spec["keys"], "seed": spec["seed"]}
+    keys |= {"data_path": spec["data_path"], "checkpoint_dir": str(folder / "model")}
+    keys |= {"resume": True, "show_progress": False}
+    os.chdir(folder)  # RecBole writes its logs here
+    curve = folder / CURVE
+    spent = max((line["seconds"] for line in read_curve(curve)), default=0.0)
+    started = time.perf_counter() - spent
+
+    def after_epoch(epoch, score):
+        seconds = time.perf_counter() - started
+        with open(curve, "a", encoding="utf-8") as file:
+            line = {"epoch": int(epoch), "valid": float(score), "seconds": round(seconds, 3)}
+            file.write(json.dumps(line) + "\n")
+
+    result = run_recbole_tema(
+        spec["model"], spec["dataset"], config_dict=keys, after_epoch=after_epoch
+    )
+    ranked = rank_checkpoint(result["model_file"], phases=PHASES, data_path=spec["data_path"])
+    for phase, (_, ranks, plan, dataset) in ranked.items():
+        write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
+    record = {
+        **{key: spec[key] for key in ("label", "model", "dataset", "seed", "keys", "common")},
+        "metrics": {phase: found[0] for phase, found in ranked.items()},
+        "model_file": os.path.relpath(result["model_file"], folder),
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
+    }
+    with replace_file(folder / RECORD) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_curve(path: Path) -> list[dict]:
+    """epoch, valid (score) and seconds (since the run's start) of each validation, by epoch.
+
+    A run that was killed and went on can have an epoch twice: the later line counts. A line that
+    was cut short by the kill is passed over.
+    """
+    found = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        found[line["epoch"]] = line
+    return [found[epoch] for epoch in sorted(found)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
