@@ -33,12 +33,15 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     spec, folder, jobs = parse(arguments)
     _ensure_dataset(spec)
 
-    from recbole_tema.benchmark.report import write_report
+    from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import open_results, run_all
+    from recbole_tema.benchmark.spec import stated
     from recbole_tema.benchmark.targets import duckdb_package
 
     duckdb_package()  # missing, it would be told after the first training
-    open_results(folder, spec)
+    statement = stated(spec)
+    metrics_of(statement)
+    open_results(folder, statement)
     outcome = run_all(folder, spec, jobs, say)
     for name, log in outcome.failed.items():
         say(f"failed: {name}: {log}")
@@ -58,12 +61,12 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     given = dict(arguments)
     own = {name: given.pop(name, default) for name, default in OWN.items()}
     names, seeds = _listed(own["models"]), seeds_of(own["seeds"])
+    check_entries([Entry(name, name) for name in names], seeds)
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
     common, special = _keys(given, names, dataset)
-    entries = [Entry(name, name, special.get(name, {})) for name in names]
-    check_entries(entries, seeds)
+    entries = [Entry(name, name, special[name]) for name in names]
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common)
     folder = Path(own["results_dir"] or Path("results") / dataset).expanduser()
@@ -121,9 +124,7 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
             both = merge_layer(common, values)
             check_arguments(model, dataset, both, {**sources, **from_where})
         except ConfigError as error:
-            raise ConfigError(
-                f"{error} (of model {model}; a key of one model alone: --{model}.KEY=VALUE)"
-            ) from None
+            raise ConfigError(f"{error} (model {model})") from None
     return common, special
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.benchmark.spec import Entry, Spec, as_json, differences, run_name, stated
+from recbole_tema.benchmark.spec import Entry, Spec, as_json, differences, run_name
 from recbole_tema.benchmark.worker import RECORD
 from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
 from recbole_tema.errors import ConfigError, DataError
@@ -42,14 +42,16 @@ class Outcome:
     failed: dict[str, Path] = field(default_factory=dict)
 
 
-def open_results(folder: Path, spec: Spec) -> None:
+def open_results(folder: Path, new: dict) -> None:
     """Make a folder of results, or go on with one, if it belongs to this dataset and these keys.
+
+    Args:
+        new: What is to be run (`spec.stated`).
 
     Raises:
         ConfigError: it belongs to others; the message says what differs.
         DataError: it cannot be read or written.
     """
-    new = stated(spec)
     path = folder / STATEMENT
     try:
         (folder / RUNS).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,232 @@
+"""The runs of a benchmark: what is kept, what goes on, what is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from recbole_tema.benchmark.command import parse, seeds_of
+from recbole_tema.benchmark.metrics import per_target
+from recbole_tema.benchmark.runner import run_folder
+from recbole_tema.benchmark.spec import Entry, differences, stated
+from recbole_tema.benchmark.targets import read_targets, write_targets
+from recbole_tema.benchmark.worker import read_curve
+from recbole_tema.cli import main
+
+pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
+pytest.importorskip("matplotlib", reason="the extra benchmark is not installed")
+
+KEYS = {
+    "dataset": "genre-small",
+    "epochs": "2",
+    "train_batch_size": "64",
+    "TEMA.hidden_size": "16",
+    "threads": "1",
+}
+
+
+def words(root, folder, **more):
+    keys = {**KEYS, "data_path": str(root), "results_dir": str(folder), **more}
+    return [f"--{key.replace('__', '.')}={value}" for key, value in keys.items()]
+
+
+@pytest.fixture(scope="module")
+def done(small_root, tmp_path_factory):
+    """A folder with the results of two models and one that fails."""
+    folder = tmp_path_factory.mktemp("results")
+    # A batch of GRU4Rec's cannot be so large that its file of logs cannot be made.
+    (folder / "runs" / "GRU4Rec-seed2020").mkdir(parents=True)
+    (folder / "runs" / "GRU4Rec-seed2020" / "log").write_text("a file where a folder should be")
+    code = main(words(small_root, folder, models="TEMA,GRU4Rec,Pop"))
+    return folder, code
+
+
+def test_one_failure_stops_no_other(done):
+    folder, code = done
+    assert code == 1
+    assert {p.parent.name for p in folder.glob("runs/*/run.json")} == {
+        "TEMA-seed2020",
+        "Pop-seed2020",
+    }
+    frame = pd.read_csv(folder / "table.csv")
+    assert set(frame["model"]) == {"TEMA", "Pop"}
+
+
+def test_stored_ranks_are_those_of_the_runs_metrics(done):
+    folder, _ = done
+    for name in ("TEMA", "Pop"):
+        where = folder / "runs" / f"{name}-seed2020"
+        record = json.loads((where / "run.json").read_text())
+        for phase in ("valid", "test"):
+            targets = read_targets(where / f"{phase}.parquet")
+            metrics = record["metrics"][phase]
+            for key, value in metrics.items():
+                domain, _, key = key.rpartition("/")
+                part = targets[targets["domain"] == domain] if domain else targets
+                metric, _, k = key.partition("@")
+                ours = per_target(metric, part["rank"].to_numpy(), int(k)).mean()
+                assert ours == pytest.approx(value, abs=5.1e-7)  # RecBole rounds
+            assert targets["rank"].le(targets["candidates"]).all()
+            assert targets["rank"].min() >= 1
+
+
+def test_targets_are_the_last_events_of_the_files(done, small_root):
+    folder, _ = done
+    events = pd.read_csv(small_root / "genre-small/genre-small.inter", sep="\t", dtype=str)
+    events.columns = [head.partition(":")[0] for head in events.columns]
+    events["timestamp"] = events["timestamp"].astype(float)
+    last = events.sort_values("timestamp", kind="stable").groupby("user_id").tail(1)
+    expected = dict(zip(last["user_id"], last["item_id"], strict=True))
+    targets = read_targets(folder / "runs/TEMA-seed2020/test.parquet")
+    assert dict(zip(targets["user"], targets["item"], strict=True)) == expected
+    lengths = events.groupby("user_id").size()
+    assert (targets["history"] == lengths[targets["user"]].to_numpy() - 1).all()
+
+
+def test_again_it_runs_only_what_is_missing(done, small_root, capsys):
+    folder, _ = done
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")}
+    table = (folder / "table.csv").read_bytes()
+    assert main(words(small_root, folder, models="TEMA,Pop")) == 0
+    assert "2 of 2 runs are there already" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json")} == before
+    assert (folder / "table.csv").read_bytes() == table
+
+
+def test_the_page_asks_nothing_of_anybody(done):
+    page = (done[0] / "report.html").read_text()
+    for sign in ("src=", "@import", "url(http", "<script", '<link rel="stylesheet'):
+        assert sign not in page
+    assert page.count("<svg") == 12 and "TEMA" in page
+    assert {p.name for p in (done[0] / "figures").iterdir()} == {
+        f"{name}.{end}"
+        for name in ("models", "history", "popularity", "overlap", "curves", "time")
+        for end in ("png", "svg")
+    }
+
+
+def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, capsys):
+    folder, _ = done
+    before = (folder / "benchmark.json").read_bytes()
+    assert main(words(small_root, folder, models="TEMA,Pop", epochs="3")) == 2
+    said = capsys.readouterr().err
+    assert "TEMA: epochs 2 there, 3 now" in said and "--results_dir" in said
+    arguments = dict(w[2:].split("=", 1) for w in words(small_root, folder, models="TEMA"))
+    new = stated(parse(arguments)[0])
+    old = {**new, "content": "0" * 64}
+    assert "files of dataset 'genre-small' have changed" in differences(old, new)[0]
+    assert (folder / "benchmark.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ({"models": "TEMA,Pop,TEMA"}, "TEMA more than once"),
+        ({"models": ","}, "names no model"),
+        ({"models": "TEMA,SASREC"}, "did you mean SASRec"),
+        ({"models": "TEMA", "seeds": "0"}, "--seeds is 0"),
+        ({"models": "TEMA", "seeds": "x"}, "--seeds is 'x'"),
+        ({"models": "TEMA", "seeds": "3,3"}, "a seed more than once"),
+        ({"models": "TEMA", "jobs": "0"}, "--jobs is '0'"),
+        ({"models": "TEMA", "job": "2"}, "did you mean jobs"),
+        ({"models": "TEMA", "epoch": "2"}, "epochs"),
+        ({"models": "TEMA", "seed": "1"}, "give --seeds"),
+        ({"models": "TEMA", "SASRec.n_layers": "1"}, "'SASRec' is none of --models"),
+        ({"models": "TEMA", "TEMA.n_layer": "1"}, "n_layers"),
+        ({"models": "Pop,TEMA", "TEMA.fusion": "gats"}, "(model TEMA)"),
+        (
+            {"models": "TEMA", "metrics": "['ItemCoverage']", "valid_metric": "ItemCoverage@10"},
+            "ranks alone",
+        ),
+        ({"models": "TEMA", "dataset": "nosuch"}, "nosuch"),
+    ],
+)  # fmt: skip
+def test_refused(small_root, tmp_path, capsys, more, says):
+    assert main(words(small_root, tmp_path / "results", **more)) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_seeds():
+    assert seeds_of("3") == [2020, 2021, 2022]
+    assert seeds_of("7,5") == [7, 5] and seeds_of("2021,") == [2021]
+
+
+def test_a_curve_of_a_killed_run(tmp_path):
+    lines = ['{"epoch": 0, "valid": 0.1, "seconds": 1}', '{"epoch": 1, "valid": 0.2, "seconds": 2}']
+    path = tmp_path / "curve.jsonl"
+    path.write_text("\n".join([*lines, lines[1].replace("0.2", "0.3"), '{"epoch": 2, "va']))
+    assert [point["valid"] for point in read_curve(path)] == [0.1, 0.3]
+
+
+def test_two_benchmarks_do_not_share_a_folder(done, small_root, capsys):
+    folder, _ = done
+    with FileLock(folder / ".lock"):
+        assert main(words(small_root, folder, models="TEMA,Pop")) == 2
+    assert "another benchmark works in it" in capsys.readouterr().err
+
+
+def test_runs_that_ranked_other_targets_are_not_compared(done, small_root, capsys):
+    folder, _ = done
+    path = folder / "runs/Pop-seed2020/test.parquet"
+    whole = path.read_bytes()
+    try:
+        write_targets(read_targets(path).iloc[1:], path)
+        assert main(words(small_root, folder, models="TEMA,Pop")) == 2
+        assert "other targets or candidates" in capsys.readouterr().err
+        path.write_bytes(whole[:50])
+        assert main(words(small_root, folder, models="TEMA,Pop")) == 2
+        assert "test.parquet" in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_kill_9_three_times_changes_no_number(small_root, tmp_path):
+    """At random moments, the whole of it: the runner, and with it the run under way."""
+    keys = {"models": "TEMA,GRU4Rec,Pop", "seeds": "2", "epochs": "6", "jobs": "2"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(words(small_root, whole, **keys)) == 0
+    command = [sys.executable, "-W", "ignore", "-c"]
+    command += ["import sys; from recbole_tema.cli import main; sys.exit(main(sys.argv[1:]))"]
+    rng, kills = random.Random(7), 0
+    while kills < 3:
+        process = subprocess.Popen([*command, *words(small_root, killed, **keys)])
+        time.sleep(rng.uniform(8, 20))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        time.sleep(3)  # its runs end by themselves
+    assert kills == 3
+    assert main(words(small_root, killed, **keys)) == 0
+    assert (killed / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+    for entry in ("TEMA", "GRU4Rec", "Pop"):
+        for seed in (2020, 2021):
+            ranks = [
+                read_targets(run_folder(folder, Entry(entry, entry), seed) / "test.parquet")["rank"]
+                for folder in (whole, killed)
+            ]
+            assert np.array_equal(*ranks)
+
+
+def test_a_damaged_statement_is_told(done, small_root, capsys):
+    folder, _ = done
+    path = folder / "benchmark.json"
+    whole = path.read_bytes()
+    try:
+        path.write_text("{")
+        assert main(words(small_root, folder, models="TEMA,Pop")) == 2
+        assert "no JSON" in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)

@@ -1,0 +1,143 @@
+"""A benchmark's metrics, intervals and tests against other libraries and by hand."""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytrec_eval
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
+from recbole_tema.benchmark.results import Results, Row
+from recbole_tema.benchmark.tables import NOTE, csv_text, latex, markdown
+
+RANKS = np.array([1, 2, 3, 10, 11, 400])
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_metrics_of_stored_ranks_are_those_of_trec_eval(k):
+    qrels = {str(n): {"target": 1} for n in range(len(RANKS))}
+    run = {}
+    for n, rank in enumerate(RANKS):
+        scores = {f"d{place}": float(1000 - place) for place in range(1, 500) if place != rank}
+        run[str(n)] = scores | {"target": float(1000 - rank)}
+    names = {"hit": f"success_{k}", "ndcg": f"ndcg_cut_{k}", "recall": f"recall_{k}"}
+    names |= {"precision": f"P_{k}", "map": f"map_cut_{k}"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, set(names.values())).evaluate(run)
+    for ours, theirs in names.items():
+        expected = [found[str(n)][theirs] for n in range(len(RANKS))]
+        assert per_target(ours, RANKS, k) == pytest.approx(expected, abs=1e-12)
+    assert per_target("mrr", RANKS, 10) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10, 0, 0])
+
+
+def test_the_bootstrap_is_scipys():
+    values = np.random.default_rng(1).gamma(1.0, 0.2, size=400)
+    low, high = bootstrap_interval(values)
+    interval = stats.bootstrap((values,), np.mean, method="percentile", random_state=1)
+    assert low == pytest.approx(interval.confidence_interval.low, abs=0.002)
+    assert high == pytest.approx(interval.confidence_interval.high, abs=0.002)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval(np.full(9, 0.5)) == (0.5, 0.5)
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.9 times 4, 3, 2, 1, and never below the one before.
+    assert holm([0.9, 0.01, 0.03, 0.02]) == pytest.approx([0.9, 0.04, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.7, 0.6]) == [1.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_correction_and_bonferronis(values):
+    corrected = holm(values)
+    for p, c in zip(values, corrected, strict=True):
+        assert p <= c <= min(1.0, len(values) * p) + 1e-12
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+
+
+def test_the_paired_test():
+    rng = np.random.default_rng(2)
+    a = rng.random(50)
+    b = a + rng.normal(0.05, 0.1, 50)
+    difference = b - a
+    t = difference.mean() / (difference.std(ddof=1) / math.sqrt(50))
+    assert paired_p(b, a) == pytest.approx(2 * stats.t.sf(abs(t), 49))
+    assert paired_p(a, a) == 1.0
+
+
+def results(ranks_of, n=400):
+    """Rows with two seeds; `ranks_of` is (label, model) -> the mean of its ranks."""
+    rng = np.random.default_rng(5)
+    targets = pd.DataFrame(
+        {
+            "user": [f"u{i}" for i in range(n)],
+            "item": "i",
+            "domain": np.where(np.arange(n) < n // 4, "book", "film"),
+            "candidates": 100,
+            "history": rng.integers(1, 60, n),
+            "overlap": rng.random(n) < 0.5,
+            "popularity": rng.integers(0, 50, n),
+        }
+    )
+    rows = []
+    for (label, model), mean in ranks_of.items():
+        row = Row(label, model, records={2020: {}, 2021: {}})
+        row.ranks = {"test": 1 + rng.poisson(mean, size=(2, n))}
+        rows.append(row)
+    return Results("shop", rows, {"test": targets})
+
+
+MODELS = {
+    ("TEMA", "TEMA"): 4, ("twin", "TEMA"): 9, ("SASRec", "SASRec"): 9, ("Pop", "Pop"): 30,
+}  # fmt: skip
+
+
+def test_the_summary():
+    found = results(MODELS)
+    summary = found.summary([("ndcg", 10), ("hit", 5)])
+    assert list(summary["slice"].unique()) == ["overall", "book", "film"]
+    line = summary.set_index(["model", "slice", "metric"])
+    tema = line.loc["TEMA", "book", "hit@5"]
+    hits = found.rows[0].ranks["test"][:, :100] <= 5
+    assert tema["mean"] == pytest.approx(hits.mean()) and tema["targets"] == 100
+    by_seed = hits.mean(axis=1)
+    assert tema["std"] == pytest.approx(abs(by_seed[0] - by_seed[1]) / math.sqrt(2))
+    assert tema["low"] < tema["mean"] < tema["high"] and tema["seeds"] == 2
+    assert set(summary["best_baseline"]) == {"SASRec"}
+    assert line.loc["TEMA", "overall", "ndcg@10"]["better"]
+    assert not line.loc["Pop", "overall", "ndcg@10"]["better"]  # other, but not better
+    assert line.loc["Pop", "overall", "ndcg@10"]["p"] < 0.05
+    assert math.isnan(line.loc["SASRec", "overall", "ndcg@10"]["p"])
+    assert not line.loc["twin", "overall", "ndcg@10"]["better"]
+
+
+def test_a_table_without_baselines_marks_nothing():
+    summary = results({("TEMA", "TEMA"): 3, ("LLM4CDSR", "LLM4CDSR"): 4}).summary([("ndcg", 10)])
+    assert summary["p"].isna().all() and not summary["better"].any()
+
+
+def test_groups_cover_every_target_once():
+    for buckets in results(MODELS).groupings.values():
+        assert (sum(mask.astype(int) for mask in buckets.values()) == 1).all()
+
+
+def test_tables():
+    summary = results(MODELS).summary([("ndcg", 10), ("hit", 10), ("hit", 20)])
+    text = markdown(summary)
+    lines = text.splitlines()
+    assert len(lines) == 2 + 4 + 2 and lines[-1] == NOTE
+    assert len({line.count(" | ") for line in lines[:6]}) == 1
+    assert "**" in lines[2] and "\\*" in lines[2] and "hit@20" not in lines[0]
+    best = summary[summary["metric"] == "ndcg@10"].groupby("slice")["mean"].max()
+    assert all(f"**{value:.4f} ±" in text for value in best)
+    paper = latex(summary, "On shop_1 & 50 %")
+    for part in (r"\toprule", r"\multicolumn{2}{c}{book}", r"shop\_1 \& 50 \%", r"\underline{"):
+        assert part in paper
+    body = [line for line in paper.splitlines() if line.startswith(("TEMA", "Pop", "SASRec"))]
+    assert {line.count(" & ") for line in body} == {6} and body[0].count("$^{*}$") == 6
+    frame = pd.read_csv(io.StringIO(csv_text(summary)))
+    assert len(frame) == 4 * 3 * 3 and np.allclose(frame["mean"], summary["mean"], rtol=1e-14)
