@@ -33,7 +33,7 @@ def main(argv=None) -> int:
         if "version" in arguments:
             print(f"recbole-tema {_version('recbole-tema')}, RecBole {_version('recbole')}")
             return 0
-        if "models" in arguments:
+        if _many(arguments):
             from recbole_tema.benchmark.command import run
 
             return run(arguments)
@@ -44,13 +44,18 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         pass
     # Behind the except block the frames of the run are gone, and progress bars have written last.
-    if "models" in arguments:
+    if _many(arguments):
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
     again = [f"--{key}={text}" for key, text in {**arguments, "resume": True}.items()]
     command = f"{_started()} {shlex.join(again)}"
     print(f"\ninterrupted; go on from the last finished epoch: {command}", file=sys.stderr)
     return 130
+
+
+def _many(arguments) -> bool:
+    """Whether a benchmark is asked for: many runs and one report."""
+    return any(name in arguments for name in ("models", "ablation", "overlap"))
 
 
 def parse_arguments(argv: list[str]) -> dict[str, str | bool]:

@@ -20,6 +20,7 @@ from recbole_tema.benchmark.spec import Entry, differences, stated
 from recbole_tema.benchmark.targets import read_targets, write_targets
 from recbole_tema.benchmark.worker import read_curve
 from recbole_tema.cli import main
+from recbole_tema.errors import ConfigError
 
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
 pytest.importorskip("matplotlib", reason="the extra benchmark is not installed")
@@ -119,8 +120,8 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
     assert main(words(small_root, folder, models="TEMA,Pop", epochs="3")) == 2
     said = capsys.readouterr().err
     assert "TEMA: epochs 2 there, 3 now" in said and "--results_dir" in said
-    arguments = dict(w[2:].split("=", 1) for w in words(small_root, folder, models="TEMA"))
-    new = stated(parse(arguments)[0])
+    given = dict(w[2:].split("=", 1) for w in words(small_root, folder, models="TEMA"))
+    new = stated(parse(given)[0])
     old = {**new, "content": "0" * 64}
     assert "files of dataset 'genre-small' have changed" in differences(old, new)[0]
     assert (folder / "benchmark.json").read_bytes() == before
@@ -154,6 +155,43 @@ def test_refused(small_root, tmp_path, capsys, more, says):
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
     assert not (tmp_path / "results" / "runs").exists()
+
+
+def arguments(root, **more):
+    return dict(w[2:].split("=", 1) for w in words(root, "r", **more) if "hidden_size" not in w)
+
+
+def test_ablations_are_the_switches_that_change_something(small_root, tiny_root):
+    spec, _, _ = parse(arguments(small_root, ablation="TEMA"))
+    assert spec.reference == "TEMA" == spec.entries[0].label and not spec.entries[0].keys
+    names = {entry.label: entry.keys for entry in spec.entries[1:]}
+    assert names["TEMA without intra-domain attention"] == {"use_intra": False}
+    assert "TEMA without image" not in names  # there are none
+    spec, _, _ = parse(arguments(tiny_root, dataset="bare", ablation="TEMA"))
+    assert not any("tag" in entry.label or "text" in entry.label for entry in spec.entries)
+    spec, _, _ = parse(arguments(small_root, ablation="LLM4CDSR"))
+    assert [entry.keys for entry in spec.entries] == [
+        {}, {"alpha": 0}, {"beta": 0}, {"alpha": 0, "beta": 0},
+    ]  # fmt: skip
+
+
+def test_overlaps(small_root):
+    spec, _, _ = parse(arguments(small_root, overlap="1,0.5", models="TEMA,SASRec"))
+    assert [(entry.model, entry.keys["overlap_ratio"]) for entry in spec.entries] == [
+        ("TEMA", 0.5), ("TEMA", 1.0), ("SASRec", 0.5), ("SASRec", 1.0),
+    ]  # fmt: skip
+    for text in ("", "2", "x", "0.5,0.50"):
+        with pytest.raises(ConfigError, match="--overlap is"):
+            parse(arguments(small_root, overlap=text))
+    with pytest.raises(ConfigError, match="no variants of 'SASRec'"):
+        parse(arguments(small_root, ablation="SASRec"))
+
+
+def test_an_overlap_study_has_its_figure(small_root, tmp_path):
+    text = words(small_root, tmp_path / "r", overlap="0.5,1", models="TEMA")
+    assert main(text) == 0
+    assert (tmp_path / "r/figures/ratio.png").stat().st_size > 1000
+    assert (tmp_path / "r/report.html").read_text().count("<svg") == 14
 
 
 def test_seeds():

@@ -13,7 +13,7 @@ from scipy import stats
 
 from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
 from recbole_tema.benchmark.results import Results, Row
-from recbole_tema.benchmark.tables import NOTE, csv_text, latex, markdown
+from recbole_tema.benchmark.tables import csv_text, latex, markdown, note
 
 RANKS = np.array([1, 2, 3, 10, 11, 400])
 
@@ -107,7 +107,7 @@ def test_the_summary():
     by_seed = hits.mean(axis=1)
     assert tema["std"] == pytest.approx(abs(by_seed[0] - by_seed[1]) / math.sqrt(2))
     assert tema["low"] < tema["mean"] < tema["high"] and tema["seeds"] == 2
-    assert set(summary["best_baseline"]) == {"SASRec"}
+    assert set(summary["reference"]) == {"SASRec"}
     assert line.loc["TEMA", "overall", "ndcg@10"]["better"]
     assert not line.loc["Pop", "overall", "ndcg@10"]["better"]  # other, but not better
     assert line.loc["Pop", "overall", "ndcg@10"]["p"] < 0.05
@@ -129,7 +129,7 @@ def test_tables():
     summary = results(MODELS).summary([("ndcg", 10), ("hit", 10), ("hit", 20)])
     text = markdown(summary)
     lines = text.splitlines()
-    assert len(lines) == 2 + 4 + 2 and lines[-1] == NOTE
+    assert len(lines) == 2 + 4 + 2 and lines[-1] == note(None)
     assert len({line.count(" | ") for line in lines[:6]}) == 1
     assert "**" in lines[2] and "\\*" in lines[2] and "hit@20" not in lines[0]
     best = summary[summary["metric"] == "ndcg@10"].groupby("slice")["mean"].max()

@@ -5,18 +5,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_tema.benchmark.spec import Entry, Spec, check_entries
+from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
 from recbole_tema.errors import ConfigError
-from recbole_tema.names import DEFAULT_DATASET, check_model, hint, nearest
+from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_model, hint, nearest
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
 # Arguments of the benchmark itself -> default; all others are keys of every run.
-OWN = {"models": None, "seeds": "1", "jobs": "1", "results_dir": None}
+OWN = {
+    "models": "",
+    "seeds": "1",
+    "jobs": "1",
+    "results_dir": None,
+    "ablation": None,
+    "overlap": None,
+}
 # Given to one run, they would be the same for all, or fight with the folder of results.
 REFUSED = {
     "model": "give --models",
+    "overlap_ratio": "give --overlap, a share or a list of them",
     "seed": "give --seeds, a number of seeds or a list such as 2020,2021",
     "checkpoint_dir": "models are kept in the folder of results",
     "resume": "a benchmark always goes on where it was",
@@ -31,7 +40,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         TemaError: an argument or the folder of results is refused, or no run finished.
     """
     spec, folder, jobs = parse(arguments)
-    _ensure_dataset(spec)
+    _ensure_dataset(spec.dataset, spec.data_path)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import open_results, run_all
@@ -57,19 +66,40 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     """
     for name, why in REFUSED.items():
         if name in arguments:
-            raise ConfigError(f"--{name} is of single runs, and --models asks for many; {why}")
+            raise ConfigError(f"--{name} is of single runs, and this is a benchmark; {why}")
     given = dict(arguments)
     own = {name: given.pop(name, default) for name, default in OWN.items()}
     names, seeds = _listed(own["models"]), seeds_of(own["seeds"])
+    if own["ablation"] is not None:
+        if names:
+            raise ConfigError("--ablation names the one model; leave --models out")
+        names = _listed(own["ablation"])
+        if len(names) != 1:
+            raise ConfigError(f"--ablation is '{own['ablation']}'; give one model")
+    elif not names and own["overlap"] is not None:
+        names = [DEFAULT_MODEL]
     check_entries([Entry(name, name) for name in names], seeds)
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
     common, special = _keys(given, names, dataset)
-    entries = [Entry(name, name, special[name]) for name in names]
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
-    spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common)
-    folder = Path(own["results_dir"] or Path("results") / dataset).expanduser()
+    entries = [Entry(name, name, special[name]) for name in names]
+    folder, reference = Path("results") / dataset, None
+    if own["ablation"] is not None:
+        reference = names[0]
+        _ensure_dataset(dataset, data_path)
+        entries = ablation(reference, special[reference], data_path / dataset, dataset)
+        folder = folder.with_name(f"{dataset}-ablation-{reference}")
+    if own["overlap"] is not None:
+        entries = overlaps(entries, ratios_of(own["overlap"]))
+        reference = None
+        folder = folder.with_name(f"{folder.name}-overlap")
+    check_entries(entries, seeds)
+    for entry in entries:
+        _check(entry, dataset, {**common, "data_path": str(data_path)})
+    spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
+    folder = Path(own["results_dir"] or folder).expanduser()
     return spec, folder.resolve(), _whole("jobs", own["jobs"])
 
 
@@ -103,7 +133,7 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     Raises:
         ConfigError: a key that a model does not have, or a value out of range.
     """
-    from recbole_tema.cli import check_arguments, config_files, merged
+    from recbole_tema.cli import config_files, merged
 
     files = config_files(given.pop("config_files", ""))
     texts: dict[str, dict[str, str]] = {}
@@ -118,18 +148,29 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     common, sources = merged(files, given)
     special = {}
     for model in models:
-        values, from_where = merged([], texts.get(model, {}))
-        special[model] = values
-        try:
-            both = merge_layer(common, values)
-            check_arguments(model, dataset, both, {**sources, **from_where})
-        except ConfigError as error:
-            raise ConfigError(f"{error} (model {model})") from None
+        special[model], _ = merged([], texts.get(model, {}))
+        _check(Entry(model, model, special[model]), dataset, common, sources)
     return common, special
 
 
-def _ensure_dataset(spec: Spec) -> None:
+def _check(entry: Entry, dataset: str, common: dict, sources: dict | None = None) -> None:
+    """Refuse what a run of the entry would refuse.
+
+    Raises:
+        ConfigError: a name, key or value is wrong.
+    """
+    from recbole_tema.cli import check_arguments
+
+    sources = sources or dict.fromkeys(common, "command line")
+    try:
+        told = {**sources, **dict.fromkeys(entry.keys, f"of {entry.label}")}
+        check_arguments(entry.model, dataset, merge_layer(common, entry.keys), told)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (model {entry.model})") from None
+
+
+def _ensure_dataset(dataset: str, data_path: Path) -> None:
     from dataset_tools.builtin import BUILTIN, ensure_builtin
 
-    if spec.dataset in BUILTIN:
-        ensure_builtin(spec.dataset, spec.data_path)
+    if dataset in BUILTIN:
+        ensure_builtin(dataset, data_path)

@@ -11,6 +11,7 @@ import pandas as pd
 from recbole_tema.benchmark.metrics import bootstrap_interval
 from recbole_tema.benchmark.results import OVERALL, Results
 from recbole_tema.benchmark.targets import HOW_TO_GET
+from recbole_tema.benchmark.variants import OVERLAP
 from recbole_tema.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,8 +34,15 @@ TITLES = {
 }
 
 
+def titles(results: Results) -> dict[str, str]:
+    """The figures that a benchmark has."""
+    if any("overlap_ratio" in row.keys for row in results.rows):
+        return {"ratio": "By share of overlapping users in the training data", **TITLES}
+    return TITLES
+
+
 def figure(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE) -> "Figure":
-    """One of TITLES' figures.
+    """One of the figures that `titles` names.
 
     Raises:
         DataError: matplotlib is not installed.
@@ -47,6 +55,7 @@ def figure(name: str, results: Results, summary: pd.DataFrame, width: float = WI
     made = Figure(figsize=(width, height * (1 if width >= 7 else 0.95)), layout="constrained")
     draw: dict[str, Callable] = {
         "models": _models,
+        "ratio": _ratio,
         "curves": _curves,
         "time": _time,
     }
@@ -90,6 +99,28 @@ def _models(made, results: Results, summary: pd.DataFrame, width: float) -> None
         panel.set_xlabel("NDCG@10")
         panel.grid(axis="x", color=GRID)
         panel.set_axisbelow(True)
+
+
+def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+    panel = made.add_subplot()
+    part = summary[(summary["slice"] == OVERALL) & (summary["metric"] == f"{METRIC}@{K}")]
+    part = part.set_index("model")
+    lines: dict[str, list] = {}
+    for row in results.rows:
+        name = row.label.rpartition(OVERLAP)[0] or row.label
+        line = part.loc[row.label]
+        point = row.keys.get("overlap_ratio", 1.0), line["mean"], line["low"], line["high"]
+        lines.setdefault(name, []).append(point)
+    for number, (name, points) in enumerate(lines.items()):
+        share, mean, low, high = np.array(sorted(points)).T
+        colour, marker = _style(number)
+        style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
+        panel.errorbar(share, mean, yerr=[mean - low, high - mean], **style)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    panel.set_xlabel("share of the overlapping users whose training data stays")
+    panel.set_ylabel("NDCG@10")
+    panel.grid(color=GRID)
+    _legend(made, panel, width)
 
 
 def _grouped(made, results: Results, grouping: str, width: float) -> None:
@@ -184,7 +215,7 @@ def svg(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE)
 def write_figures(folder: Path, results: Results, summary: pd.DataFrame) -> None:
     """Write every figure as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in TITLES:
+    for name in titles(results):
         figure(name, results, summary).savefig(folder / f"{name}.png", format="png", dpi=150)
         head = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
         (folder / f"{name}.svg").write_text(head + svg(name, results, summary), encoding="utf-8")

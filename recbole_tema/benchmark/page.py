@@ -5,9 +5,9 @@ from html import escape
 
 import pandas as pd
 
-from recbole_tema.benchmark.figures import NARROW, TITLES, WIDE, svg
+from recbole_tema.benchmark.figures import NARROW, WIDE, svg, titles
 from recbole_tema.benchmark.results import Results
-from recbole_tema.benchmark.tables import MARK, grid
+from recbole_tema.benchmark.tables import grid, mark, note
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto;
@@ -41,7 +41,7 @@ def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[s
         f"<h2>{escape(title)}</h2>"
         f'<div class="wide">{svg(key, results, summary, WIDE)}</div>'
         f'<div class="narrow">{svg(key, results, summary, NARROW)}</div>'
-        for key, title in TITLES.items()
+        for key, title in titles(results).items()
     )
     configs = "".join(
         f"<details><summary>{escape(label)}: {escape(entry['model'])}</summary>"
@@ -56,10 +56,9 @@ def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[s
 <body>
 <h1>Benchmark on {name}</h1>
 <ul>{told}</ul>
-<div class="scroll">{_table(summary)}</div>
-<p>Mean over seeds, with its standard deviation. Best in bold, second underlined. {MARK}: better
-than the best baseline (paired t-test over users, corrected by Holm, p &lt; 0.05). All numbers with
-their intervals and p-values are in table.csv.</p>
+<div class="scroll">{_table(summary, results.reference)}</div>
+<p>{escape(note(results.reference))} All numbers with their intervals and p-values are in
+table.csv.</p>
 {figures}
 <h2>Runs</h2>
 <div class="scroll">{_runs(results)}</div>
@@ -70,13 +69,13 @@ their intervals and p-values are in table.csv.</p>
 """
 
 
-def _table(summary: pd.DataFrame) -> str:
+def _table(summary: pd.DataFrame, reference: str | None) -> str:
     slices, metrics, models, cells = grid(summary)
     spans = "".join(f'<th colspan="{len(metrics)}">{escape(s)}</th>' for s in slices)
     heads = "".join(f"<th>{escape(m)}</th>" for _ in slices for m in metrics)
     body = ""
     for model in models:
-        row = "".join(_cell(cells[model][s, m]) for s in slices for m in metrics)
+        row = "".join(_cell(cells[model][s, m], reference) for s in slices for m in metrics)
         body += f"<tr><td>{escape(model)}</td>{row}</tr>"
     return (
         f"<table><thead><tr><th></th>{spans}</tr><tr><th>model</th>{heads}</tr></thead>"
@@ -84,13 +83,13 @@ def _table(summary: pd.DataFrame) -> str:
     )
 
 
-def _cell(line: dict) -> str:
+def _cell(line: dict, reference: str | None) -> str:
     spread = ""
     if pd.notna(line["std"]):
         spread = f' <span class="spread">± {line["std"]:.4f}</span>'
     kind = {1: ' class="best"', 2: ' class="second"'}.get(line["place"], "")
-    mark = MARK if line["better"] else ""
-    return f"<td><span{kind}>{line['mean']:.4f}</span>{mark}{spread}</td>"
+    told = mark(line, reference)
+    return f"<td><span{kind}>{line['mean']:.4f}</span>{told}{spread}</td>"
 
 
 def _runs(results: Results) -> str:

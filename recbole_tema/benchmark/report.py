@@ -25,11 +25,11 @@ def write_report(folder: Path, spec: Spec) -> str:
     results = read_results(folder, spec)
     statement = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
     summary = results.summary(metrics_of(statement))
-    table = markdown(summary)
+    table = markdown(summary, spec.reference)
     texts: dict[str, Callable[[], str]] = {
         "table.csv": lambda: csv_text(summary),
         "table.md": lambda: table,
-        "table.tex": lambda: latex(summary, f"Results on {spec.dataset}"),
+        "table.tex": lambda: latex(summary, f"Results on {spec.dataset}", spec.reference),
         "report.html": lambda: page(results, summary, statement, facts(results, statement)),
     }
     for name, text in texts.items():

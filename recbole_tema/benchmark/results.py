@@ -29,13 +29,14 @@ class Row:
     """The finished runs of one entry.
 
     Attributes:
-        label, model: As in the spec.
+        label, model, keys: As in the spec.
         records: Seed -> its `run.json`. curves: Seed -> validations in their order.
         ranks: Phase -> ``(seeds, n_targets)`` int64 from 1, seeds ascending.
     """
 
     label: str
     model: str
+    keys: dict = field(default_factory=dict)
     records: dict[int, dict] = field(default_factory=dict)
     curves: dict[int, list[dict]] = field(default_factory=dict)
     ranks: dict[str, np.ndarray] = field(default_factory=dict)
@@ -57,11 +58,13 @@ class Results:
     Attributes:
         dataset: Its name. rows: In the order of the spec.
         targets: Phase -> what is the same in every run: a row a target, columns TARGET.
+        reference: Label of the row that the others are tested against; None: the best baseline.
     """
 
     dataset: str
     rows: list[Row]
     targets: dict[str, pd.DataFrame]
+    reference: str | None = None
 
     @cached_property
     def slices(self) -> dict[str, np.ndarray]:
@@ -98,9 +101,9 @@ class Results:
         Returns:
             model, slice, metric (`ndcg@10`), targets, seeds, mean (over seeds), std (over seeds,
             NaN for one), low, high (95 % bootstrap interval over users of their mean over seeds),
-            best_baseline, p (paired test against the best baseline of the slice and metric,
-            corrected by Holm over the rows; NaN for that baseline and where there is none), and
-            better (p < 0.05 and the higher mean).
+            reference (the best baseline of the slice and metric, or the row that all are tested
+            against), p (paired test against it, corrected by Holm over the rows; NaN for itself
+            and where there is none), better, worse (p < 0.05, and the mean is).
         """
         return pd.concat(
             [
@@ -115,7 +118,8 @@ class Results:
         values = {row.label: row.values(metric, k)[:, mask] for row in self.rows}
         means = {label: float(found.mean()) for label, found in values.items()}
         baselines = [row.label for row in self.rows if not row.ours]
-        best = max(baselines, key=means.__getitem__, default=None)
+        best = self.reference or max(baselines, key=means.__getitem__, default=None)
+        best = best if best in means else None
         others = [label for label in values if best is not None and label != best]
         # A user's value is the mean over the seeds, so that a user counts once.
         users = {label: found.mean(axis=0) for label, found in values.items()}
@@ -135,9 +139,10 @@ class Results:
                     "std": float(found.mean(axis=1).std(ddof=1)) if len(found) > 1 else np.nan,
                     "low": low,
                     "high": high,
-                    "best_baseline": best or "",
+                    "reference": best or "",
                     "p": p.get(label, np.nan),
                     "better": label in p and p[label] < LEVEL and means[label] > means[best],
+                    "worse": label in p and p[label] < LEVEL and means[label] < means[best],
                 }
             )
         return pd.DataFrame(lines)
@@ -151,7 +156,7 @@ def read_results(folder: Path, spec: Spec) -> Results:
     """
     rows, targets = [], {}
     for entry in spec.entries:
-        row = Row(entry.label, entry.model)
+        row = Row(entry.label, entry.model, entry.keys)
         ranks = {"valid": [], "test": []}
         for seed, where in _finished(folder, entry.label, spec.seeds):
             row.records[seed] = _read_record(where / RECORD)
@@ -170,7 +175,7 @@ def read_results(folder: Path, spec: Spec) -> Results:
             rows.append(row)
     if not rows:
         raise DataError(f"{folder}: no run is finished, so there is nothing to report")
-    return Results(spec.dataset, rows, targets)
+    return Results(spec.dataset, rows, targets, spec.reference)
 
 
 def _finished(folder: Path, label: str, seeds) -> Iterator[tuple[int, Path]]:

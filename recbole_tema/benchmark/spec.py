@@ -35,6 +35,7 @@ class Spec:
         dataset: Its name. data_path: The folder that holds its folder.
         entries: Rows of the table. seeds: Each is a run of each row.
         keys: Given for all runs, over the defaults.
+        reference: Label of the row that the others are tested against; None: the best baseline.
     """
 
     dataset: str
@@ -42,6 +43,7 @@ class Spec:
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
     keys: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
 
     def runs(self) -> list[tuple[Entry, int]]:
         """All runs; every row gets its first seed before any gets its second."""

@@ -3,11 +3,25 @@
 import pandas as pd
 
 SHOWN = ("hit@10", "ndcg@10", "mrr@10")
-MARK = "*"
-NOTE = (
-    "Mean over seeds (± standard deviation). Best in bold, second underlined. "
-    f"{MARK}: better than the best baseline, paired t-test over users, Holm-corrected, p < 0.05."
-)
+MARK, WORSE = "*", "†"
+TEST = "paired t-test over users, Holm-corrected, p < 0.05"
+
+
+def note(reference: str | None) -> str:
+    """What the marks of a table mean."""
+    text = "Mean over seeds (± standard deviation). Best in bold, second underlined. "
+    if reference is None:
+        return f"{text}{MARK}: better than the best baseline, {TEST}."
+    return f"{text}{MARK}: better, {WORSE}: worse than {reference}, {TEST}."
+
+
+def mark(line: dict, reference: str | None) -> str:
+    """The mark of a cell: against baselines only what is better is told."""
+    if line["better"]:
+        return MARK
+    return WORSE if reference is not None and line["worse"] else ""
+
+
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
@@ -36,7 +50,7 @@ def grid(summary: pd.DataFrame):
     return list(dict.fromkeys(shown["slice"])), shown_metrics(summary), list(cells), cells
 
 
-def markdown(summary: pd.DataFrame) -> str:
+def markdown(summary: pd.DataFrame, reference: str | None = None) -> str:
     """The table for a README."""
     slices, metrics, models, cells = grid(summary)
     columns = [(s, m) for s in slices for m in metrics]
@@ -46,24 +60,24 @@ def markdown(summary: pd.DataFrame) -> str:
     ]
     for model in models:
         seeds = next(iter(cells[model].values()))["seeds"]
-        row = [_markdown_cell(cells[model][column]) for column in columns]
+        row = [_markdown_cell(cells[model][column], reference) for column in columns]
         lines.append(f"| {_bar(model)} | {seeds} | " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", NOTE, ""])
+    return "\n".join([*lines, "", note(reference), ""])
 
 
 def _bar(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _markdown_cell(line: dict) -> str:
+def _markdown_cell(line: dict, reference: str | None) -> str:
     text = f"{line['mean']:.4f}"
     if pd.notna(line["std"]):
         text += f" ± {line['std']:.4f}"
-    text += "\\" + MARK if line["better"] else ""
+    text += mark(line, reference).replace(MARK, "\\" + MARK)
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(line["place"], text)
 
 
-def latex(summary: pd.DataFrame, caption: str) -> str:
+def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> str:
     """The table for a paper; it needs the packages booktabs."""
     slices, metrics, models, cells = grid(summary)
     spans, rules, start = [], [], 2
@@ -73,18 +87,16 @@ def latex(summary: pd.DataFrame, caption: str) -> str:
         start += len(metrics)
     body = []
     for model in models:
-        row = [_latex_cell(cells[model][s, m]) for s in slices for m in metrics]
+        row = [_latex_cell(cells[model][s, m], reference) for s in slices for m in metrics]
         body.append(f"{_tex(model)} & " + " & ".join(row) + r" \\")
-    note = (
-        "Mean over seeds. Best in bold, second underlined. $^{*}$: better than the best baseline, "
-        "paired $t$-test over users, Holm-corrected, $p < 0.05$."
-    )
+    told = _tex(note(reference).replace(" (± standard deviation)", ""))
+    told = told.replace(MARK, "$^{*}$").replace(WORSE, r"$^{\dagger}$").replace("<", "$<$")
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(caption)}. {note}}}",
+            rf"\caption{{{_tex(caption)}. {told}}}",
             rf"\begin{{tabular}}{{l{'r' * len(slices) * len(metrics)}}}",
             r"\toprule",
             "& " + " & ".join(spans) + r" \\",
@@ -104,7 +116,8 @@ def _tex(text: str) -> str:
     return "".join(ESCAPES.get(char, char) for char in text)
 
 
-def _latex_cell(line: dict) -> str:
+def _latex_cell(line: dict, reference: str | None) -> str:
     text = f"{line['mean']:.4f}"
     text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(line["place"], text)
-    return text + ("$^{*}$" if line["better"] else "")
+    found = mark(line, reference)
+    return text + {MARK: "$^{*}$", WORSE: r"$^{\dagger}$"}.get(found, "")
