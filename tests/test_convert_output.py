@@ -223,7 +223,7 @@ def test_times_of_several_units(tmp_path, caplog):
     inter, _ = run(tmp_path, events, ITEMS)
     assert [row[2] for row in inter[1:]] == [str(1500000000 + i) for i in range(4)]
     assert (
-        "times of several units: 2 in seconds, 1 in milliseconds, 1 in microseconds" in caplog.text
+        "several units: 2 in seconds or dates, 1 in milliseconds, 1 in microseconds" in caplog.text
     )
 
 

@@ -270,3 +270,39 @@ def test_douban(tmp_path):
     assert rows["category"].to_dict() == {
         "book_11": "novel sci_fi", "book_12": "", "music_11": "calm indie_pop",
     }  # fmt: skip
+
+
+def test_a_film_that_stands_twice_has_one_domain(tmp_path):
+    ml_32m(tmp_path)
+    with open(tmp_path / "movies.csv", "a") as file:
+        file.write("1,Copycat (1995),Romance|Comedy\n")
+    inter, items, _ = run(tmp_path, lambda e, b: movielens.read(e, tmp_path, b))
+    assert len(inter) == 4 and items["item_id"].tolist() == ["2", "3", "1"]
+    (tmp_path / "ratings.csv").write_text("user,movie,rating,timestamp\n1,1,5,100\n")
+    with pytest.raises(DataError, match="no column 'userId'"):
+        run(tmp_path, lambda e, b: movielens.read(e, tmp_path, b))
+
+
+def test_rows_of_one_item_and_prices(tmp_path):
+    items = packed(
+        tmp_path / "items.csv",
+        "item_id,domain,title,price\na,x,,\na,x,Title,$1\n"
+        'b,y,B,"1,299.00 EUR"\nc,y,C,inf\nd,x,D,12\n',
+    )
+    events = packed(tmp_path / "e.csv", "user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\nu,d,4\n")
+    files = tables.Tables([(None, events)], [(None, items)])
+    _, found, _ = run(tmp_path, lambda e, b: tables.read(e, files, b))
+    found = found.set_index("item_id")
+    assert found["title"].to_dict() == {"a": "Title", "b": "B", "c": "C", "d": "D"}
+    assert found["price"].to_dict() == {"a": "1", "b": "1299", "c": "", "d": "12"}
+
+
+def test_metadata_of_2014_that_json_cannot_hold(tmp_path):
+    files = [
+        (domain, write_lines(tmp_path / f"{domain}.json", reviews("2014", domain)))
+        for domain in ("food", "kitchen")
+    ]
+    rows = [*META["2014"], "{'asin': {1, 2}}", "{'asin': b'x'}", "[" * 100_000]
+    meta = [("food", write_lines(tmp_path / "meta.json", rows))]
+    _, items, done = run(tmp_path, lambda e, b: amazon.read(e, files, meta, b))
+    assert done.broken.total() == 3 and items["title"][0] == "Tea & 'Honey'"

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 
 from dataset_tools.cli.options import data_path_option, gathered, option_names
 from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
+from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
 
 
@@ -20,19 +22,35 @@ class Time(click.ParamType):
 
     def convert(self, value, param, ctx) -> float:
         """Seconds since 1970."""
-        if isinstance(value, int | float):
-            return float(value)
+        text = str(value)  # YAML makes dates of dates
+        if re.fullmatch(r"(19|20)\d\d(\d{4})?", text):
+            self.fail(
+                f"{text!r} can be a date or seconds; write 2018-01-31, or {text}.0", param, ctx
+            )
         try:
-            return float(value)
+            seconds = float(text)
         except ValueError:
-            pass
+            seconds = None
+        if seconds is not None and math.isfinite(seconds):
+            return seconds
         try:
-            moment = datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{value!r} is no date such as 2018-01-31, and no seconds", param, ctx)
+            self.fail(f"{text!r} is no date such as 2018-01-31, and no seconds", param, ctx)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
         return moment.timestamp()
+
+
+class Number(click.FloatRange):
+    """A finite number."""
+
+    def convert(self, value, param, ctx) -> float:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return found
 
 
 class SingleDomain(click.ParamType):
@@ -42,9 +60,9 @@ class SingleDomain(click.ParamType):
 
     def convert(self, value, param, ctx) -> str | int:
         """As `Filters.single_domain`."""
-        if isinstance(value, int) or value in ("keep", "drop"):
+        if value in ("keep", "drop"):
             return value
-        if value.isdecimal():
+        if str(value).isdecimal():
             return int(value)
         self.fail(f"{value!r} is neither keep nor drop nor a number of users", param, ctx)
 
@@ -84,7 +102,10 @@ def use_preset(ctx: click.Context, _param, value: str | None) -> None:
     path = known.get(value) or Path(value)
     if not path.is_file():
         raise click.BadParameter(f"no preset and no file '{value}'; presets: {', '.join(known)}")
-    found = load_yaml(path).get(PRESET_KEY)
+    try:
+        found = load_yaml(path).get(PRESET_KEY)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
     if not isinstance(found, dict):
         raise click.BadParameter(f"{path}: no key '{PRESET_KEY}' with filters in it")
     names = option_names(FILTER_OPTIONS)
@@ -111,7 +132,7 @@ PRESET_OPTION = click.option(
     + ", ".join(presets()),
 )
 FILTER_OPTIONS = [
-    click.option("--min_rating", type=float, help="Only events of this rating or more."),
+    click.option("--min_rating", type=Number(), help="Only events of this rating or more."),
     click.option("--after", type=Time(), help="Only events at this time or later (UTC)."),
     click.option("--before", type=Time(), help="Only events earlier than this time (UTC)."),
     click.option(
@@ -128,7 +149,7 @@ FILTER_OPTIONS = [
     ),
     click.option(
         "--overlap_ratio",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         default=1.0,
         show_default=True,
         help="Share of the users of several domains that keep them all; others keep their largest.",
@@ -169,6 +190,15 @@ def conversion_options(command: Callable) -> Callable:
 
 def run(name: str, how: dict, read: Callable, source: str) -> None:
     """Convert, and say what came of it."""
+    try:
+        done, folder = _converted(name, how, read, source)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or "nothing was written") from None
+    _tell(done, folder)
+
+
+def _converted(name: str, how: dict, read: Callable, source: str):
+    """(what came of the conversion, the dataset's folder)."""
     from dataset_tools.convert.filters import Filters
     from dataset_tools.convert.run import Conversion, convert
 
@@ -184,7 +214,10 @@ def run(name: str, how: dict, read: Callable, source: str) -> None:
         threads=how["threads"],
         recbole_cdr=how["recbole_cdr"],
     )
-    done = convert(conversion, folder, name, how["force"])
+    return convert(conversion, folder, name, how["force"]), folder
+
+
+def _tell(done, folder: Path) -> None:
     counts = done.counts
     for domain, found in counts["domains"].items():
         click.echo(

@@ -196,7 +196,12 @@ def convert_movielens(name: str, place: Path, how: dict) -> None:
     """
     from dataset_tools.convert.movielens import read
 
-    run(name, how, lambda engine, broken: read(engine, place, broken), f"MovieLens, {place.name}")
+    run(
+        name,
+        how,
+        lambda engine, broken: read(engine, place, broken),
+        f"MovieLens, {place.resolve().name}",
+    )
 
 
 @convert.command(

@@ -69,11 +69,14 @@ def describe(
     plain = json.dumps(found.plain(), indent=1, ensure_ascii=False)
     printed = json_file is not None and str(json_file) == "-"
     click.echo(plain if printed else text(found))
-    for path, content in ((None if printed else json_file, plain), (html_file, None)):
-        if path is not None:
-            with replace_file(path) as file:
-                file.write((content or page(found)).encode())
-    if png_file is not None:
-        png(found, png_file)
+    try:
+        for path, content in ((None if printed else json_file, plain), (html_file, None)):
+            if path is not None:
+                with replace_file(path) as file:
+                    file.write((content or page(found)).encode())
+        if png_file is not None:
+            png(found, png_file)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be written: {error.strerror}") from None
     if any(finding["level"] == ERROR for finding in found.checks):
         raise SystemExit(1)

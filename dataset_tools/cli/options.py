@@ -1,6 +1,7 @@
 """Options that several commands share, and what they open: dataset, model, store."""
 
 import functools
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,6 +193,8 @@ def one_line_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def guarded(*args, **kwargs):
+        # As Ctrl-C: what is half-made is cleared away.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return command(*args, **kwargs)
         except TemaError as error:
@@ -201,6 +204,8 @@ def one_line_errors(command: Callable) -> Callable:
             left = str(stop) or "the same command goes on from here"
             click.echo(f"interrupted; {left}", err=True)
             sys.exit(INTERRUPTED)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return guarded
 

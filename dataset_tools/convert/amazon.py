@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.feed import texts
-from dataset_tools.convert.intake import take_events, take_items, tokens_of
+from dataset_tools.convert.intake import refuse_repeats, take_events, take_items, tokens_of
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
+from dataset_tools.convert.tables import text_of
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def read(
     for domain, path in [*reviews, *metadata]:
         if not path.is_file():
             raise DataError(f"{path}: no such file ({domain})")
+    refuse_repeats([*reviews, *metadata])
     for domain, path in metadata:
         if domain not in {name for name, _ in reviews}:
             raise DataError(f"{path}: metadata of '{domain}', of which no reviews are given")
@@ -93,6 +95,8 @@ def _tell_release(engine: Engine, path: Path) -> None:
         "SELECT count(*) FILTER (old), count(*) FILTER (new), count(*) FILTER (_good) FROM loaded"
     )[0]
     if not old and not new:
+        if not rows:
+            raise DataError(f"{path}: no line of it is a JSON object")
         raise DataError(
             f"{path}: {rows:,} lines of JSON and no reviewerID or user_id in any: these are no "
             "Amazon reviews; is it the metadata?"
@@ -137,7 +141,7 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
             "title": "title",
             "category": category_of(),
             "brand": "coalesce(nullif(brand, ''), store)",
-            "price": r"nullif(regexp_extract(replace(price, ',', ''), '\d+(\.\d+)?'), '')",
+            "price": "price",
             "description": text_of("description"),
             "image_url": "image_url",
         },
@@ -159,14 +163,6 @@ def category_of() -> str:
     return tokens_of(chosen)
 
 
-def text_of(column: str) -> str:
-    """SQL: a text, or the texts of a list in one."""
-    return (
-        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
-        f"THEN array_to_string(json_extract_string({column}, '$[*]'), ' ') ELSE {column} END"
-    )
-
-
 def _lines(path: Path) -> Iterator[bytes]:
     return (line for block in texts(path) for line in block.splitlines())
 
@@ -178,7 +174,7 @@ def _is_literal(path: Path) -> bool:
             break
         try:
             json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if line.lstrip().startswith(b"{'"):
                 return True
             continue
@@ -192,18 +188,19 @@ def _literals_to_json(path: Path, target: Path, broken: Broken) -> None:
     with open(target, "w", encoding="utf-8") as file:
         bar = tqdm(_lines(path), desc=f"{path.name}: metadata", unit="item", delay=2)
         for number, line in enumerate(bar, start=1):
-            value = _literal(line)
-            if value is None and line.strip():
+            text = _literal(line)
+            if not text and line.strip():
                 bad.append(number)
-            file.write((json.dumps(value) if value is not None else "") + "\n")
+            file.write(text + "\n")
     broken.add(path, "no Python literal of a dict", len(bad), bad[:SHOWN])
 
 
-def _literal(line: bytes) -> dict | None:
+def _literal(line: bytes) -> str:
+    """A line as JSON; empty where it is no literal of a dict that JSON can hold."""
     if len(line) > MAX_LITERAL:
-        return None
+        return ""
     try:
         value = ast.literal_eval(line.decode("utf-8").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return json.dumps(value) if isinstance(value, dict) else ""
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ""

@@ -18,7 +18,7 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 MEMORY = re.compile(r"(?i)\s*([0-9]+(?:\.[0-9]+)?)\s*(K|M|G|T)i?B?\s*")
-LEAST_MEMORY = 256 << 20
+LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 50
 
 
 def memory_bytes(text: str) -> int:
@@ -33,6 +33,8 @@ def memory_bytes(text: str) -> int:
     size = int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) + 1))
     if size < LEAST_MEMORY:
         raise DataError(f"memory '{text}' is too little to work in; give 256MB or more")
+    if size > MOST_MEMORY:
+        raise DataError(f"memory '{text}' is more than any machine has; give 1024TB or less")
     return size
 
 
@@ -78,6 +80,7 @@ class Engine:
             "preserve_insertion_order": "true",  # the rows of a table have the order of the file
             "autoinstall_known_extensions": "false",  # nothing is fetched
             "enable_progress_bar": "false",
+            "TimeZone": "'UTC'",  # of times without a zone, whatever the machine's is
         }
         for name, value in settings.items():
             self.sql.execute(f"SET {name} = {value}")
@@ -106,7 +109,8 @@ class Engine:
 
     def _place(self, path: Path) -> Path:
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            what = "is no regular file" if path.exists() else "no such file"
+            raise DataError(f"{path}: {what}")
         self._places += 1
         return self.folder / f"file{self._places}"
 
@@ -127,7 +131,7 @@ class Engine:
         try:
             return self.sql.execute(query)
         except RuntimeError as error:  # DuckDB's own errors are none
-            if isinstance(error.__cause__, KeyboardInterrupt):
+            if isinstance(error.__cause__, KeyboardInterrupt):  # by Ctrl-C or SIGTERM
                 self.sql.interrupt()  # its other threads
                 raise KeyboardInterrupt from None
             raise
@@ -169,7 +173,13 @@ def engine(folder: Path, memory: str = "4GB", threads: int | None = None) -> Ite
         yield made
     except duckdb.OutOfMemoryException as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"--memory {memory} is too little for this data: {first}") from error
+        raise DataError(
+            f"--memory {memory} is too little for this data, or the disk of {folder} has no room "
+            f"for what goes beyond it: {first}"
+        ) from error
+    except duckdb.IOException as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{first}; check rights and space") from error
     finally:
         made.sql.close()
 

@@ -27,7 +27,8 @@ WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16 and UTF-32
 MARK = b"\xef\xbb\xbf"  # that of UTF-8
 BLANK = re.compile(rb"\n(?=\n)")
 LONGEST_REST = 8 << 20  # bytes without a line end that are waited for
-BLOCK = 1 << 16  # of a packed file: what it unpacks to, up to 1000 times as much, is in memory
+BLOCK = 1 << 16  # of a gzip file: what it unpacks to, up to 1000 times as much, is in memory
+ZSTD_BLOCK = 1 << 11  # zstd packs a run of one byte 30,000 times
 PLAIN_BLOCK = 1 << 20
 PIPE = 1 << 20  # bytes; Linux lets anybody's pipe hold so much
 WAIT = 0.2  # seconds between looks whether the reader has gone
@@ -58,7 +59,7 @@ def unpacked(path: Path, counted: Callable[[int], object] = lambda size: None) -
             if magic == ZIP:
                 raise DataError(f"{path}: a zip archive; unpack it, and give the file in it")
             start = _unpacker(magic)
-            size = PLAIN_BLOCK if start is None else BLOCK
+            size = PLAIN_BLOCK if start is None else ZSTD_BLOCK if magic == ZSTD else BLOCK
             yield from _streams(path, iter(lambda: file.read(size), b""), start, counted)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
@@ -182,16 +183,13 @@ def fed(path: Path, place: Path) -> Iterator[Tally]:
         DataError: as `texts`.
     """
     tally = Tally()
-    bar = tqdm(
-        total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, delay=1, leave=False
-    )
-    with bar:
+    with _bar(path) as counted:
         if hasattr(os, "mkfifo"):
-            with _through_pipe(texts(path, bar.update, tally), place):
+            with _through_pipe(texts(path, counted, tally), place):
                 yield tally
         else:  # Windows
             with open(place, "wb") as file:
-                file.writelines(texts(path, bar.update, tally))
+                file.writelines(texts(path, counted, tally))
             try:
                 yield tally
             finally:
@@ -199,10 +197,41 @@ def fed(path: Path, place: Path) -> Iterator[Tally]:
 
 
 @contextmanager
+def _bar(path: Path) -> Iterator[Callable[[int], None]]:
+    """A progress bar over a file's bytes; where it cannot be shown, there is none."""
+    bar = tqdm(
+        total=path.stat().st_size,
+        desc=path.name,
+        unit="B",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        disable=_Bars.broken,
+    )
+
+    def counted(size: int) -> None:
+        try:
+            bar.update(size)
+        except (OSError, ValueError):  # stderr is closed or full; the work goes on without
+            _Bars.broken = bar.disable = True
+
+    try:
+        yield counted
+    finally:
+        bar.close()
+
+
+class _Bars:
+    """Whether a bar failed: tqdm then holds its lock, and another bar would wait for it."""
+
+    broken = False
+
+
+@contextmanager
 def _through_pipe(blocks: Iterator[bytes], place: Path) -> Iterator[None]:
     os.mkfifo(place)
     stop = threading.Event()
-    faults: list[DataError] = []
+    faults: list[Exception] = []
     thread = threading.Thread(target=_write, args=(blocks, place, stop, faults), daemon=True)
     thread.start()
     try:
@@ -224,18 +253,20 @@ def _write(blocks: Iterator[bytes], place: Path, stop: threading.Event, faults: 
             return
         try:
             _widen(pipe)
+            room = select.poll()
+            room.register(pipe, select.POLLOUT)
             for block in blocks:
                 left = memoryview(block)
                 while left:
                     if stop.is_set():
                         return
-                    if select.select([], [pipe], [], WAIT)[1]:
+                    if room.poll(WAIT * 1000):
                         left = left[os.write(pipe, left) :]
         finally:
             os.close(pipe)
     except BrokenPipeError:
         return  # the reader has what it wants, or failed and says so itself
-    except DataError as fault:
+    except Exception as fault:  # the main thread raises it: here nobody would see it
         faults.append(fault)
 
 

@@ -18,6 +18,9 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 
+MOST_DOMAINS = 255
+
+
 @dataclass(frozen=True)
 class Filters:
     """What to keep; a field at its default filters nothing.
@@ -81,7 +84,16 @@ def encode(engine: Engine) -> list[str]:
     """Make `events` of `raw_events`, and `users`, `items`, `domains` (number, name); the domains.
 
     Numbers follow the names, so that they are the same whatever the order of the input.
+
+    Raises:
+        DataError: there are too many domains.
     """
+    found = engine.rows("SELECT DISTINCT domain FROM raw_events ORDER BY domain LIMIT 256")
+    if len(found) > MOST_DOMAINS:
+        some = ", ".join(repr(name) for (name,) in found[:3])
+        raise DataError(
+            f"more than {MOST_DOMAINS} domains ({some}, ...): is the column of the domain another?"
+        )
     engine.do(
         "CREATE TABLE domains AS SELECT row_number() OVER (ORDER BY domain) - 1 AS d, domain "
         "FROM (SELECT DISTINCT domain FROM raw_events);"

@@ -10,18 +10,20 @@ ITEM_COLUMNS).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.lines import SHOWN, Broken
 from recbole_tema.atomic import PADDING_TOKEN, READ_AS_MISSING
+from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
 ITEM_COLUMNS = ("title", "category", "brand", "price", "year", "description", "image_url")
 MILLISECONDS = 1e11  # seconds until the year 5138, milliseconds from 1973 on
 MICROSECONDS = 1e14
+NANOSECONDS = 1e17
 # What `recbole_tema.atomic.token_fault` refuses for its characters, as a regular expression.
 CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}\x{2028}\x{2029}\x{FEFF}]"
 
@@ -37,8 +39,8 @@ def prepare(engine: Engine) -> None:
 
 
 def id_fault(column: str) -> str:
-    """SQL: why a column's text cannot be an id; NULL where it can. Of items it is a half: an id
-    that pandas takes for missing is sound with its domain before it."""
+    """SQL: why a column's text cannot be an id; NULL where it can. What pandas takes for
+    missing is none."""
     missing = ", ".join(quoted(text) for text in sorted(READ_AS_MISSING - {""}))
     return (
         f"CASE WHEN {column} IS NULL OR {column} = '' THEN 'no {column}' "
@@ -47,6 +49,19 @@ def id_fault(column: str) -> str:
         f"WHEN regexp_matches({column}, {quoted(CONTROL)}) "
         f"THEN '{column} with a tab, line break or control character' END"
     )
+
+
+def refuse_repeats(files: Sequence[tuple[str | None, Path]]) -> None:
+    """Refuse a file that is given twice.
+
+    Raises:
+        DataError: so it is; its events would count twice.
+    """
+    seen = set()
+    for _, path in files:
+        if path.resolve() in seen:
+            raise DataError(f"{path} is given twice")
+        seen.add(path.resolve())
 
 
 def tokens_of(texts: str) -> str:
@@ -60,7 +75,7 @@ def tokens_of(texts: str) -> str:
 def time_of(text: str) -> str:
     """SQL: seconds of a text that is a number or a date."""
     number = f"try_cast({text} AS DOUBLE)"
-    date = f"epoch(try_cast({text} AS TIMESTAMP))"
+    date = f"epoch(try_cast({text} AS TIMESTAMPTZ))"  # UTC where it names no zone
     return f"CASE WHEN isfinite({number}) THEN {number} WHEN {number} IS NULL THEN {date} END"
 
 
@@ -83,7 +98,7 @@ def take_events(
     Args:
         path: The file, for messages.
         user: SQL of the user's id, a text; the others likewise.
-        timestamp: A number of seconds, or of milli- or microseconds, or a date.
+        timestamp: A number of seconds, or of milli-, micro- or nanoseconds, or a date.
         rating: None where the source has none.
         domain: SQL of the domain.
     """
@@ -109,7 +124,8 @@ def take_events(
         broken.add(path, reason, count, first, unit="row")
     _tell_units(engine, path)
     seconds = (
-        f"CASE WHEN abs(time) >= {MICROSECONDS} THEN time / 1e6 "
+        f"CASE WHEN abs(time) >= {NANOSECONDS} THEN time / 1e9 "
+        f"WHEN abs(time) >= {MICROSECONDS} THEN time / 1e6 "
         f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
     )
     engine.do(
@@ -126,9 +142,11 @@ def _tell_units(engine: Engine, path: Path) -> None:
     counts = engine.rows(
         f"SELECT count(*) FILTER (abs(time) < {MILLISECONDS}), "
         f"count(*) FILTER (abs(time) >= {MILLISECONDS} AND abs(time) < {MICROSECONDS}), "
-        f"count(*) FILTER (abs(time) >= {MICROSECONDS}) FROM judged WHERE fault IS NULL"
+        f"count(*) FILTER (abs(time) >= {MICROSECONDS} AND abs(time) < {NANOSECONDS}), "
+        f"count(*) FILTER (abs(time) >= {NANOSECONDS}) FROM judged WHERE fault IS NULL"
     )[0]
-    units = dict(zip(("seconds", "milliseconds", "microseconds"), counts, strict=True))
+    names = ("seconds or dates", "milliseconds", "microseconds", "nanoseconds")
+    units = dict(zip(names, counts, strict=True))
     found = {unit: count for unit, count in units.items() if count}
     if len(found) > 1:
         text = ", ".join(f"{count:,} in {unit}" for unit, count in found.items())
@@ -145,7 +163,9 @@ def take_items(
     domain: str,
     columns: Mapping[str, str],
 ) -> int:
-    """Move the sound rows of `table` to `raw_items`, the first of each item; how many.
+    """Move the sound rows of `table` to `raw_items`, one of each item; how many.
+
+    Of several rows the first with a title counts. A price is its first number, without the commas.
 
     `table` is dropped.
 
@@ -153,7 +173,10 @@ def take_items(
         columns: Of ITEM_COLUMNS -> SQL of a text, empty or NULL where unknown.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_items")
-    values = ", ".join(f"{columns.get(name, 'NULL')} AS {name}" for name in ITEM_COLUMNS)
+    if "price" in columns:
+        price = f"regexp_extract(replace({columns['price']}, ',', ''), '\\d+(\\.\\d+)?')"
+        columns = {**columns, "price": f"nullif({price}, '')"}
+    values = ", ".join(f"{columns.get(name, 'NULL')}::VARCHAR AS {name}" for name in ITEM_COLUMNS)
     fault = (
         f"CASE WHEN bad THEN 'no JSON object' ELSE coalesce({id_fault('item')}, "
         "CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' END) END"
@@ -172,7 +195,8 @@ def take_items(
     engine.do(
         f"INSERT INTO raw_items SELECT item, domain, {place} + _number, {names} FROM judged "
         "WHERE fault IS NULL QUALIFY 1 = "
-        "row_number() OVER (PARTITION BY item, domain ORDER BY _number) ORDER BY _number"
+        "row_number() OVER (PARTITION BY item, domain "
+        "ORDER BY coalesce(title, '') = '', _number) ORDER BY _number"
     )
     taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
     engine.drop("judged", table)

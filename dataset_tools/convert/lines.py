@@ -71,21 +71,42 @@ def text_lines(source: str, rejects: str = "ignore_errors=true") -> str:
     """A table function of the lines of a file, `line` VARCHAR; empty lines are NULL."""
     return (
         f"read_csv({source}, header=false, delim='{NO_BYTE}', quote='', escape='', "
-        "columns={'line': 'VARCHAR'}, auto_detect=false, strict_mode=false, "
+        "columns={'line': 'VARCHAR'}, auto_detect=false, strict_mode=false, new_line='\\n', "
         f"max_line_size={LONGEST_LINE}, buffer_size={BUFFER}, {rejects})"
     )
 
 
-REJECTS = "store_rejects=true, rejects_limit=0"
+MOST_REJECTS = 100_000  # that are kept with their reasons, in memory
+REJECTS = f"store_rejects=true, rejects_limit={MOST_REJECTS}"
+RESERVED = {"rowid", "_number", "_good"}  # names that a column of a file must not take
 
 
-def _note_rejects(engine: Engine, path: Path, broken: Broken) -> tuple[int, list[int]]:
+def free_names(names: Sequence[str]) -> list[str]:
+    """Names of columns in our tables: those of a file, with `_` after one that is reserved."""
+    return [f"{name}_" if name.lower() in RESERVED else name for name in names]
+
+
+def identifier(name: str) -> str:
+    """A name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _note_rejects(
+    engine: Engine, path: Path, table: str, broken: Broken, expected: int, end: int, quoted: bool
+) -> None:
     """Note the lines that DuckDB could not split or decode, and forget them.
 
-    Returns:
-        How many, and the numbers of the first with faulty quotes.
+    Args:
+        expected: Lines that should be in `table` or broken, as `Tally` counts them.
+        end: The last line's number.
+        quoted: Whether a quote can have made one cell of several lines.
     """
     total, unclosed = 0, []
+    spanned = engine.value(  # a broken row can have several lines
+        "SELECT coalesce(sum(len(regexp_replace(csv_line, '\\n+', '\n', 'g')) "
+        "- len(replace(csv_line, '\n', ''))), 0) FROM (SELECT line, first(csv_line) AS csv_line "
+        "FROM reject_errors WHERE error_type::VARCHAR != 'UNQUOTED VALUE' GROUP BY line)"
+    )
     # One line can be rejected for several reasons: the first one tells.
     for reason, count, first in engine.rows(
         f"SELECT lower(kind), count(*), min(line, {SHOWN}) FROM (SELECT line, "
@@ -97,7 +118,18 @@ def _note_rejects(engine: Engine, path: Path, broken: Broken) -> tuple[int, list
         if reason == "unquoted value":
             unclosed = first
     engine.do("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
-    return total, unclosed
+    lost = expected - engine.value(f"SELECT count(*) FROM {table}_rows") - total - int(spanned)
+    if total >= MOST_REJECTS:
+        broken.add(path, f"broken; reasons are kept of the first {MOST_REJECTS:,}", lost, [])
+    elif quoted:
+        # A quote that is not closed makes one cell of all that follows, up to DuckDB's limit.
+        reason = "read as one cell, of a quote that is not closed (see --quote)"
+        where, unit = (unclosed, "after line") if unclosed else ([end - lost + 1], "from line")
+        broken.add(path, reason, lost, where, unit)
+    elif lost > 0:
+        raise DataError(
+            f"{path}: {lost:,} lines were lost while it was read, for no reason that is known"
+        )
 
 
 def json_lines(
@@ -138,7 +170,7 @@ def json_lines(
             f"FROM {text_lines(text.sql, REJECTS)})",
             "_good IS NOT NULL",
         )
-    _note_rejects(engine, path, broken)
+    _note_rejects(engine, path, table, broken, text.tally.lines, text.tally.lines, False)
 
 
 def separated(
@@ -180,27 +212,21 @@ def separated(
             "or the name of another; give the file a header line with a name for each"
         )
     with engine.reading(path) as text:
+        names = free_names(names)
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in names)
         engine.number(
             table,
             f"SELECT true AS _good, * FROM read_csv({text.sql}, header={header}, skip={skip}, "
             f"encoding='{encoding}', new_line='\\n', "
-            f"delim={quoted(delimiter)}, quote={quoted(quote)}, escape={quoted(quote)}, "
+            # In threads DuckDB loses good lines of files with quotes and many broken lines.
+            f"parallel={not quote}, delim={quoted(delimiter)}, "
+            f"quote={quoted(quote)}, escape={quoted(quote)}, "
             f"columns={{{columns}}}, auto_detect=false, max_line_size={LONGEST_LINE}, "
             f"buffer_size={BUFFER}, {REJECTS})",
         )
-    left_out, unclosed = _note_rejects(engine, path, broken)
-    if quote:
-        # A quote that is not closed makes one cell of all that follows, up to DuckDB's limit.
-        found = engine.value(f"SELECT count(*) FROM {table}") + left_out + header + skip
-        lost = text.tally.lines - text.tally.blank - found - _inside(engine, table, names)
-        broken.add(
-            path,
-            "read as one cell, of a quote that is not closed (see --quote)",
-            lost,
-            unclosed,
-            unit="after line",
-        )
+    expected = text.tally.lines - text.tally.blank - header - skip
+    expected -= _inside(engine, table, names) if quote else 0
+    _note_rejects(engine, path, table, broken, expected, text.tally.lines, bool(quote))
     return names
 
 
@@ -208,7 +234,7 @@ def _inside(engine: Engine, table: str, names: Sequence[str]) -> int:
     """Lines that are not blank and go on with a cell of the line before."""
     runs = [
         f"length(regexp_replace({cell}, '\\n+', '\n', 'g')) - length(replace({cell}, '\n', ''))"
-        for cell in ('"' + name.replace('"', '""') + '"' for name in names)
+        for cell in map(identifier, names)
     ]
     total = " + ".join(f"coalesce(sum({run}), 0)" for run in runs)
     return int(engine.value(f"SELECT {total} FROM {table}"))
@@ -223,5 +249,8 @@ def _header(path: Path, delimiter: str, quote: str) -> list[str]:
     if not text.strip():
         raise DataError(f"{path}, line 1: no header line; the first line is empty")
     style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    cells = next(csv.reader([text], delimiter=delimiter, **style))
+    try:
+        cells = next(csv.reader([text], delimiter=delimiter, **style))
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: no header line ({error})") from None
     return [cell.strip() for cell in cells]

@@ -7,6 +7,7 @@ between thrill and heart, the first one listed on a tie.
 
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,8 +79,7 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         genres = f"list_filter([{flags}], lambda g: g IS NOT NULL)"
     else:
         genres = "string_split(genres, '|')"
-    if "title" not in found:
-        raise DataError(f"{movies}: no column 'title' (found: {', '.join(found)})")
+    _need(movies, found, ["movieId", "title"] + (["genres"] if release.header else []))
     _take_films(
         engine,
         movies,
@@ -89,7 +89,7 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         title=r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
         year=r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
     )
-    separated(
+    found = separated(
         engine,
         ratings,
         "loaded",
@@ -99,7 +99,15 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         names=None if release.header else list(RATING_COLUMNS),
         encoding=release.encoding,
     )
+    _need(ratings, found, RATING_COLUMNS)
     _take_ratings(engine, ratings, broken, *(f'"{name}"' for name in RATING_COLUMNS))
+
+
+def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
+    """Raise a DataError unless a file has all columns of `names`."""
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise DataError(f"{path}, line 1: no column '{lacking[0]}' (found: {', '.join(found)})")
 
 
 def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
@@ -142,7 +150,8 @@ def _take_films(
         f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
         f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
         "CREATE OR REPLACE TABLE domain_of AS "
-        f"SELECT DISTINCT {item} AS id, genre_domain FROM films"
+        f"SELECT {item} AS id, first(genre_domain ORDER BY _number) AS genre_domain "
+        f"FROM films GROUP BY {item}"
     )
     columns = {"title": title, "year": year, "category": tokens_of("g")}
     take_items(

@@ -12,12 +12,14 @@ import yaml
 from dataset_tools.checks import checked_items
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import ITEM_COLUMNS
-from dataset_tools.writer import commit_dataset, write_cells
+from dataset_tools.writer import commit_dataset, refuse_existing
 from recbole_tema.atomic import replace_file
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
+BLOCK_VECTORS = 2  # of 2048 items each
+ITEM_TYPES = {"description": "token_seq", "image_url": "token"}
 PREFIXES = ("auto", "always", "never")
 
 
@@ -45,25 +47,64 @@ def name_items(engine: Engine, prefix: str) -> bool:
     prefixed = prefix == "always" or (prefix == "auto" and bool(twice))
     text = "domain || '_' || item" if prefixed else "item"
     engine.do(
-        f"CREATE OR REPLACE TABLE named AS SELECT i, {text} AS item_id, domain FROM kept_items;"
-        "DROP TABLE kept_items"
+        # Of several files with an item the first counts whose row has a title.
+        "CREATE OR REPLACE TABLE described AS SELECT item, domain, coalesce(min(place) "
+        "FILTER (coalesce(title, '') != ''), min(place)) AS described FROM raw_items "
+        "GROUP BY item, domain;"
+        f"CREATE OR REPLACE TABLE named AS SELECT i, {text} AS item_id, domain, described "
+        "FROM kept_items LEFT JOIN described USING (item, domain)"
     )
+    engine.drop("kept_items", "described")
+    same = engine.rows(
+        "SELECT item_id, string_agg(DISTINCT domain, ', ' ORDER BY domain) FROM named "
+        "GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 1"
+    )
+    if same:
+        raise DataError(
+            f"with the domain before them, items of {same[0][1]} have the same id "
+            f"'{same[0][0]}'; name a domain differently"
+        )
     return prefixed
 
 
-def item_frame(engine: Engine) -> pd.DataFrame:
-    """The kept items with what is known of each; columns without a value are left out."""
-    columns = ", ".join(f"m.{name}" for name in ITEM_COLUMNS)
-    frame = engine.run(
-        f"SELECT n.item_id, n.domain, {columns} FROM named n JOIN items USING (i) "
-        "LEFT JOIN (SELECT * FROM raw_items QUALIFY row_number() OVER (PARTITION BY item, domain "
-        "ORDER BY place) = 1) m ON m.item = items.item AND m.domain = items.domain ORDER BY n.i"
-    ).df()
-    known = [c for c in ITEM_COLUMNS if c == "title" or frame[c].fillna("").ne("").any()]
-    frame = frame[["item_id", "domain", *known]]
-    if "price" in frame:
-        frame["price"] = pd.to_numeric(frame["price"], errors="coerce")
-    return frame.astype({c: object for c in known if c != "price"}).where(frame.notna(), None)
+def known_columns(engine: Engine, domain: str | None = None) -> list[str]:
+    """The columns that a kept item has a value of; `title` always."""
+    counts = ", ".join(f"count(nullif(m.{name}, ''))" for name in ITEM_COLUMNS)
+    found = engine.rows(f"SELECT {counts} {_items_of(domain)}")[0]
+    return [n for n, count in zip(ITEM_COLUMNS, found, strict=True) if count or n == "title"]
+
+
+def _items_of(domain: str | None) -> str:
+    """SQL: the kept items, n, each with its row of `raw_items`, m."""
+    where = f"WHERE n.domain = {quoted(domain)}" if domain is not None else ""
+    return f"FROM named n LEFT JOIN raw_items m ON m.place = n.described {where}"
+
+
+def write_items(engine: Engine, domain: str | None, path: Path) -> None:
+    """Write the kept items, of one domain or all, in the order of their ids; in blocks, so that
+    their texts need not fit the memory.
+
+    Raises:
+        DataError: a domain that an atomic file cannot hold.
+    """
+    columns = known_columns(engine, domain)
+    cursor = engine.run(
+        f"SELECT n.item_id, n.domain, {', '.join(f'm.{name}' for name in columns)} "
+        f"{_items_of(domain)} ORDER BY n.i"
+    )
+    with replace_file(path) as file:
+        heads = True
+        while len(frame := cursor.fetch_df_chunk(BLOCK_VECTORS)):
+            if "price" in frame:
+                frame["price"] = pd.to_numeric(frame["price"], errors="coerce")
+            texts = {c: object for c in columns if c != "price"}
+            frame = frame.astype(texts).where(frame.notna(), None)
+            cells, kinds = checked_items(path, frame, ITEM_TYPES, domains=1)
+            if heads:
+                file.write(("\t".join(f"{c}:{kinds[c]}" for c in cells) + "\n").encode())
+                heads = False
+            rows = zip(*(cells[c].tolist() for c in cells), strict=True)
+            file.write("".join("\t".join(row) + "\n" for row in rows).encode())
 
 
 def counts_of(engine: Engine) -> dict:
@@ -110,14 +151,22 @@ def write_output(
             "models train, but nothing is carried from one domain to the other",
             users,
         )
-    cells, kinds = checked_items(folder / f"{name}.item", item_frame(engine))
     jobs: dict[str, Callable[[Path], None]] = {
-        f"{name}.item": partial(write_cells, cells, kinds),
+        f"{name}.item": partial(write_items, engine, None),
         f"{name}.inter": partial(write_events, engine, None),
     }
     stated = {**card, "item_prefix": prefixed}
     commit_dataset(folder, name, jobs, stated, counts, force)
     return counts
+
+
+def refuse_parts(engine: Engine, data_path: Path, name: str, force: bool) -> None:
+    """Raise a DataError if something that `write_recbole_cdr` writes is there, without `force`."""
+    for (domain,) in engine.rows("SELECT domain FROM domains ORDER BY d"):
+        refuse_existing(data_path / f"{name}-{domain}", f"{name}-{domain}", force)
+    path = data_path / f"{name}-recbole_cdr.yaml"
+    if path.exists() and not force:
+        raise DataError(f"{path} exists; replace it with --force, or name another dataset")
 
 
 def write_recbole_cdr(
@@ -132,15 +181,12 @@ def write_recbole_cdr(
     Raises:
         DataError: a dataset exists and `force` is not set, or cannot be written.
     """
-    frame = item_frame(engine)
     folders = []
     for domain, found in counts["domains"].items():
         part = f"{name}-{domain}"
         folder = data_path / part
-        mine = frame[frame["domain"] == domain].reset_index(drop=True)
-        cells, kinds = checked_items(folder / f"{part}.item", mine, domains=1)
         jobs: dict[str, Callable[[Path], None]] = {
-            f"{part}.item": partial(write_cells, cells, kinds),
+            f"{part}.item": partial(write_items, engine, domain),
             f"{part}.inter": partial(write_events, engine, domain),
         }
         stated = {"part of": name, **card}

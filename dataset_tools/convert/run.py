@@ -4,21 +4,25 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dataset_tools.checks import check_name
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
 from dataset_tools.convert.intake import prepare
 from dataset_tools.convert.lines import Broken
-from dataset_tools.convert.output import write_output, write_recbole_cdr
+from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.writer import naming_folder, refuse_existing
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
+LOCK = "lock"
 VERSION = 1  # of what a conversion makes of the same input; in the card
 
 Source = Callable[[Engine, Broken], None]  # fills raw_events and raw_items
@@ -83,9 +87,8 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
     check_name(name)
     refuse_existing(folder, name, force)
     broken = Broken(conversion.strict)
-    with naming_folder(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}.convert-", dir=folder.parent))
+    work, lock = _work_folder(folder, name)
+    written = False
     try:
         with engine(work, conversion.memory, conversion.threads) as database:
             prepare(database)
@@ -95,6 +98,8 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                     f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
                 )
             encode(database)
+            if conversion.recbole_cdr:
+                refuse_parts(database, folder.parent, name, force)
             steps = apply(database, conversion.filters)
             card = {
                 "source": conversion.source,
@@ -109,11 +114,29 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             if broken.files:
                 card["lines left out"] = broken.files
             counts = write_output(database, folder, name, card, conversion.item_prefix, force)
+            written = True
             parts = []
             if conversion.recbole_cdr:
                 parts = write_recbole_cdr(database, folder.parent, name, card, counts, force)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("nothing was written") from None
+        left = f"{folder} is written, its parts are not; again with --force"
+        raise KeyboardInterrupt(left if written else "nothing was written") from None
     finally:
+        lock.release()
         shutil.rmtree(work, ignore_errors=True)
     return Converted(folder, counts, steps, broken, parts)
+
+
+def _work_folder(folder: Path, name: str) -> tuple[Path, FileLock]:
+    """A hidden folder beside the dataset, locked; those that killed conversions left go first."""
+    with naming_folder(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for old in folder.parent.glob(".*.convert-*"):
+            if old.name.startswith(f".{name}.convert-"):
+                held = FileLock(old / LOCK, timeout=0)
+                with suppress(Timeout), held:
+                    shutil.rmtree(old, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.convert-", dir=folder.parent))
+        lock = FileLock(work / LOCK)
+        lock.acquire()
+    return work, lock

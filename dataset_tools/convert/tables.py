@@ -7,8 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, naming_file, quoted
-from dataset_tools.convert.intake import ITEM_COLUMNS, take_events, take_items, tokens_of
-from dataset_tools.convert.lines import Broken, json_lines, separated, text_lines
+from dataset_tools.convert.intake import (
+    ITEM_COLUMNS,
+    refuse_repeats,
+    take_events,
+    take_items,
+    tokens_of,
+)
+from dataset_tools.convert.lines import (
+    Broken,
+    free_names,
+    identifier,
+    json_lines,
+    separated,
+    text_lines,
+)
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -74,9 +87,12 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
             raise ConfigError(f"column '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
-    told = False
+    refuse_repeats([*tables.interactions, *tables.items])
+    told, columns_there = False, set()
+    texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
     for domain, path in tables.items:
         found = load(engine, path, "loaded", broken, tables)
+        columns_there |= {name.lower() for name in found}
         where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
         item = _needed(path, found, "item_id", tables.columns)
         known = quoted(domain) if domain is not None else where["domain"]
@@ -93,11 +109,12 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             item=item,
             domain=known,
             columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
-            | ({"category": category_of(where["category"])} if where["category"] else {}),
+            | {c: texts_of[c](where[c]) for c in texts_of if where[c]},
         )
         told = True
     for domain, path in tables.interactions:
         found = load(engine, path, "loaded", broken, tables)
+        columns_there |= {name.lower() for name in found}
         columns = {
             c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id", "timestamp")
         }
@@ -122,6 +139,38 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             rating=_column(path, found, "rating", tables.columns),
             domain=own,
         )
+    for ours, theirs in tables.columns.items():
+        if theirs.lower() not in columns_there:
+            near = difflib.get_close_matches(theirs, sorted(columns_there), n=1, cutoff=0)
+            raise ConfigError(
+                f"--column {ours}={theirs}: no file has a column '{theirs}'; nearest: '{near[0]}'"
+            )
+    if told:
+        _tell_unmatched(engine)
+
+
+def _tell_unmatched(engine: Engine) -> None:
+    """Say so where no item of a domain has an event: names or domains may differ.
+
+    Raises:
+        DataError: so it is in all domains.
+    """
+    rows = engine.rows(
+        "SELECT domain, count(*), count(*) FILTER (EXISTS (SELECT 1 FROM raw_events e "
+        "WHERE e.item = i.item AND e.domain = i.domain)) FROM raw_items i GROUP BY domain "
+        "ORDER BY domain"
+    )
+    idle = [(domain, total) for domain, total, known in rows if not known]
+    if not idle:
+        return
+    found = ", ".join(
+        d for (d,) in engine.rows("SELECT DISTINCT domain FROM raw_events ORDER BY 1")
+    )
+    text = ", ".join(f"none of the {total:,} items of '{domain}'" for domain, total in idle)
+    text += f" has an event (domains of events: {found}); ids or domains differ between the tables"
+    if len(idle) == len(rows):
+        raise DataError(text)
+    log.warning("%s", text)
 
 
 def category_of(column: str) -> str:
@@ -131,6 +180,22 @@ def category_of(column: str) -> str:
     return (
         f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) THEN {listed} "
         f"WHEN contains({column}, '|') THEN {split} ELSE {column} END"
+    )
+
+
+def text_of(column: str) -> str:
+    """SQL: a text, or the texts of a JSON list in one."""
+    return (
+        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
+        f"THEN array_to_string(json_extract_string({column}, '$[*]'), ' ') ELSE {column} END"
+    )
+
+
+def first_of(column: str) -> str:
+    """SQL: a text, or the first of a JSON list."""
+    return (
+        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
+        f"THEN json_extract_string({column}, '$[0]') ELSE {column} END"
     )
 
 
@@ -174,19 +239,7 @@ def load(
             names = _number_parquet(engine, path, table)
         return names
     if kind in JSON:
-        with engine.reading(path) as text:
-            keys = engine.rows(
-                f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
-                f"{text_lines(text.sql)} WHERE json_valid(line) LIMIT {SAMPLED_LINES}) ORDER BY key"
-            )
-        names = [name for (name,) in keys]
-        if not names:
-            raise DataError(
-                f"{path}: no line of it is a JSON object; of one array of objects make lines, "
-                "e.g. jq -c '.[]' FILE > NEW.jsonl"
-            )
-        json_lines(engine, path, table, {f'"{n}"': f'$."{n}"' for n in names}, broken)
-        return names
+        return _load_json(engine, path, table, broken, tables or Tables([], []))
     if kind not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *sorted(JSON), ".parquet"])
         raise DataError(f"{path}: what kind of table '{kind}' is cannot be told; known: {known}")
@@ -203,15 +256,66 @@ def load(
     return names
 
 
+def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: Tables) -> list[str]:
+    """Make `table` of JSON lines: the columns that can be meant; their names.
+
+    Keys are those of the first lines, and the usual names, which can come later.
+    """
+    with engine.reading(path) as text:
+        seen = engine.rows(
+            "SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
+            f"{text_lines(text.sql)} WHERE json_valid(line) AND starts_with(ltrim(line), '{{') "
+            f"LIMIT {SAMPLED_LINES}) ORDER BY key"
+        )
+    usual = {alias for names in NAMES.values() for alias in names}
+    usual |= set(tables.columns.values())
+    meant = {name.lower() for name in usual}
+    first = [key for (key,) in seen if key.lower() in meant]
+    keys = first + sorted(usual - set(first))
+    names = dict(zip(free_names(keys), keys, strict=True))
+    pointers = {
+        # A JSON pointer: unlike a path it can name every key.
+        identifier(f"k{i}"): "/" + key.replace("~", "~0").replace("/", "~1")
+        for i, key in enumerate(names.values())
+    }
+    json_lines(engine, path, f"{table}_keys", pointers, broken)
+    counts = engine.rows(
+        f"SELECT {', '.join(f'count({column})' for column in pointers)}, count(*) FILTER (_good) "
+        f"FROM {table}_keys"
+    )[0]
+    if not counts[-1]:
+        raise DataError(
+            f"{path}: no line of it is a JSON object; of one array of objects make lines, "
+            "e.g. jq -c '.[]' FILE > NEW.jsonl"
+        )
+    found = {
+        name: column
+        for (name, key), column, count in zip(names.items(), pointers, counts, strict=False)
+        if count or key in first
+    }
+    # Names that differ by case alone are one identifier to DuckDB: the exact one is kept.
+    chosen: dict[str, str] = {}
+    for name in sorted(found, key=lambda name: name not in usual):
+        chosen.setdefault(name.lower(), name)
+    kept = [name for name in found if chosen[name.lower()] == name]
+    columns = ", ".join(f"{found[name]} AS {identifier(name)}" for name in kept)
+    engine.drop(table)
+    engine.do(f"CREATE VIEW {table} AS SELECT _number, _good, {columns} FROM {table}_keys")
+    if not kept:
+        other = ", ".join(key for (key,) in seen[:10])
+        raise DataError(f"{path}: no key of its objects is known (found: {other}); see --column")
+    return kept
+
+
 def _number_parquet(engine: Engine, path: Path, table: str) -> list[str]:
-    """Make `table` of a Parquet file, its lists as texts with | between; its columns."""
+    """Make `table` of a Parquet file, its lists as JSON; its columns."""
     source = f"read_parquet({engine.link(path)})"
-    names, cells = [], []
-    for name, kind, *_ in engine.rows(f"DESCRIBE SELECT * FROM {source}"):
-        column = '"' + name.replace('"', '""') + '"'
-        names.append(name)
-        is_list = kind.endswith("[]")
-        cells.append(f"array_to_string({column}, '|') AS {column}" if is_list else column)
+    cells, described = [], engine.rows(f"DESCRIBE SELECT * FROM {source}")
+    names = free_names([row[0] for row in described])
+    for (column, kind, *_), name in zip(described, names, strict=True):
+        cell = identifier(column)
+        cell = f"to_json({cell})::VARCHAR" if kind.endswith("[]") else cell
+        cells.append(f"{cell} AS {identifier(name)}")
     engine.number(table, f"SELECT true AS _good, {', '.join(cells)} FROM {source}")
     return names
 
@@ -222,18 +326,17 @@ def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -
     Raises:
         ConfigError: the user named a column that is not there.
     """
-    by_lower = {name.lower(): name for name in found}
-    if ours in given:
-        name = by_lower.get(given[ours].lower())
-        if name is None and ours in ("user_id", "item_id", "timestamp"):
-            near = difflib.get_close_matches(given[ours], found, n=1, cutoff=0)
-            raise ConfigError(
-                f"{path}: no column '{given[ours]}' (found: {', '.join(found)}; "
-                f"nearest: '{near[0] if near else ''}')"
-            )
-    else:
-        name = next((by_lower[alias] for alias in NAMES[ours] if alias in by_lower), None)
-    return None if name is None else '"' + name.replace('"', '""') + '"::VARCHAR'
+    by_lower = {name.lower(): name for name in reversed(found)}
+    by_lower |= {name: name for name in found}  # an exact name counts more
+    wanted = [given[ours].lower(), given[ours]] if ours in given else NAMES[ours]
+    name = next((by_lower[alias] for alias in wanted if alias in by_lower), None)
+    if name is None and ours in given and ours in ("user_id", "item_id", "timestamp"):
+        near = difflib.get_close_matches(given[ours], found, n=1, cutoff=0)
+        raise ConfigError(
+            f"{path}: no column '{given[ours]}' (found: {', '.join(found)}; "
+            f"nearest: '{near[0] if near else ''}')"
+        )
+    return None if name is None else f"{identifier(name)}::VARCHAR"
 
 
 def _needed(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str:

@@ -24,6 +24,19 @@ def findings(engine: Engine) -> list[dict[str, Any]]:
         _finding(
             engine,
             ERROR,
+            "rows of the item table without an id",
+            "SELECT 'row ' || _number AS example FROM it WHERE coalesce(item_id, '') = ''",
+        ),
+        _finding(
+            engine,
+            ERROR,
+            "events without a user or an item",
+            "SELECT 'row ' || row AS example FROM ev WHERE coalesce(user, '') = '' "
+            "OR coalesce(item, '') = ''",
+        ),
+        _finding(
+            engine,
+            ERROR,
             "items without a domain",
             "SELECT item_id AS example FROM it WHERE domain IS NULL OR domain = ''",
         ),
@@ -31,7 +44,8 @@ def findings(engine: Engine) -> list[dict[str, Any]]:
             engine,
             ERROR,
             "events of items that are not in the item table",
-            "SELECT item AS example FROM ev WHERE item NOT IN (SELECT item_id FROM one)",
+            "SELECT item AS example FROM ev WHERE NOT EXISTS "
+            "(SELECT 1 FROM one WHERE one.item_id = ev.item)",
         ),
         _finding(
             engine,
@@ -73,8 +87,8 @@ def findings(engine: Engine) -> list[dict[str, Any]]:
             engine,
             NOTE,
             "test targets of items without any training event",
-            "SELECT item AS example FROM ev WHERE part = 'test' AND item NOT IN "
-            "(SELECT item FROM ev WHERE part = 'train')",
+            "SELECT item AS example FROM ev a WHERE part = 'test' AND NOT EXISTS "
+            "(SELECT 1 FROM ev b WHERE b.part = 'train' AND b.item = a.item)",
         ),
         _finding(
             engine,
@@ -89,7 +103,8 @@ def findings(engine: Engine) -> list[dict[str, Any]]:
             engine,
             NOTE,
             "items without an event",
-            "SELECT item_id AS example FROM one WHERE item_id NOT IN (SELECT item FROM ev)",
+            "SELECT item_id AS example FROM one WHERE NOT EXISTS "
+            "(SELECT 1 FROM ev WHERE ev.item = one.item_id)",
         ),
     ]
     order = (ERROR, WARNING, NOTE)

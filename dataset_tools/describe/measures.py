@@ -119,7 +119,8 @@ def load(engine: Engine, folder: Path, name: str) -> None:
         "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n, "
         "CASE WHEN n >= 3 AND fromend = 0 THEN 'test' WHEN n >= 4 AND fromend = 1 THEN 'valid' "
         "ELSE 'train' END AS part "
-        "FROM raw LEFT JOIN one ON one.item_id = raw.item_id"
+        "FROM (SELECT _number, user_id, item_id, timestamp FROM raw) raw "
+        "LEFT JOIN one ON one.item_id = raw.item_id"
     )
     engine.drop("raw")
 
@@ -225,21 +226,21 @@ def _split(engine: Engine, domains: Sequence[str]) -> tuple[dict, dict]:
 
 def coverage(engine: Engine, folder: Path, name: str) -> dict[str, float]:
     """Field -> share of the items, or users, that have a value or a row of it."""
-    items = engine.value("SELECT count(DISTINCT item_id) FROM it") or 1
+    items = engine.value("SELECT count(DISTINCT item_id) FROM it") or 1  # not of rows
     users = engine.value("SELECT count(DISTINCT user) FROM ev") or 1
     found = {}
     columns = [row[0] for row in engine.rows("DESCRIBE it")]
     for column in columns:
         if column not in ("_number", "_good", "item_id", "domain"):
             quoted = '"' + column.replace('"', '""') + '"'
-            full = engine.value(f"SELECT count(*) FROM it WHERE {quoted} != ''")
+            full = engine.value(f"SELECT count(DISTINCT item_id) FROM it WHERE {quoted} != ''")
             found[column] = full / items
     for suffix, (_, value, owner) in FEATURE_FIELDS.items():
         path = folder / f"{name}.{suffix}"
         if path.is_file() and owner != "tag":
             with open(path, "rb") as file:
-                rows = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-            found[value] = (rows - 1) / (users if owner == "user" else items)
+                rows = sum(bool(line.strip()) for line in file)
+            found[value] = max(0, rows - 1) / (users if owner == "user" else items)
     return found
 
 

@@ -8,8 +8,10 @@ from dataset_tools.describe.checks import LOOKS_LIKE_SECONDS
 from dataset_tools.describe.measures import Description, Part
 
 
-def moment(seconds: float) -> str:
-    """A time as a date where it looks like one, else as the number it is."""
+def moment(seconds: float | None) -> str:
+    """A time as a date where it looks like one, else as the number it is; `-` for none."""
+    if seconds is None:
+        return "-"
     if seconds < LOOKS_LIKE_SECONDS or seconds > 1e10:
         return f"{seconds:g}"
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d")
