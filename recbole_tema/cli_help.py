@@ -46,6 +46,7 @@ many runs and one report (resumable; any of the first three asks for it):
   --ablation=MODEL         the model and its variants of properties/ablation/MODEL.yaml
   --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users
   --seeds=5                number of seeds, from 2020 on, or a list: 2020,7 (default: 1)
+  --tune=20                trials of each model's properties/hyper/MODEL.yaml, on validation data
   --jobs=2                 runs at a time (default: 1)
   --results_dir=FOLDER     where runs and report go (default: results/DATASET)
   --MODEL.KEY=VALUE        a key of one model alone

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,14 @@ from filelock import FileLock
 
 from recbole_tema.benchmark.command import parse, seeds_of
 from recbole_tema.benchmark.metrics import per_target
-from recbole_tema.benchmark.runner import run_folder
-from recbole_tema.benchmark.spec import Entry, differences, stated
+from recbole_tema.benchmark.runner import owned, run_folder
+from recbole_tema.benchmark.spec import Entry, Spec, differences, stated
 from recbole_tema.benchmark.targets import read_targets, write_targets
+from recbole_tema.benchmark.tuning import space_of, tuned
 from recbole_tema.benchmark.worker import read_curve
 from recbole_tema.cli import main
+from recbole_tema.config_files import properties_dir
+from recbole_tema.config_keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError
 
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
@@ -268,3 +272,42 @@ def test_a_damaged_statement_is_told(done, small_root, capsys):
         assert "no JSON" in capsys.readouterr().err
     finally:
         path.write_bytes(whole)
+
+
+def test_a_search_goes_on_where_it_was(small_root, tmp_path):
+    """In two steps as in one: the same trials, the same choice, the same table."""
+    pytest.importorskip("optuna")
+    keys = {"models": "BPR", "epochs": "1"}
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    plain = [word for word in words(small_root, once, **keys, tune="3") if "TEMA" not in word]
+    assert main(plain) == 0
+    for trials in ("1", "3"):
+        again = words(small_root, twice, **keys, tune=trials)
+        spec, folder, _ = parse(dict(w[2:].split("=", 1) for w in again if "TEMA" not in w))
+        with owned(folder):
+            spec = tuned(folder, spec, int(trials), 1, print)
+    chosen = json.loads((once / "benchmark.json").read_text())["entries"]["BPR"]["keys"]
+    assert chosen["learning_rate"] == spec.entries[0].keys.get("learning_rate", 0.001)
+    scores = []
+    for number in range(3):
+        specs = [
+            json.loads((f / f"tune/BPR-seed2020-trial{number}/spec.json").read_text())["keys"]
+            for f in (once, twice)
+        ]
+        assert specs[0] == specs[1]
+        assert (specs[0] == {}) == (number == 0)
+        record = json.loads((once / f"tune/BPR-seed2020-trial{number}/run.json").read_text())
+        assert set(record["metrics"]) == {"valid"}  # no test target is looked at
+        scores.append((record["best_valid_score"], specs[0]))
+    best = max(scores, key=lambda found: found[0])[1]
+    assert best == spec.entries[0].keys
+
+
+def test_spaces_are_of_keys_that_models_have():
+    for path in (properties_dir() / "hyper").glob("*.yaml"):
+        space = space_of(path.stem)
+        known = keys_by_model().get(path.stem, set()) | general_keys()
+        assert set(space) <= known, path
+    with pytest.raises(ConfigError, match="given and searched"):
+        spec = Spec("x", Path(), (Entry("BPR", "BPR"),), (1,), {"learning_rate": 1})
+        tuned(Path(), spec, 1, 1, print)

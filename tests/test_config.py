@@ -462,7 +462,11 @@ def test_a_dataset_is_a_folder_name(name):
 # Our YAML files
 
 
-OUR_YAML = sorted(properties_dir().rglob("*.yaml"))
+# Those of benchmarks name variants and spaces, of keys that are documented in the others.
+OF_BENCHMARKS = {"ablation", "hyper"}
+OUR_YAML = sorted(
+    path for path in properties_dir().rglob("*.yaml") if path.parent.name not in OF_BENCHMARKS
+)
 
 
 @pytest.mark.parametrize("path", OUR_YAML, ids=[p.name for p in OUR_YAML])

@@ -360,7 +360,13 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
     command += ["--interactions", str(path), "--column", "user_id=n", "--column", "item_id=n"]
     command += ["--column", "timestamp=n", "--column", "domain=text"]
     command += ["--data_path", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what goes on behind its back with Ctrl-C ignored, and so these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/.shop.convert-*/file*")) and time.monotonic() < deadline:
         time.sleep(0.01)

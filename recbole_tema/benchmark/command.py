@@ -8,7 +8,7 @@ from recbole_tema.benchmark.spec import Entry, Spec, check_entries
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
-from recbole_tema.errors import ConfigError
+from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_model, hint, nearest
 from recbole_tema.paths import default_data_path
 
@@ -21,6 +21,7 @@ OWN = {
     "results_dir": None,
     "ablation": None,
     "overlap": None,
+    "tune": "0",
 }
 # Given to one run, they would be the same for all, or fight with the folder of results.
 REFUSED = {
@@ -40,22 +41,35 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         TemaError: an argument or the folder of results is refused, or no run finished.
     """
     spec, folder, jobs = parse(arguments)
+    trials = _whole("tune", arguments.get("tune", "0"), least=0)
     _ensure_dataset(spec.dataset, spec.data_path)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
-    from recbole_tema.benchmark.runner import open_results, run_all
+    from recbole_tema.benchmark.runner import open_results, owned, run_all
     from recbole_tema.benchmark.spec import stated
     from recbole_tema.benchmark.targets import duckdb_package
 
     duckdb_package()  # missing, it would be told after the first training
-    statement = stated(spec)
-    metrics_of(statement)
-    open_results(folder, statement)
-    outcome = run_all(folder, spec, jobs, say)
-    for name, log in outcome.failed.items():
-        say(f"failed: {name}: {log}")
-    say(write_report(folder, spec))
+    metrics_of(stated(spec))
+    _make(folder)
+    with owned(folder):
+        if trials:
+            from recbole_tema.benchmark.tuning import tuned
+
+            spec = tuned(folder, spec, trials, jobs, say)
+        open_results(folder, stated(spec))
+        outcome = run_all(folder, spec, jobs, say)
+        for name, log in outcome.failed.items():
+            say(f"failed: {name}: {log}")
+        say(write_report(folder, spec))
     return SOME_FAILED if outcome.failed else OK
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
 def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
@@ -121,9 +135,9 @@ def _listed(text) -> list[str]:
     return [part.strip() for part in str(text).split(",") if part.strip()]
 
 
-def _whole(name: str, text: str) -> int:
-    if not str(text).isdecimal() or int(text) < 1:
-        raise ConfigError(f"--{name} is '{text}'; give a whole number from 1")
+def _whole(name: str, text: str, least: int = 1) -> int:
+    if not str(text).isdecimal() or int(text) < least:
+        raise ConfigError(f"--{name} is '{text}'; give a whole number from {least}")
     return int(text)
 
 

@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +31,29 @@ POLL = 0.2
 PATIENCE = 10  # seconds that a process has to end when it is told to
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        name: For messages. where: Its folder. spec: What it is, as JSON for its process.
+    """
+
+    name: str
+    where: Path
+    spec: str
+
+    def is_done(self) -> bool:
+        """Whether it is finished."""
+        return (self.where / RECORD).is_file()
+
+
 @dataclass
 class Outcome:
     """How the runs ended.
 
     Attributes:
-        done: Finished, now or before. failed: label and seed -> its log.
+        done: Finished, now or before. failed: Name -> its log.
     """
 
     done: int = 0
@@ -75,45 +93,64 @@ def open_results(folder: Path, new: dict) -> None:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
-def run_all(folder: Path, spec: Spec, jobs: int = 1, say: Callable[[str], None] = print) -> Outcome:
-    """Do what is missing of a benchmark's runs, at most `jobs` at a time; failures stop no other.
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keep other benchmarks out of a folder of results.
 
     Raises:
-        DataError: another benchmark works in the folder, or it cannot be written.
+        DataError: one works in it.
     """
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _run_all(folder, spec, jobs, say)
+            yield
     except Timeout:
         raise DataError(f"{folder}: another benchmark works in it; wait until it ends") from None
 
 
-def _run_all(folder: Path, spec: Spec, jobs: int, say: Callable[[str], None]) -> Outcome:
-    outcome, waiting = Outcome(), []
-    for entry, seed in spec.runs():
-        if (run_folder(folder, entry, seed) / RECORD).is_file():
-            outcome.done += 1
-        else:
-            waiting.append((entry, seed))
-    total = len(spec.runs())
+def run_all(folder: Path, spec: Spec, jobs: int = 1, say: Callable[[str], None] = print) -> Outcome:
+    """Do what is missing of a benchmark's runs, at most `jobs` at a time; failures stop no other.
+
+    Raises:
+        DataError: a folder cannot be written.
+    """
+    wanted = [
+        Job(
+            f"{entry.label}, seed {seed}",
+            run_folder(folder, entry, seed),
+            as_json(spec, entry, seed),
+        )
+        for entry, seed in spec.runs()
+    ]
+    return run_jobs(wanted, jobs, "runs", say)
+
+
+def run_jobs(
+    wanted: list[Job], jobs: int, title: str, say: Callable[[str], None] = print
+) -> Outcome:
+    """Do the jobs that are not finished, at most `jobs` at a time.
+
+    Raises:
+        DataError: a folder cannot be written.
+    """
+    waiting = [job for job in wanted if not job.is_done()]
+    outcome = Outcome(done=len(wanted) - len(waiting))
     if outcome.done:
-        say(f"{outcome.done} of {total} runs are there already")
-    bar = tqdm(total=total, initial=outcome.done, desc="runs", unit="run", disable=not waiting)
-    running: dict[subprocess.Popen, tuple[Entry, int]] = {}
+        say(f"{outcome.done} of {len(wanted)} {title} are there already")
+    bar = tqdm(total=len(wanted), initial=outcome.done, desc=title, unit="run", disable=not waiting)
+    running: dict[subprocess.Popen, Job] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                entry, seed = waiting.pop(0)
-                running[_start(folder, spec, entry, seed, jobs)] = (entry, seed)
-                bar.set_postfix_str(", ".join(f"{e.label} {s}" for e, s in running.values()))
+                job = waiting.pop(0)
+                running[_start(job, jobs)] = job
+                bar.set_postfix_str("; ".join(job.name for job in running.values()))
             for process in [p for p in running if p.poll() is not None]:
-                entry, seed = running.pop(process)
-                where = run_folder(folder, entry, seed)
-                if process.returncode == 0 and (where / RECORD).is_file():
+                job = running.pop(process)
+                if process.returncode == 0 and job.is_done():
                     outcome.done += 1
                 else:
-                    outcome.failed[f"{entry.label}, seed {seed}"] = where / LOG
-                    bar.write(f"failed: {entry.label}, seed {seed}: {last_line(where / LOG)}")
+                    outcome.failed[job.name] = job.where / LOG
+                    bar.write(f"failed: {job.name}: {last_line(job.where / LOG)}")
                 bar.update()
             time.sleep(POLL)
     finally:
@@ -127,20 +164,20 @@ def run_folder(folder: Path, entry: Entry, seed: int) -> Path:
     return folder / RUNS / run_name(entry.label, seed)
 
 
-def _start(folder: Path, spec: Spec, entry: Entry, seed: int, jobs: int) -> subprocess.Popen:
-    where = run_folder(folder, entry, seed)
+def _start(job: Job, jobs: int) -> subprocess.Popen:
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        with replace_file(where / RUN_SPEC) as file:
-            file.write(as_json(spec, entry, seed).encode())
-        log = open(where / LOG, "a", encoding="utf-8")  # noqa: SIM115 (the process's)
+        job.where.mkdir(parents=True, exist_ok=True)
+        with replace_file(job.where / RUN_SPEC) as file:
+            file.write(job.spec.encode())
+        log = open(job.where / LOG, "a", encoding="utf-8")  # noqa: SIM115 (the process's)
     except OSError as error:
-        raise DataError(f"{where} cannot be written: {error.strerror or error}") from None
+        raise DataError(f"{job.where} cannot be written: {error.strerror or error}") from None
     environment = dict(os.environ)
     if jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // jobs))
         environment.setdefault("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-W", "ignore", "-m", "recbole_tema.benchmark.worker", str(where)]
+    command = [sys.executable, "-W", "ignore", "-m", "recbole_tema.benchmark.worker"]
+    command.append(str(job.where))
     with log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -149,9 +149,9 @@ def check_entries(entries: list[Entry], seeds: list[int]) -> None:
         raise ConfigError(f"--seeds has a seed more than once: {', '.join(map(str, seeds))}")
 
 
-def as_json(spec: Spec, entry: Entry, seed: int) -> str:
-    """A run for its process."""
+def as_json(spec: Spec, entry: Entry, seed: int, phases=("valid", "test")) -> str:
+    """A run for its process; `phases` are those whose targets it ranks."""
     return json.dumps(
         {**asdict(entry), "seed": seed, "dataset": spec.dataset, "data_path": str(spec.data_path)}
-        | {"common": spec.keys}
+        | {"common": spec.keys, "phases": list(phases)}
     )

@@ -20,7 +20,6 @@ from recbole_tema.atomic import replace_file
 from recbole_tema.errors import TemaError
 
 SPEC, RECORD, CURVE = "spec.json", "run.json", "curve.jsonl"
-PHASES = ("valid", "test")
 WATCH = 1.0  # seconds between looks whether the runner still lives
 
 
@@ -72,12 +71,16 @@ def _run(folder: Path) -> None:
     result = run_recbole_tema(
         spec["model"], spec["dataset"], config_dict=keys, after_epoch=after_epoch
     )
-    ranked = rank_checkpoint(result["model_file"], phases=PHASES, data_path=spec["data_path"])
+    ranked = rank_checkpoint(
+        result["model_file"], phases=spec["phases"], data_path=spec["data_path"]
+    )
     for phase, (_, ranks, plan, dataset) in ranked.items():
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
     record = {
         **{key: spec[key] for key in ("label", "model", "dataset", "seed", "keys", "common")},
         "metrics": {phase: found[0] for phase, found in ranked.items()},
+        "best_valid_score": float(result["best_valid_score"]),
+        "bigger_is_better": bool(result["valid_score_bigger"]),
         "model_file": os.path.relpath(result["model_file"], folder),
         "threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
