@@ -27,12 +27,18 @@ def main(argv=None) -> int:
     """Run the command line and return the exit code: 0, 2 (wrong input) or 130 (interrupted)."""
     arguments = {}
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else list(argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        named = words[:1] == ["benchmark"]
+        arguments = parse_arguments(words[1:] if named else words)
         if "help" in arguments:
             return _print_help(arguments)
         if "version" in arguments:
             print(f"recbole-tema {_version('recbole-tema')}, RecBole {_version('recbole')}")
             return 0
+        if named and not _many(arguments):
+            raise ConfigError(
+                "benchmark needs --models=A,B,C, --ablation=MODEL or --overlap=SHARES"
+            )
         if _many(arguments):
             from recbole_tema.benchmark.command import run
 

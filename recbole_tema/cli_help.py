@@ -41,7 +41,7 @@ overall and per domain. Without arguments: --model={model} --dataset={dataset}.
   -h, --help               this text; with --model=MODEL also the keys of that model
   --version                the versions of recbole-tema and RecBole
 
-many runs and one report (resumable; any of the first three asks for it):
+many runs and one report, resumable: {prog} benchmark, with one of the first three of
   --models=A,B,C           models to compare, each over all seeds
   --ablation=MODEL         the model and its variants of properties/ablation/MODEL.yaml
   --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users

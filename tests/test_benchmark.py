@@ -198,6 +198,13 @@ def test_an_overlap_study_has_its_figure(small_root, tmp_path):
     assert (tmp_path / "r/report.html").read_text().count("<svg") == 14
 
 
+def test_the_word_benchmark_is_another_way_to_ask(small_root, tmp_path, capsys):
+    assert main(["benchmark", *words(small_root, tmp_path / "r", models="TEMA", seeds="0")]) == 2
+    assert "--seeds is 0" in capsys.readouterr().err
+    assert main(["benchmark", "--model=TEMA"]) == 2
+    assert "benchmark needs --models" in capsys.readouterr().err
+
+
 def test_seeds():
     assert seeds_of("3") == [2020, 2021, 2022]
     assert seeds_of("7,5") == [7, 5] and seeds_of("2021,") == [2021]
