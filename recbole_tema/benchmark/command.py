@@ -61,7 +61,10 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         outcome = run_all(folder, spec, jobs, say)
         for name, log in outcome.failed.items():
             say(f"failed: {name}: {log}")
-        say(write_report(folder, spec))
+        try:
+            say(write_report(folder, spec))
+        except OSError as error:
+            raise DataError(f"{folder}: no report: {error.strerror or error}") from None
     return SOME_FAILED if outcome.failed else OK
 
 

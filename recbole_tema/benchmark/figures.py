@@ -182,6 +182,7 @@ def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     panel = made.add_subplot()
     part = summary[(summary["slice"] == OVERALL) & (summary["metric"] == f"{METRIC}@{K}")]
     means = part.set_index("model")["mean"]
+    all_seconds = []
     for number, row in enumerate(results.rows):
         seconds = [curve[-1]["seconds"] for curve in row.curves.values() if curve]
         if not seconds:
@@ -189,11 +190,15 @@ def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
         colour, marker = _style(number)
         place = float(np.mean(seconds)), float(means[row.label])
         panel.plot(*place, marker, color=colour, markersize=8, label=row.label)
-    panel.set_xscale("log")
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panel.xaxis.set_minor_formatter(
-        lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
-    )
+        all_seconds.append(place[0])
+    if all_seconds and max(all_seconds) > 10 * min(all_seconds):
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.xaxis.set_minor_formatter(
+            lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
+        )
+    else:
+        panel.set_xlim(left=0)
     panel.set_xlabel("seconds of training, with validation, mean over seeds")
     panel.set_ylabel("NDCG@10")
     panel.grid(color=GRID)
