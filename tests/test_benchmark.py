@@ -281,7 +281,7 @@ def test_a_damaged_statement_is_told(done, small_root, capsys):
         path.write_bytes(whole)
 
 
-def test_a_search_goes_on_where_it_was(small_root, tmp_path):
+def test_a_search_goes_on_where_it_was(small_root, tmp_path, capsys):
     """In two steps as in one: the same trials, the same choice, the same table."""
     pytest.importorskip("optuna")
     keys = {"models": "BPR", "epochs": "1"}
@@ -292,7 +292,7 @@ def test_a_search_goes_on_where_it_was(small_root, tmp_path):
         again = words(small_root, twice, **keys, tune=trials)
         spec, folder, _ = parse(dict(w[2:].split("=", 1) for w in again if "TEMA" not in w))
         with owned(folder):
-            spec = tuned(folder, spec, int(trials), 1, print)
+            spec = tuned(folder, spec, stated(spec), int(trials), 1, print)
     chosen = json.loads((once / "benchmark.json").read_text())["entries"]["BPR"]["keys"]
     assert chosen["learning_rate"] == spec.entries[0].keys.get("learning_rate", 0.001)
     scores = []
@@ -308,13 +308,19 @@ def test_a_search_goes_on_where_it_was(small_root, tmp_path):
         scores.append((record["best_valid_score"], specs[0]))
     best = max(scores, key=lambda found: found[0])[1]
     assert best == spec.entries[0].keys
+    # Trials of other keys are no trials of these.
+    other = words(small_root, twice, **{**keys, "epochs": "2"}, tune="3")
+    trials = {path: path.read_bytes() for path in twice.rglob("run.json")}
+    assert main([word for word in other if "TEMA" not in word]) == 2
+    assert "BPR: epochs 1 there, 2 now" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in twice.rglob("run.json")} == trials
 
 
-def test_spaces_are_of_keys_that_models_have():
+def test_spaces_are_of_keys_that_models_have(tmp_path):
     for path in (properties_dir() / "hyper").glob("*.yaml"):
         space = space_of(path.stem)
         known = keys_by_model().get(path.stem, set()) | general_keys()
         assert set(space) <= known, path
     with pytest.raises(ConfigError, match="given and searched"):
         spec = Spec("x", Path(), (Entry("BPR", "BPR"),), (1,), {"learning_rate": 1})
-        tuned(Path(), spec, 1, 1, print)
+        tuned(tmp_path, spec, {"dataset": "x", "content": "", "entries": {}}, 1, 1, print)

@@ -33,7 +33,7 @@ def write_csv(path, header, rows):
 
 def converted(folder, reader, filters=Filters(), **keys):  # noqa: B008
     """Convert; (rows of NAME.inter, rows of NAME.item), as text."""
-    conversion = Conversion(reader, "test", filters, threads=1, **keys)
+    conversion = Conversion(reader, "test", filters, threads=2, **keys)
     convert(conversion, folder / "out", "out", force=True)
     return [
         [line.split("\t") for line in (folder / "out" / f"out.{s}").read_text().splitlines()]

@@ -2,21 +2,15 @@
 
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 from click.testing import CliRunner
 
 from dataset_tools.cli import main
-from dataset_tools.convert import feed
 from dataset_tools.convert.engine import Engine
-from dataset_tools.convert.lines import Broken, json_lines, separated
-from recbole_tema.errors import DataError
+from dataset_tools.convert.intake import prepare
+from dataset_tools.convert.lines import Broken
+from dataset_tools.convert.tables import Tables, read
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
 
@@ -165,53 +159,6 @@ def test_an_array_of_json_is_no_lines(tmp_path):
     assert code == 2 and "jq -c '.[]'" in said
 
 
-def numbered(tmp_path, rows):
-    path = tmp_path / "many.csv.gz"
-    with gzip.open(path, "wt", compresslevel=1) as file:
-        file.write("n,text\n")
-        file.writelines(f"{i},{'x' * (i % 200)}\n" for i in range(rows))
-    return path
-
-
-@pytest.mark.parametrize("pipes", [True, False], ids=["pipe", "file"])
-def test_rows_have_the_numbers_of_their_places(tmp_path, monkeypatch, pipes):
-    """Threads read them, in whatever order; a system without named pipes gets a file."""
-    if not pipes:
-        monkeypatch.delattr(os, "mkfifo")
-    path = numbered(tmp_path, 300_000)
-    (tmp_path / "work").mkdir()
-    engine, broken = Engine(tmp_path / "work", 1 << 30, 4), Broken()
-    separated(engine, path, "t", broken, delimiter=",")
-    assert engine.rows("SELECT count(*), count(*) FILTER (n::BIGINT + 1 != _number) FROM t") == [
-        (300_000, 0)
-    ]
-    assert not list((tmp_path / "work").glob("file*"))
-
-
-def test_a_reader_that_leaves_or_never_comes_is_no_hang(tmp_path):
-    path, before = numbered(tmp_path, 300_000), threading.active_count()
-    with feed.fed(path, tmp_path / "pipe"):
-        pass
-    with feed.fed(path, tmp_path / "pipe") as tally, open(tmp_path / "pipe", "rb") as reader:
-        reader.read(10)
-    assert tally.lines < 300_001
-    with feed.fed(path, tmp_path / "pipe"):
-        held = os.open(tmp_path / "pipe", os.O_RDONLY)  # open, and nobody reads
-    os.close(held)
-    with feed.fed(path, tmp_path / "pipe") as tally, open(tmp_path / "pipe", "rb") as reader:
-        assert len(reader.read().splitlines()) == tally.lines == 300_001
-    assert threading.active_count() == before
-
-
-def test_what_is_wrong_with_a_file_comes_before_what_its_half_gives(tmp_path):
-    path = tmp_path / "cut.jsonl.gz"
-    path.write_bytes(gzip.compress("".join(JSON).encode())[:-30])
-    (tmp_path / "work").mkdir()
-    engine = Engine(tmp_path / "work", 1 << 30, 1)
-    with pytest.raises(DataError, match=r"cut\.jsonl\.gz.*cut short"):
-        json_lines(engine, path, "t", {"user": "$.user_id"}, Broken())
-
-
 def test_a_key_of_json_is_never_sql(tmp_path):
     """Keys are names of columns, and the file is not ours."""
     target = tmp_path / "written.csv"
@@ -274,6 +221,24 @@ def test_a_file_given_twice(tmp_path):
     assert code == 2 and "given twice" in said
 
 
+def test_one_table_can_tell_of_events_and_of_items(tmp_path):
+    text = HEAD.replace("\n", ",title\n") + "".join(r.replace("\n", ",A title\n") for r in ROWS)
+    code, kept, _ = convert(tmp_path, "table.csv", text, "--items", str(tmp_path / "table.csv"))
+    assert code == 0 and len(kept) == 40
+    assert "A title" in (tmp_path / "out/shop/shop.item").read_text()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl"])
+def test_nothing_read_stays_in_memory_but_events_and_items(tmp_path, name):
+    (tmp_path / name).write_text(HEAD + UPPER if name == "table.csv" else "".join(JSON))
+    (tmp_path / "work").mkdir()
+    engine = Engine(tmp_path / "work", 1 << 30, 1)
+    prepare(engine)
+    read(engine, Tables([(None, tmp_path / name)], []), Broken())
+    tables = engine.rows("SELECT table_name FROM information_schema.tables ORDER BY 1")
+    assert tables == [("raw_events",), ("raw_items",)]
+
+
 def test_items_of_other_domains_are_told(tmp_path):
     items = tmp_path / "items.csv"
     items.write_text("item_id,domain,title\nb0,Book,x\nf1,Film,y\n")
@@ -333,47 +298,6 @@ def test_parts_for_recbole_cdr_are_refused_before_the_work(tmp_path):
     (tmp_path / "out" / "shop-recbole_cdr.yaml").write_text("mine")
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2 and "shop-recbole_cdr.yaml exists" in result.output
-
-
-def test_the_feeders_fault_is_told(tmp_path, monkeypatch):
-    """Whatever it is: half a file must not pass for a whole one."""
-    path = numbered(tmp_path, 100_000)
-    whole = feed.texts
-
-    def half(*args):
-        for number, block in enumerate(whole(*args)):
-            if number == 3:
-                raise RuntimeError("out of descriptors")
-            yield block
-
-    monkeypatch.setattr(feed, "texts", half)
-    (tmp_path / "work").mkdir()
-    engine = Engine(tmp_path / "work", 1 << 30, 1)
-    with pytest.raises(RuntimeError, match="out of descriptors"):
-        separated(engine, path, "t", Broken(), delimiter=",")
-
-
-@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
-def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
-    path = numbered(tmp_path, 2_000_000)
-    command = [sys.executable, "-W", "ignore", "-m", "dataset_tools", "convert", "csv", "shop"]
-    command += ["--interactions", str(path), "--column", "user_id=n", "--column", "item_id=n"]
-    command += ["--column", "timestamp=n", "--column", "domain=text"]
-    command += ["--data_path", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what goes on behind its back with Ctrl-C ignored, and so these tests.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/.shop.convert-*/file*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(getattr(signal, signal_name))
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "nothing was written" in said, said
-    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path):

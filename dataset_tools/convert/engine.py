@@ -7,7 +7,7 @@ loop of Python ever sees an event.
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,11 @@ def memory_bytes(text: str) -> int:
 def quoted(text: str | Path) -> str:
     """`text` as a literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 class Text(NamedTuple):
@@ -147,6 +152,15 @@ class Engine:
             f"CREATE TABLE {table}_rows AS {query};"
             f"CREATE VIEW {table} AS SELECT rowid + 1 AS _number, * FROM {table}_rows "
             f"WHERE {condition}"
+        )
+
+    def see(self, table: str, columns: Mapping[str, str]) -> None:
+        """Have a numbered table with `_good` show but these columns (new name -> old one)."""
+        shown = ["rowid + 1 AS _number", "_good"]
+        shown += [f"{old} AS {identifier(new)}" for new, old in columns.items()]
+        self.do(
+            f"CREATE OR REPLACE VIEW {table} AS SELECT {', '.join(shown)} FROM {table}_rows "
+            "WHERE _good IS NOT NULL"
         )
 
     def drop(self, *names: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.engine import Engine, identifier, quoted
 from dataset_tools.convert.feed import first_line
 from recbole_tema.errors import DataError
 
@@ -84,11 +84,6 @@ RESERVED = {"rowid", "_number", "_good"}  # names that a column of a file must n
 def free_names(names: Sequence[str]) -> list[str]:
     """Names of columns in our tables: those of a file, with `_` after one that is reserved."""
     return [f"{name}_" if name.lower() in RESERVED else name for name in names]
-
-
-def identifier(name: str) -> str:
-    """A name as an identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _note_rejects(
@@ -188,8 +183,8 @@ def separated(
     """Make `table` of a file of separated columns, plain or compressed, all of them text.
 
     Its columns: _number BIGINT (of the row, from 1), _good BOOLEAN (true), and those of the
-    header, or `names`. Lines
-    with too few or too many cells, or that are not UTF-8, are left out and noted in `broken`.
+    header, or `names`. Lines with too few or too many cells, or that are not UTF-8, are left out
+    and noted in `broken`.
 
     Args:
         delimiter: Between the columns.

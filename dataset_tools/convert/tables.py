@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_tools.convert.engine import Engine, naming_file, quoted
+from dataset_tools.convert.engine import Engine, identifier, naming_file, quoted
 from dataset_tools.convert.intake import (
     ITEM_COLUMNS,
     refuse_repeats,
@@ -17,7 +17,6 @@ from dataset_tools.convert.intake import (
 from dataset_tools.convert.lines import (
     Broken,
     free_names,
-    identifier,
     json_lines,
     separated,
     text_lines,
@@ -87,7 +86,8 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
             raise ConfigError(f"column '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
-    refuse_repeats([*tables.interactions, *tables.items])
+    refuse_repeats(tables.interactions)
+    refuse_repeats(tables.items)
     told, columns_there = False, set()
     texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
     for domain, path in tables.items:
@@ -278,10 +278,10 @@ def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: T
         identifier(f"k{i}"): "/" + key.replace("~", "~0").replace("/", "~1")
         for i, key in enumerate(names.values())
     }
-    json_lines(engine, path, f"{table}_keys", pointers, broken)
+    json_lines(engine, path, table, pointers, broken)
     counts = engine.rows(
         f"SELECT {', '.join(f'count({column})' for column in pointers)}, count(*) FILTER (_good) "
-        f"FROM {table}_keys"
+        f"FROM {table}"
     )[0]
     if not counts[-1]:
         raise DataError(
@@ -298,9 +298,7 @@ def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: T
     for name in sorted(found, key=lambda name: name not in usual):
         chosen.setdefault(name.lower(), name)
     kept = [name for name in found if chosen[name.lower()] == name]
-    columns = ", ".join(f"{found[name]} AS {identifier(name)}" for name in kept)
-    engine.drop(table)
-    engine.do(f"CREATE VIEW {table} AS SELECT _number, _good, {columns} FROM {table}_keys")
+    engine.see(table, {name: found[name] for name in kept})
     if not kept:
         other = ", ".join(key for (key,) in seen[:10])
         raise DataError(f"{path}: no key of its objects is known (found: {other}); see --column")

@@ -1,19 +1,17 @@
 """The figure of a description: four panels, as PNG or SVG."""
 
-import io
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_tools.describe.measures import Description
+from recbole_tema.drawing import COLOURS, GRID, INK, YELLOW, svg_of
 from recbole_tema.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by people who see few.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-INK, GRID = "#222222", "#DDDDDD"
+BARS = (*COLOURS, YELLOW)
 
 
 def draw(found: Description, width: float = 11.0) -> "Figure":
@@ -40,7 +38,7 @@ def draw(found: Description, width: float = 11.0) -> "Figure":
         color=INK,
     )
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(4)]
-    colours = dict(zip(found.domains, COLOURS * len(found.domains), strict=False))
+    colours = dict(zip(found.domains, BARS * len(found.domains), strict=False))
     _lengths(panels[0], found, colours)
     _popularity(panels[1], found, colours)
     _targets(panels[2], found, colours)
@@ -128,9 +126,4 @@ def png(found: Description, path: Path) -> None:
 
 def svg(found: Description, width: float) -> str:
     """The figure as an SVG element; the same bytes each time."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": found.name, "svg.fonttype": "none"}):
-        draw(found, width).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg_of(lambda: draw(found, width), found.name)

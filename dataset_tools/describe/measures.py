@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset_tools.convert.engine import Engine
+from dataset_tools.convert.engine import Engine, identifier
 from dataset_tools.convert.lines import Broken, separated
 from dataset_tools.writer import FEATURE_FIELDS
 from recbole_tema.atomic import read_header
@@ -232,8 +232,9 @@ def coverage(engine: Engine, folder: Path, name: str) -> dict[str, float]:
     columns = [row[0] for row in engine.rows("DESCRIBE it")]
     for column in columns:
         if column not in ("_number", "_good", "item_id", "domain"):
-            quoted = '"' + column.replace('"', '""') + '"'
-            full = engine.value(f"SELECT count(DISTINCT item_id) FROM it WHERE {quoted} != ''")
+            full = engine.value(
+                f"SELECT count(DISTINCT item_id) FROM it WHERE {identifier(column)} != ''"
+            )
             found[column] = full / items
     for suffix, (_, value, owner) in FEATURE_FIELDS.items():
         path = folder / f"{name}.{suffix}"

@@ -5,25 +5,14 @@ from html import escape
 from dataset_tools.describe.figure import svg
 from dataset_tools.describe.measures import Description
 from dataset_tools.describe.text import facts, rows
+from recbole_tema.drawing import whole_page
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; height: auto; }
-.narrow { display: none; }
 @media (max-width: 700px) {
-  .wide { display: none; } .narrow { display: block; }
   table { font-size: .85rem; } th, td { padding: .2rem .35rem; }
   td:first-child { white-space: normal; min-width: 6rem; }
 }
 .error { color: #a40000; } .warning { color: #8a5a00; } .note { color: #444; }
-@media print { .narrow { display: none; } .wide { display: block; } }
 """
 
 
@@ -41,19 +30,12 @@ def page(found: Description) -> str:
         for f in found.checks
     )
     name = escape(found.name)
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>
-<body>
-<h1>{name}</h1>
+    content = f"""<h1>{name}</h1>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>
 <ul>{sentences}</ul>
 <h2>Figure</h2>
 <div class="wide">{svg(found, 11.0)}</div>
 <div class="narrow">{svg(found, 5.0)}</div>
 <h2>Checks</h2>
-<ul>{findings or "<li>nothing found</li>"}</ul>
-</body>
-</html>
-"""
+<ul>{findings or "<li>nothing found</li>"}</ul>"""
+    return whole_page(name, STYLE, content)

@@ -50,14 +50,16 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     from recbole_tema.benchmark.targets import duckdb_package
 
     duckdb_package()  # missing, it would be told after the first training
-    metrics_of(stated(spec))
+    statement = stated(spec)
+    metrics_of(statement)
     _make(folder)
     with owned(folder):
         if trials:
             from recbole_tema.benchmark.tuning import tuned
 
-            spec = tuned(folder, spec, trials, jobs, say)
-        open_results(folder, stated(spec))
+            spec = tuned(folder, spec, statement, trials, jobs, say)
+            statement = stated(spec)
+        open_results(folder, statement)
         outcome = run_all(folder, spec, jobs, say)
         for name, log in outcome.failed.items():
             say(f"failed: {name}: {log}")
@@ -99,7 +101,8 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
-    common, special = _keys(given, names, dataset)
+    common, special, sources = _keys(given, names)
+    checked = dict(common)
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
     entries = [Entry(name, name, special[name]) for name in names]
     folder, reference = Path("results") / dataset, None
@@ -114,7 +117,7 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
         folder = folder.with_name(f"{folder.name}-overlap")
     check_entries(entries, seeds)
     for entry in entries:
-        _check(entry, dataset, {**common, "data_path": str(data_path)})
+        _check(entry, dataset, checked, sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
     folder = Path(own["results_dir"] or folder).expanduser()
     return spec, folder.resolve(), _whole("jobs", own["jobs"])
@@ -144,11 +147,12 @@ def _whole(name: str, text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict, dict]:
-    """(keys of every run, model -> keys of its own, written `--MODEL.key=value`), checked.
+def _keys(given: dict[str, str], models: list[str]) -> tuple[dict, dict, dict]:
+    """(keys of every run, model -> keys of its own, written `--MODEL.key=value`, key -> where it
+    is from); not checked.
 
     Raises:
-        ConfigError: a key that a model does not have, or a value out of range.
+        ConfigError: a model that is not asked for, or a misspelt argument of benchmarks.
     """
     from recbole_tema.cli import config_files, merged
 
@@ -163,14 +167,11 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
         if name not in general_keys() and nearest(name, OWN):
             raise ConfigError(f"unknown argument '--{name}'{hint(name, OWN)}")
     common, sources = merged(files, given)
-    special = {}
-    for model in models:
-        special[model], _ = merged([], texts.get(model, {}))
-        _check(Entry(model, model, special[model]), dataset, common, sources)
-    return common, special
+    special = {model: merged([], texts.get(model, {}))[0] for model in models}
+    return common, special, sources
 
 
-def _check(entry: Entry, dataset: str, common: dict, sources: dict | None = None) -> None:
+def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:
     """Refuse what a run of the entry would refuse.
 
     Raises:
@@ -178,7 +179,6 @@ def _check(entry: Entry, dataset: str, common: dict, sources: dict | None = None
     """
     from recbole_tema.cli import check_arguments
 
-    sources = sources or dict.fromkeys(common, "command line")
     try:
         told = {**sources, **dict.fromkeys(entry.keys, f"of {entry.label}")}
         check_arguments(entry.model, dataset, merge_layer(common, entry.keys), told)

@@ -1,6 +1,5 @@
 """Figures of a benchmark, as PNG, as SVG, and in the report."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +11,16 @@ from recbole_tema.benchmark.metrics import bootstrap_interval
 from recbole_tema.benchmark.results import OVERALL, Results
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.variants import OVERLAP
+from recbole_tema.drawing import COLOURS as SIX
+from recbole_tema.drawing import GRID, INK, svg_of
 from recbole_tema.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by people who see few; then the same with another marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+COLOURS = (*SIX, "#444444")  # then the same with another marker
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, GRID = "#222222", "#DDDDDD"
 WIDE, NARROW = 11.0, 4.6  # inches, of a page and of a phone
 METRIC, K = "ndcg", 10
 TITLES = {
@@ -207,14 +206,8 @@ def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
 
 def svg(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE) -> str:
     """A figure as an SVG element; the same bytes each time."""
-    import matplotlib
-
-    text = io.StringIO()
     salt = f"{results.dataset}-{name}-{width}"
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        made = figure(name, results, summary, width)
-        made.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg_of(lambda: figure(name, results, summary, width), salt)
 
 
 def write_figures(folder: Path, results: Results, summary: pd.DataFrame) -> None:

@@ -8,24 +8,15 @@ import pandas as pd
 from recbole_tema.benchmark.figures import NARROW, WIDE, svg, titles
 from recbole_tema.benchmark.results import Results
 from recbole_tema.benchmark.tables import grid, mark, note
+from recbole_tema.drawing import whole_page
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+table { font-size: .9rem; } th, td { padding: .25rem .6rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 thead tr:first-child th { text-align: center; }
 .spread { color: #666; font-size: .85em; }
 .best { font-weight: 700; } .second { text-decoration: underline; }
-svg { width: 100%; height: auto; }
-.narrow { display: none; }
 details { margin: .5rem 0; } pre { overflow-x: auto; font-size: .8rem; }
-@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } }
-@media print { .narrow { display: none; } .wide { display: block; } }
 """
 
 
@@ -49,12 +40,7 @@ def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[s
         for label, entry in statement["entries"].items()
         if label in {row.label for row in results.rows}
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Benchmark on {name}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>
-<body>
-<h1>Benchmark on {name}</h1>
+    body = f"""<h1>Benchmark on {name}</h1>
 <ul>{told}</ul>
 <div class="scroll">{_table(summary, results.reference)}</div>
 <p>{escape(note(results.reference))} All numbers with their intervals and p-values are in
@@ -63,10 +49,8 @@ table.csv.</p>
 <h2>Runs</h2>
 <div class="scroll">{_runs(results)}</div>
 <h2>Configurations</h2>
-{configs}
-</body>
-</html>
-"""
+{configs}"""
+    return whole_page(f"Benchmark on {name}", STYLE, body)
 
 
 def _table(summary: pd.DataFrame, reference: str | None) -> str:

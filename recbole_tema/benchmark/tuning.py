@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from recbole_tema.benchmark.runner import Job, run_jobs
+from recbole_tema.benchmark.runner import Job, open_results, run_jobs
 from recbole_tema.benchmark.spec import Entry, Spec, as_json, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.worker import RECORD
@@ -47,16 +47,28 @@ def space_of(model: str) -> dict:
     return space
 
 
-def tuned(folder: Path, spec: Spec, trials: int, jobs: int, say: Callable[[str], None]) -> Spec:
+def tuned(
+    folder: Path,
+    spec: Spec,
+    statement: dict,
+    trials: int,
+    jobs: int,
+    say: Callable[[str], None],
+) -> Spec:
     """The spec with the best keys that `trials` trials of each entry found.
 
     The first trial has the keys that are given, so that a search never ends worse than none.
 
+    Args:
+        statement: What is searched (`spec.stated`).
+
     Raises:
-        ConfigError: a space is refused, or gives a key that is given too.
+        ConfigError: a space is refused, or gives a key that is given too, or the folder holds
+            trials of other data, keys or spaces.
         DataError: Optuna is missing, all trials of an entry failed, or the folder cannot be
             written.
     """
+    open_results(folder / FOLDER, _with_spaces(statement))
     studies = {entry.label: _study(folder, spec, entry) for entry in spec.entries}
     for number in range(trials):
         wanted, asked = [], {}
@@ -80,6 +92,15 @@ def tuned(folder: Path, spec: Spec, trials: int, jobs: int, say: Callable[[str],
         say(f"{entry.label}: best validation score {score:.4f} with {shown}")
         found.append(replace(entry, keys={**entry.keys, **keys}))
     return replace(spec, entries=tuple(found))
+
+
+def _with_spaces(statement: dict) -> dict:
+    """A statement in which the space counts as one of an entry's keys."""
+    entries = {
+        label: {**entry, "keys": {**entry["keys"], "space": space_of(entry["model"])}}
+        for label, entry in statement["entries"].items()
+    }
+    return {**statement, "entries": entries}
 
 
 def _study(folder: Path, spec: Spec, entry: Entry):
