@@ -267,7 +267,7 @@ def one_by_one(tokenizer, model, request):
 def test_scores_are_those_of_the_plain_model(backend, plain, items):
     requests = [scoring(" ".join(u), [" ".join(o) for o in options]) for u, options in items]
     for request, answer in zip(requests, ask(backend, requests), strict=True):
-        assert answer.value == pytest.approx(one_by_one(*plain, request), abs=1e-4)
+        assert answer.value == pytest.approx(one_by_one(*plain, request), rel=1e-4, abs=1e-4)
 
 
 def test_more_options_than_a_batch_holds(backend, monkeypatch):
@@ -276,7 +276,7 @@ def test_more_options_than_a_batch_holds(backend, monkeypatch):
     request = scoring("alien", [f"{a} {b}" for a in WORDS for b in WORDS[:6]])
     whole = ask(backend, [request])[0].value
     monkeypatch.setattr(local_answers, "MAX_SCORED_TOKENS", 90)
-    assert ask(backend, [request])[0].value == pytest.approx(whole, abs=1e-4)
+    assert ask(backend, [request])[0].value == pytest.approx(whole, rel=1e-4, abs=1e-4)
 
 
 def test_an_empty_option_is_a_fault_of_its_request_alone(backend):
@@ -626,7 +626,8 @@ def test_packaged_model_scores_as_one_by_one(packaged):
     answers = ask(packaged, requests)
     model, tokenizer = packaged._forward.model, packaged._prompter.tokenizer
     for request, answer in zip(requests, answers, strict=True):
-        assert answer.value == pytest.approx(one_by_one(tokenizer, model, request), abs=1e-4)
+        expected = one_by_one(tokenizer, model, request)
+        assert answer.value == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_a_cut_gguf_file_is_refused(packaged, tmp_path):
