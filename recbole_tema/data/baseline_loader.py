@@ -25,20 +25,23 @@ class BaselineEvalLoader:
         self.batch_size = per_batch if self.sequential else max(1, min(per_batch, 1024))
         if self.sequential:
             # RecBole orders the rows by the users' first events, the plan by user id.
-            self.order = np.argsort(dataset.inter_feat[dataset.uid_field].numpy(), kind="stable")
+            order = np.argsort(dataset.inter_feat[dataset.uid_field].numpy(), kind="stable")
+            # A plan can be about one domain's targets only.
+            there = dataset.inter_feat[dataset.uid_field].numpy()[order]
+            self.order = order[np.isin(there, users)]
             self._check_rows(users, targets)
 
     def _check_rows(self, users, targets):
         feat = self._dataset.inter_feat
         same = (
-            len(feat) == len(users)
+            len(self.order) == len(users)
             and np.array_equal(feat[self._dataset.uid_field].numpy()[self.order], users)
             and np.array_equal(feat[self._dataset.iid_field].numpy()[self.order], targets)
         )
         if not same:
             raise DataError(
                 f"RecBole's split of '{self._dataset.dataset_name}' differs from this package's: "
-                f"{len(feat)} rows against {len(users)} targets; filters that drop events "
+                f"{len(self.order)} rows against {len(users)} targets; filters that drop events "
                 f"(val_interval, *_inter_num_interval) must be applied when the files are made"
             )
 

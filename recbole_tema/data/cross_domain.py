@@ -24,8 +24,10 @@ class CrossDomainMixin:
     Attributes:
         item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
         domain_names: names of the domains 1..D, in the order of the ``.item`` file.
+        target_domain: number of the one domain that is recommended in; None: all.
         sequences: every user's merged sequence (:class:`~recbole_tema.data.sequences.Sequences`).
-        train_sequences: its training part, thinned where ``overlap_ratio`` is below 1.
+        train_sequences: its training part, thinned where ``overlap_ratio`` is below 1, and of the
+            target domain alone where ``train_on`` is ``target``.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
     """
 
@@ -160,6 +162,15 @@ class CrossDomainMixin:
                 f"{self.dataset_name}.item has one domain only ('{self.domain_names[0]}'); "
                 f"cross-domain recommendation needs two or more"
             )
+        wanted = self.config["target_domain"]
+        if wanted is not None and str(wanted) not in self.domain_names:
+            raise ConfigError(
+                f"target_domain is '{wanted}'; the domains of '{self.dataset_name}' are "
+                f"{', '.join(self.domain_names)}"
+            )
+        self.target_domain = None
+        if wanted is not None:
+            self.target_domain = self.domain_names.index(str(wanted)) + 1
         events = np.bincount(self.item_domain[self.inter_feat[self.iid_field].to_numpy()])
         if (events > 0).sum() < 2:
             raise DataError(
@@ -198,6 +209,16 @@ class CrossDomainMixin:
             getLogger().info(
                 f"overlap_ratio {ratio}: {len(full.items) - len(self.train_sequences.items)} of "
                 f"{len(full.items)} training events left out"
+            )
+        if self.config["train_on"] == "target":
+            full = training_part(self.sequences)
+            mask = self.item_domain[full.items] == self.target_domain
+            if self.train_mask is not None:
+                mask &= self.train_mask
+            self.train_sequences, self.train_mask = full.keep(mask), mask
+            getLogger().info(
+                f"train_on target: {mask.sum()} of {len(mask)} training events are in "
+                f"{self.config['target_domain']}"
             )
 
     def _set_tags(self):

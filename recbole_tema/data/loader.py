@@ -111,16 +111,18 @@ class SequenceEvalLoader:
     ``item_length`` and ``item_id`` (the target, read by ``predict`` alone).
     """
 
-    def __init__(self, config, dataset, phase):
+    def __init__(self, config, dataset, plan):
         self._dataset = dataset
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
-        self.users, self.positions = split_targets(dataset.sequences, phase)
+        users, positions = split_targets(dataset.sequences, plan.phase)
+        ranked = np.isin(users, plan.users)
+        self.users, self.positions = users[ranked], positions[ranked]
         self.fields = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
         self.list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
         self.length_field = config["ITEM_LIST_LENGTH_FIELD"]
         if not len(self.users):
-            getLogger().warning(f"no user has a {phase} target")
+            getLogger().warning(f"no user has a {plan.phase} target")
 
     def __len__(self):
         return -(-len(self.users) // self.batch_size)

