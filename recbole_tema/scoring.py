@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import get_gpu_usage, set_color
 from tqdm import tqdm
 
+from recbole_tema.distributed import joined, rank, same_statistics, world_size
 from recbole_tema.evaluation import evaluate_ranks, needs_topk_items
 from recbole_tema.randomness import seeded
 
@@ -24,7 +25,7 @@ class EvalData:
 
 @torch.no_grad()
 def evaluate_model(model, eval_data, config, dataset, show_progress=False):
-    """Rank every target of a phase among its candidates.
+    """Rank every target of a phase among its candidates; several processes share the batches.
 
     Args:
         model: any RecBole model, on ``config["device"]``. eval_data: an :class:`EvalData`.
@@ -45,15 +46,18 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
         return {}, ranks
     model.eval()
     needs_items = needs_topk_items(config)
-    top = np.zeros((len(ranks), max(config["topk"])), dtype=np.int64) if needs_items else None
+    top = np.full((len(ranks), max(config["topk"])), -1) if needs_items else None
     batches = eval_data.loader
     if show_progress:
         title = set_color("Evaluate   ", "pink")
         batches = tqdm(batches, total=len(eval_data), ncols=100, desc=title)
     # A few models add noise to their scores: it depends on the seed alone, and training goes on
     # drawing where it was.
+    same_statistics(model)
     with seeded(config):
-        for rows, interaction in batches:
+        for number, (rows, interaction) in enumerate(batches):
+            if number % world_size() != rank():
+                continue
             scores = score_items(model, interaction.to(config["device"]), dataset)
             ranks[rows] = plan.ranks(scores, rows).numpy()
             if needs_items:
@@ -61,6 +65,9 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
             if show_progress and config["device"].type == "cuda":
                 usage = get_gpu_usage(config["device"])
                 batches.set_postfix_str(set_color(f"GPU RAM: {usage}", "yellow"))
+    ranks = joined(ranks, config["device"])
+    if needs_items:
+        top = joined(top, config["device"])
     result = evaluate_ranks(
         ranks, plan, config, groups=eval_data.groups, topk_items=top, dataset=dataset
     )

@@ -26,6 +26,14 @@ from recbole_tema.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from recbole_tema.distributed import (
+    SharedGradients,
+    from_main,
+    is_main,
+    of_all,
+    rank,
+    world_size,
+)
 from recbole_tema.errors import CheckpointError, ConfigError, EvaluationError, TrainingError
 from recbole_tema.randomness import random_state, set_random_state
 from recbole_tema.scoring import evaluate_model
@@ -46,6 +54,13 @@ def run_name(config) -> str:
     return f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
 
 
+class _Silent:
+    """A TensorBoard that writes nothing: of several processes one writes."""
+
+    def __getattr__(self, _name):
+        return lambda *_args, **_kwargs: None
+
+
 class TrainerLayer:
     """Mixed in before one of RecBole's trainer classes.
 
@@ -57,7 +72,12 @@ class TrainerLayer:
     """
 
     def __init__(self, config, model, dataset):
+        # RecBole would wrap the model for CUDA alone, and send frozen features at each step.
+        single, config["single_spec"] = config["single_spec"], True
+        if not single and config["device"].type != "cpu":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(config, model)
+        config["single_spec"] = single
         folder = Path(config["checkpoint_dir"])
         name = run_name(config)
         self.saved_model_file = str(folder / f"{name}.pth")
@@ -71,6 +91,17 @@ class TrainerLayer:
         self._train_data = None
         self._saves_last = self._validates = False
         self._resumed_random_state = None
+        if not is_main():
+            self.tensorboard.close()
+            self.tensorboard = _Silent()
+        if world_size() > 1:
+            # RecBole would clip each process's own gradients.
+            clip, self.clip_grad_norm = self.clip_grad_norm, None
+            shared = SharedGradients(
+                self.model, lambda: getattr(self._train_data, "share", 1.0), clip
+            )
+            for optimizer in self._optimizers().values():
+                shared.before_steps_of(optimizer)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -97,7 +128,6 @@ class TrainerLayer:
         return {
             "cur_step": self.cur_step,
             "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
-            "random": random_state(self._train_data),
             **self._score_state(),
         }
 
@@ -110,20 +140,27 @@ class TrainerLayer:
         return found
 
     def _save_checkpoint(self, epoch, verbose=True):
-        write_checkpoint(self.saved_model_file, self._state(epoch))
+        if is_main():
+            write_checkpoint(self.saved_model_file, self._state(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if not self._validates and epoch >= 0:
             self._save_last(epoch)
 
     def _save_last(self, epoch):
-        if self._saves_last:
-            write_checkpoint(self.last_file, {**self._state(epoch), **self._training_state()})
+        if not self._saves_last:
+            return
+        states = of_all(random_state(self._train_data))
+        if is_main():
+            random = {"random": states[0], "random_of_others": states[1:]}
+            state = {**self._state(epoch), **self._training_state(), **random}
+            write_checkpoint(self.last_file, state)
 
     def save_pretrained_model(self, epoch, saved_model_file):
         """RecBole's pretraining trainers write here; the last file is their result."""
         self.saved_model_file = str(saved_model_file)
-        write_checkpoint(saved_model_file, self._state(epoch))
+        if is_main():
+            write_checkpoint(saved_model_file, self._state(epoch))
 
     def resume(self) -> bool:
         """Go on with the run of this very configuration: unfinished, or finished before.
@@ -134,10 +171,13 @@ class TrainerLayer:
         Raises:
             CheckpointError: a file of the run is damaged, or of another dataset.
         """
-        if self.last_file.is_file():
+        unfinished, there = from_main(
+            lambda: (self.last_file.is_file(), Path(self.saved_model_file).is_file())
+        )
+        if unfinished:
             self.resume_checkpoint(self.last_file)
             return True
-        if not Path(self.saved_model_file).is_file():
+        if not there:
             return False
         state = self._read_own(self.saved_model_file)
         if "best_valid_score" not in state:
@@ -170,7 +210,9 @@ class TrainerLayer:
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
-        self._resumed_random_state = state["random"]
+        states = [state["random"], *state.get("random_of_others", ())]
+        # With more processes than before, the new ones go on from what they drew so far.
+        self._resumed_random_state = states[rank()] if rank() < len(states) else None
 
     def _set_scores(self, state):
         self.best_valid_score = state["best_valid_score"]
@@ -182,7 +224,7 @@ class TrainerLayer:
         Raises:
             CheckpointError: it is damaged or of other data.
         """
-        state = read_checkpoint(path, self.device)
+        state = self._read(path)
         check_belongs(state, path, self.config["model"], self.fingerprint)
         if state.get("events") != self.events:
             raise CheckpointError(
@@ -191,8 +233,15 @@ class TrainerLayer:
             )
         return state
 
+    def _read(self, path):
+        """A checkpoint, read by the first process; of several, all get it on the CPU."""
+        device = self.device if world_size() == 1 else "cpu"
+        return from_main(lambda: read_checkpoint(path, device))
+
     def end_run(self):
         """Mark the best model's checkpoint as that of a finished run; drop what resuming needs."""
+        if not is_main():
+            return
         state = read_checkpoint(self.saved_model_file)
         write_checkpoint(self.saved_model_file, {**state, **self._score_state()})
         self.last_file.unlink(missing_ok=True)
@@ -225,6 +274,8 @@ class TrainerLayer:
         self._train_data = train_data
         self._saves_last = saved
         self._validates = bool(valid_data) and self.eval_step > 0
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state, train_data)
         if self.finished:
             return self.best_valid_score, self.best_valid_result
         if valid_data is not None and not len(valid_data) and self.eval_step > 0:
@@ -232,8 +283,6 @@ class TrainerLayer:
                 "no user has a validation target (4 events): training goes on for all epochs, "
                 "without early stopping, and the last epoch's model is evaluated"
             )
-        if self._resumed_random_state is not None:
-            set_random_state(self._resumed_random_state, train_data)
 
         def after_evaluation(epoch, score):
             self._save_last(epoch)
@@ -259,6 +308,13 @@ class TrainerLayer:
         if self._validates and (epoch_idx + 1) % self.eval_step:
             self._save_last(epoch_idx)
         return loss
+
+    def set_reduce_hook(self):
+        """Nothing: gradients are shared before the optimizer's step, not during the backward."""
+
+    def sync_grad_loss(self):
+        """Nothing to add to the loss, for the same reason."""
+        return 0
 
     def _check_nan(self, loss):
         if not torch.isfinite(loss):
@@ -291,7 +347,7 @@ class TrainerLayer:
         """
         if load_best_model:
             path = model_file or self.saved_model_file
-            state = read_checkpoint(path, self.device)
+            state = self._read(path)
             check_belongs(state, path, self.config["model"], self.fingerprint)
             load_weights(self.model, state, path, self.device)
             self.logger.info(f"Loading model structure and parameters from {path}")

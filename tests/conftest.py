@@ -9,14 +9,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import settings as examples
 
 from .small_genre import write_small_genre
 
 # A suite that passed once passes again; `--hypothesis-profile=random` looks at other examples.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("random", derandomize=False)
-settings.load_profile("same")
+examples.register_profile("same", derandomize=True)
+examples.register_profile("random", derandomize=False)
+examples.load_profile("same")
 
 
 def write(path, header, rows):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import pytrec_eval
 from filelock import FileLock
 
 from recbole_tema.benchmark.command import parse, seeds_of
@@ -25,6 +26,8 @@ from recbole_tema.cli import main
 from recbole_tema.config_files import properties_dir
 from recbole_tema.config_keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError
+
+from .cdr_checkout import write_checkout
 
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
 pytest.importorskip("matplotlib", reason="the extra benchmark is not installed")
@@ -81,6 +84,69 @@ def test_stored_ranks_are_those_of_the_runs_metrics(done):
                 assert ours == pytest.approx(value, abs=5.1e-7)  # RecBole rounds
             assert targets["rank"].le(targets["candidates"]).all()
             assert targets["rank"].min() >= 1
+
+
+def test_the_table_is_what_trec_eval_makes_of_the_stored_ranks(done):
+    folder, _ = done
+    table = pd.read_csv(folder / "table.csv").set_index(["model", "slice", "metric"])["mean"]
+    names = {"hit": "success", "ndcg": "ndcg_cut"}
+    for model in ("TEMA", "Pop"):
+        targets = read_targets(folder / "runs" / f"{model}-seed2020" / "test.parquet")
+        # A document list as long as the candidates, the target at its stored rank.
+        run, qrels, best = {}, {}, {}
+        for row in targets.itertuples():
+            run[row.user] = {str(place): -float(place) for place in range(1, row.candidates + 1)}
+            qrels[row.user] = {str(row.rank): 1}
+            best[row.user] = {place: s for place, s in run[row.user].items() if s >= -10}
+        wanted = {f"{theirs}.5,10,20" for theirs in names.values()}
+        judged = pytrec_eval.RelevanceEvaluator(qrels, wanted).evaluate(run)
+        mrr = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(best)
+        for part in ("overall", *targets["domain"].unique()):
+            users = targets[targets["domain"].isin([part]) | (part == "overall")]["user"]
+            for k in (5, 10, 20):
+                for ours, theirs in names.items():
+                    expected = np.mean([judged[user][f"{theirs}_{k}"] for user in users])
+                    assert table[model, part, f"{ours}@{k}"] == pytest.approx(expected, abs=1e-9)
+            expected = np.mean([mrr[user]["recip_rank"] for user in users])
+            assert table[model, part, "mrr@10"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys):
+    checkout = write_checkout(tmp_path / "checkout")
+    folder = tmp_path / "results"
+    keys = {"models": "Pop,BPR@target,CMF", "recbole_cdr_path": str(checkout), "jobs": "2"}
+    assert main(words(small_root, folder, **keys)) == 0
+    runs = {p.parent.name for p in folder.glob("runs/*/run.json")}
+    domains = ("heart", "thrill")
+    parts = {f"{name}-seed2020-to-{d}" for name in ("BPR_target", "CMF") for d in domains}
+    assert runs == {"Pop-seed2020", *parts}
+    whole = read_targets(folder / "runs/Pop-seed2020/test.parquet").set_index("user")
+    for name in parts:
+        part = read_targets(folder / "runs" / name / "test.parquet").set_index("user")
+        domain = name.rpartition("-")[2]
+        assert set(part["domain"]) == {domain}
+        assert set(part.index) == set(whole[whole["domain"] == domain].index)
+        same = ["item", "candidates", "history", "overlap", "popularity"]
+        assert part[same].equals(whole.loc[part.index, same])
+        record = json.loads((folder / "runs" / name / "run.json").read_text())
+        assert record["target_domain"] == domain
+    table = pd.read_csv(folder / "table.csv")
+    overall = table[table["slice"] == "overall"].set_index(["model", "metric"])
+    ranks = pd.concat(
+        read_targets(folder / "runs" / f"CMF-seed2020-to-{d}" / "test.parquet")["rank"]
+        for d in domains
+    )
+    assert overall.loc[("CMF", "hit@10"), "targets"] == len(whole)
+    assert overall.loc[("CMF", "hit@10"), "mean"] == pytest.approx((ranks <= 10).mean(), abs=1e-12)
+    page = (folder / "report.html").read_text()
+    assert "CMF to heart" in page and "BPR@target to thrill" in page
+    capsys.readouterr()
+    assert main(words(small_root, folder, **keys)) == 0
+    assert "5 of 5 runs are there already" in capsys.readouterr().out
+    assert main(words(small_root, folder, **{**keys, "models": "TEMA@target"})) == 2
+    assert "train_on is 'target'" in capsys.readouterr().err
+    assert main(words(small_root, folder, **{**keys, "models": "BPR@heart"})) == 2
+    assert "only 'BPR@target'" in capsys.readouterr().err
 
 
 def test_targets_are_the_last_events_of_the_files(done, small_root):

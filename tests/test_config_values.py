@@ -54,7 +54,7 @@ from recbole_tema.names import model_names, recbole_dir
             "has no part 'number'.*sample_num",
         ),
         ({"threads": 0}, "threads is 0"),
-        ({"nproc": 2}, "nproc is 2.*one process"),
+        ({"nproc": 2}, "nproc is 2.*torchrun"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'.*an integer"),
         ({"repeatable": False}, "repeatable"),
         ({"seed": 2**32}, "seed is 4294967296.*to 4294967295"),

@@ -210,7 +210,7 @@ def test_a_wrong_call_leaves_nothing_behind(settings, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown dataset 'tinny'.*did you mean tiny"):
         run_recbole_tema("Pop", "tinny", config_dict=settings)
     for keys in ({"nproc": 2}, {"world_size": 4}, {"nproc": 2, "local_rank": 0}):
-        with pytest.raises(ConfigError, match=r"(nproc|world_size) is .*one process"):
+        with pytest.raises(ConfigError, match=r"(nproc|world_size|local_rank) is .*process"):
             run_recbole_tema("Pop", "tiny", config_dict={**settings, **keys})
     with pytest.raises(ConfigError, match=r"local_rank is 0.*one process"):
         run_recbole_tema("Pop", "tiny", config_dict={**settings, "local_rank": 0})

@@ -2,14 +2,23 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from recbole_tema.benchmark.spec import Entry, Spec, check_entries
+from recbole_tema.benchmark.spec import Entry, Spec, check_entries, domains_of
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
 from recbole_tema.errors import ConfigError, DataError
-from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_model, hint, nearest
+from recbole_tema.names import (
+    CDR_MODELS,
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    check_dataset,
+    check_model,
+    hint,
+    nearest,
+)
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
@@ -31,6 +40,7 @@ REFUSED = {
     "checkpoint_dir": "models are kept in the folder of results",
     "resume": "a benchmark always goes on where it was",
 }
+SINGLE = {"train_on": "target"}  # keys of MODEL@target
 OK, SOME_FAILED = 0, 1
 
 
@@ -98,13 +108,18 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     elif not names and own["overlap"] is not None:
         names = [DEFAULT_MODEL]
     check_entries([Entry(name, name) for name in names], seeds)
+    labels = {name: _model_of(name) for name in names}
+    names = list(dict.fromkeys(labels.values()))
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
     common, special, sources = _keys(given, names)
     checked = dict(common)
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
-    entries = [Entry(name, name, special[name]) for name in names]
+    entries = [
+        Entry(label, name, {**special[name], **({} if label == name else SINGLE)})
+        for label, name in labels.items()
+    ]
     folder, reference = Path("results") / dataset, None
     if own["ablation"] is not None:
         reference = names[0]
@@ -116,11 +131,39 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
         reference = None
         folder = folder.with_name(f"{folder.name}-overlap")
     check_entries(entries, seeds)
+    entries = [_by_domain(entry, common, data_path, dataset) for entry in entries]
     for entry in entries:
         _check(entry, dataset, checked, sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
     folder = Path(own["results_dir"] or folder).expanduser()
     return spec, folder.resolve(), _whole("jobs", own["jobs"])
+
+
+def _model_of(label: str) -> str:
+    """The model of a row of the table: `SASRec`, or `SASRec@target` for a single-domain one.
+
+    Raises:
+        ConfigError: something else is behind the @.
+    """
+    name, at, form = label.partition("@")
+    if at and form != "target":
+        raise ConfigError(
+            f"--models: '{label}'; only '{name}@target' is a form of its own: {name} on the "
+            "target's domain alone"
+        )
+    return name
+
+
+def _by_domain(entry: Entry, common: dict, data_path: Path, dataset: str) -> Entry:
+    """The entry, with the domains that it is trained for one by one, if it is."""
+    keys = {**common, **entry.keys}
+    one_by_one = entry.model in CDR_MODELS or keys.get("train_on") == "target"
+    if not one_by_one or keys.get("target_domain") is not None:
+        return entry
+    _ensure_dataset(dataset, data_path)
+    field = str(keys.get("DOMAIN_FIELD") or "domain")
+    check_dataset(dataset, data_path)
+    return replace(entry, domains=domains_of(data_path / dataset, dataset, field))
 
 
 def seeds_of(text: str) -> list[int]:
@@ -181,7 +224,10 @@ def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:
 
     try:
         told = {**sources, **dict.fromkeys(entry.keys, f"of {entry.label}")}
-        check_arguments(entry.model, dataset, merge_layer(common, entry.keys), told)
+        keys = merge_layer(common, entry.keys)
+        if entry.domains:
+            keys["target_domain"] = entry.domains[0]
+        check_arguments(entry.model, dataset, keys, told)
     except ConfigError as error:
         raise ConfigError(f"{error} (model {entry.model})") from None
 

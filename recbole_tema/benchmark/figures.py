@@ -183,7 +183,11 @@ def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     means = part.set_index("model")["mean"]
     all_seconds = []
     for number, row in enumerate(results.rows):
-        seconds = [curve[-1]["seconds"] for curve in row.curves.values() if curve]
+        spent: dict[int, float] = {}
+        for (seed, _), curve in row.curves.items():
+            if curve:
+                spent[seed] = spent.get(seed, 0.0) + curve[-1]["seconds"]
+        seconds = list(spent.values())
         if not seconds:
             continue
         colour, marker = _style(number)

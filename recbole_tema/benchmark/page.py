@@ -80,11 +80,11 @@ def _runs(results: Results) -> str:
     heads = ("run", "seed", "epochs", "seconds", "device", "threads", "date", "machine", "versions")
     body = ""
     for row in results.rows:
-        for seed, record in sorted(row.records.items()):
-            curve = row.curves[seed]
+        for (seed, domain), record in sorted(row.records.items()):
+            curve = row.curves[seed, domain]
             versions = {"python": record["python"], **record["versions"]}
             cells = [
-                row.label,
+                row.label + (f" to {domain}" if domain else ""),
                 str(seed),
                 str(len(curve)),
                 f"{curve[-1]['seconds']:.0f}" if curve else "",

@@ -66,7 +66,7 @@ def facts(results: Results, statement: dict) -> list[str]:
     keys = next(iter(statement["entries"].values()))["keys"]
     mode = (keys.get("eval_args") or {}).get("mode", "full")
     mode = mode.get("test") if isinstance(mode, dict) else mode
-    seeds = sorted({seed for row in results.rows for seed in row.records})
+    seeds = sorted({seed for row in results.rows for seed, _ in row.records})
     domains = ", ".join(
         f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
 from recbole_tema.benchmark.runner import RUNS
-from recbole_tema.benchmark.spec import Spec, run_name
+from recbole_tema.benchmark.spec import Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, RECORD, read_curve
 from recbole_tema.errors import DataError
@@ -30,15 +30,16 @@ class Row:
 
     Attributes:
         label, model, keys: As in the spec.
-        records: Seed -> its `run.json`. curves: Seed -> validations in their order.
+        records: (seed, target domain) -> its `run.json`; the domain is "" where one run is for all.
+        curves: (seed, target domain) -> validations in their order.
         ranks: Phase -> ``(seeds, n_targets)`` int64 from 1, seeds ascending.
     """
 
     label: str
     model: str
     keys: dict = field(default_factory=dict)
-    records: dict[int, dict] = field(default_factory=dict)
-    curves: dict[int, list[dict]] = field(default_factory=dict)
+    records: dict[tuple[int, str], dict] = field(default_factory=dict)
+    curves: dict[tuple[int, str], list[dict]] = field(default_factory=dict)
     ranks: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -158,16 +159,18 @@ def read_results(folder: Path, spec: Spec) -> Results:
     for entry in spec.entries:
         row = Row(entry.label, entry.model, entry.keys)
         ranks = {"valid": [], "test": []}
-        for seed, where in _finished(folder, entry.label, spec.seeds):
-            row.records[seed] = _read_record(where / RECORD)
-            row.curves[seed] = read_curve(where / CURVE)
+        for seed, parts in _finished(folder, entry, spec.seeds):
+            for domain, where in parts.items():
+                row.records[seed, domain] = _read_record(where / RECORD)
+                row.curves[seed, domain] = read_curve(where / CURVE)
             for phase, found in ranks.items():
-                table = read_targets(where / f"{phase}.parquet")
+                table = _targets([where / f"{phase}.parquet" for where in parts.values()])
                 known = targets.setdefault(phase, table[TARGET])
                 if not known.equals(table[TARGET]):
                     raise DataError(
-                        f"{where / phase}.parquet has other targets or candidates than the other "
-                        "runs of the folder; delete that run's folder to have it run again"
+                        f"{next(iter(parts.values())) / phase}.parquet has other targets or "
+                        "candidates than the other runs of the folder; delete that run's folder "
+                        "to have it run again"
                     )
                 found.append(table["rank"].to_numpy())
         if row.records:
@@ -178,11 +181,21 @@ def read_results(folder: Path, spec: Spec) -> Results:
     return Results(spec.dataset, rows, targets, spec.reference)
 
 
-def _finished(folder: Path, label: str, seeds) -> Iterator[tuple[int, Path]]:
+def _targets(paths: list[Path]) -> pd.DataFrame:
+    """The targets of runs that each have some, by user: a phase has one target a user."""
+    table = pd.concat([read_targets(path) for path in paths], ignore_index=True)
+    return table.sort_values("user", ignore_index=True, kind="stable")
+
+
+def _finished(folder: Path, entry: Entry, seeds) -> Iterator[tuple[int, dict[str, Path]]]:
+    """(seed, target domain -> folder) of the seeds whose runs are all finished."""
     for seed in sorted(seeds):
-        where = folder / RUNS / run_name(label, seed)
-        if (where / RECORD).is_file():
-            yield seed, where
+        parts = {
+            domain or "": folder / RUNS / run_name(entry.label, seed, domain)
+            for domain in entry.targets
+        }
+        if all((where / RECORD).is_file() for where in parts.values()):
+            yield seed, parts
 
 
 def _read_record(path: Path) -> dict:

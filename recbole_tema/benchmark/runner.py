@@ -2,7 +2,8 @@
 
     RESULTS/benchmark.json         what the folder belongs to: dataset, and each row's keys
     RESULTS/runs/LABEL-seedN/      spec.json, log.txt, curve.jsonl, model/, and at its end
-                                   valid.parquet, test.parquet (a row a target), run.json
+                                   valid.parquet, test.parquet (a row a target), run.json;
+                                   with -to-DOMAIN where each domain is trained for
 
 A run is finished when it has `run.json`. Whatever ends the benchmark, the same command goes on.
 """
@@ -115,11 +116,11 @@ def run_all(folder: Path, spec: Spec, jobs: int = 1, say: Callable[[str], None] 
     """
     wanted = [
         Job(
-            f"{entry.label}, seed {seed}",
-            run_folder(folder, entry, seed),
-            as_json(spec, entry, seed),
+            f"{entry.label}, seed {seed}" + (f", to {domain}" if domain else ""),
+            run_folder(folder, entry, seed, domain),
+            as_json(spec, entry, seed, domain),
         )
-        for entry, seed in spec.runs()
+        for entry, seed, domain in spec.runs()
     ]
     return run_jobs(wanted, jobs, "runs", say)
 
@@ -159,9 +160,9 @@ def run_jobs(
     return outcome
 
 
-def run_folder(folder: Path, entry: Entry, seed: int) -> Path:
+def run_folder(folder: Path, entry: Entry, seed: int, domain: str | None = None) -> Path:
     """The folder of a run."""
-    return folder / RUNS / run_name(entry.label, seed)
+    return folder / RUNS / run_name(entry.label, seed, domain)
 
 
 def _start(job: Job, jobs: int) -> subprocess.Popen:

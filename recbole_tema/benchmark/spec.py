@@ -20,11 +20,18 @@ class Entry:
         label: Its name in the table.
         model: Of our models or RecBole's.
         keys: Beside the keys of the whole benchmark.
+        domains: Target domains that it is trained for one by one; empty: one run for all.
     """
 
     label: str
     model: str
     keys: dict[str, Any] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str | None, ...]:
+        """The target domain of each of its runs, None for all domains at once."""
+        return self.domains or (None,)
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,15 @@ class Spec:
     keys: dict[str, Any] = field(default_factory=dict)
     reference: str | None = None
 
-    def runs(self) -> list[tuple[Entry, int]]:
-        """All runs; every row gets its first seed before any gets its second."""
-        return [(entry, seed) for seed in self.seeds for entry in self.entries]
+    def runs(self) -> list[tuple[Entry, int, str | None]]:
+        """(entry, seed, target domain) of all runs; every row gets its first seed before any gets
+        its second."""
+        return [
+            (entry, seed, domain)
+            for seed in self.seeds
+            for entry in self.entries
+            for domain in entry.targets
+        ]
 
 
 def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
@@ -61,8 +74,12 @@ def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
     from recbole_tema.trainer import NOT_IN_RUN_NAME
 
     keys = {**spec.keys, **entry.keys, "data_path": str(spec.data_path)}
+    if entry.domains:
+        keys["target_domain"] = entry.domains[0]
     config = plain_config(TemaConfig(entry.model, spec.dataset, config_dict=keys))
     kept = {k: v for k, v in sorted(config.items()) if k not in {*NOT_IN_RUN_NAME, "seed"}}
+    if entry.domains:
+        kept["target_domain"] = "each of " + ", ".join(entry.domains)
     return json.loads(json.dumps(kept, sort_keys=True, default=str))
 
 
@@ -125,10 +142,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def run_name(label: str, seed: int) -> str:
+def run_name(label: str, seed: int, domain: str | None = None) -> str:
     """Name of a run's folder."""
-    safe = "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in label)
-    return f"{safe}-seed{seed}"
+    name = f"{label}-seed{seed}" + (f"-to-{domain}" if domain is not None else "")
+    return "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in name)
 
 
 def check_entries(entries: list[Entry], seeds: list[int]) -> None:
@@ -149,9 +166,30 @@ def check_entries(entries: list[Entry], seeds: list[int]) -> None:
         raise ConfigError(f"--seeds has a seed more than once: {', '.join(map(str, seeds))}")
 
 
-def as_json(spec: Spec, entry: Entry, seed: int, phases=("valid", "test")) -> str:
+def as_json(
+    spec: Spec, entry: Entry, seed: int, domain: str | None = None, phases=("valid", "test")
+) -> str:
     """A run for its process; `phases` are those whose targets it ranks."""
     return json.dumps(
         {**asdict(entry), "seed": seed, "dataset": spec.dataset, "data_path": str(spec.data_path)}
-        | {"common": spec.keys, "phases": list(phases)}
+        | {"common": spec.keys, "phases": list(phases), "target_domain": domain}
     )
+
+
+def domains_of(folder: Path, dataset: str, field_name: str) -> tuple[str, ...]:
+    """The domains of a dataset, in the order of its `.item` file.
+
+    Raises:
+        DataError: the file is not there, or has no such column.
+    """
+    path = folder / f"{dataset}.item"
+    try:
+        with open(path, encoding="utf-8") as lines:
+            names = [cell.partition(":")[0] for cell in next(lines, "").rstrip("\n").split("\t")]
+            if field_name not in names:
+                raise DataError(f"{path} has no column '{field_name}'; set DOMAIN_FIELD")
+            place = names.index(field_name)
+            cells = (line.rstrip("\n").split("\t") for line in lines)
+            return tuple(dict.fromkeys(row[place] for row in cells if len(row) > place))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -76,15 +76,20 @@ def tuned(
             keys = _keys_of_trial(studies[entry.label], spec, entry, number)
             if keys is None:
                 continue
-            name = f"{entry.label}, trial {number + 1} of {trials}"
-            where = folder / FOLDER / f"{run_name(entry.label, spec.seeds[0])}-trial{number}"
-            text = as_json(spec, replace(entry, keys=keys), spec.seeds[0], phases=("valid",))
-            wanted.append(Job(name, where, text))
-            asked[name] = entry, where
+            asked[entry.label] = entry, []
+            for domain in entry.targets:
+                name = f"{entry.label}, trial {number + 1} of {trials}"
+                name += f", to {domain}" if domain else ""
+                run = run_name(entry.label, spec.seeds[0], domain)
+                where = folder / FOLDER / f"{run}-trial{number}"
+                kept = replace(entry, keys=keys)
+                text = as_json(spec, kept, spec.seeds[0], domain, phases=("valid",))
+                wanted.append(Job(name, where, text))
+                asked[entry.label][1].append(where)
         if wanted:
             run_jobs(wanted, jobs, f"trials {number + 1} of {trials}", lambda text: None)
-        for entry, where in asked.values():
-            _tell(studies[entry.label], number, where)
+        for entry, places in asked.values():
+            _tell(studies[entry.label], number, places)
     found = []
     for entry in spec.entries:
         keys, score = _best(studies[entry.label], folder, spec, entry)
@@ -172,16 +177,17 @@ def _log(found: dict) -> bool:
     return bool(found.get("log", False))
 
 
-def _tell(study, number: int, where: Path) -> None:
+def _tell(study, number: int, places: list[Path]) -> None:
+    """The score of a trial; of runs for several domains their mean."""
     import optuna
 
-    path = where / RECORD
-    if not path.is_file():
+    paths = [where / RECORD for where in places]
+    if not all(path.is_file() for path in paths):
         study.tell(number, state=optuna.trial.TrialState.FAIL)
         return
-    record = json.loads(path.read_text(encoding="utf-8"))
-    score = record["best_valid_score"]
-    study.tell(number, score if record["bigger_is_better"] else -score)
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    score = sum(record["best_valid_score"] for record in records) / len(records)
+    study.tell(number, score if records[0]["bigger_is_better"] else -score)
 
 
 def _best(study, folder: Path, spec: Spec, entry: Entry) -> tuple[dict, float]:

@@ -20,6 +20,7 @@ from recbole_tema.atomic import replace_file
 from recbole_tema.errors import TemaError
 
 SPEC, RECORD, CURVE = "spec.json", "run.json", "curve.jsonl"
+RECORDED = ("label", "model", "dataset", "seed", "keys", "common", "target_domain")
 WATCH = 1.0  # seconds between looks whether the runner still lives
 
 
@@ -57,6 +58,8 @@ def _run(folder: Path) -> None:
     keys = {**spec["common"], **spec["keys"], "seed": spec["seed"]}
     keys |= {"data_path": spec["data_path"], "checkpoint_dir": str(folder / "model")}
     keys |= {"resume": True, "show_progress": False}
+    if spec["target_domain"] is not None:
+        keys["target_domain"] = spec["target_domain"]
     os.chdir(folder)  # RecBole writes its logs here
     curve = folder / CURVE
     spent = max((line["seconds"] for line in read_curve(curve)), default=0.0)
@@ -77,7 +80,7 @@ def _run(folder: Path) -> None:
     for phase, (_, ranks, plan, dataset) in ranked.items():
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
     record = {
-        **{key: spec[key] for key in ("label", "model", "dataset", "seed", "keys", "common")},
+        **{key: spec[key] for key in RECORDED},
         "metrics": {phase: found[0] for phase, found in ranked.items()},
         "best_valid_score": float(result["best_valid_score"]),
         "bigger_is_better": bool(result["valid_score_bigger"]),

@@ -26,7 +26,7 @@ class PairTrainLoader:
     Everything random follows from the seed, the phase and the epoch.
     """
 
-    MAX_ROUNDS = 20  # of drawing negatives again, for users who have nearly all of a domain
+    MAX_ROUNDS = 20  # of drawing negatives again
     shuffle = True
 
     def __init__(self, config, dataset, pair: DomainPair, pairwise: bool):
@@ -109,7 +109,10 @@ class PairTrainLoader:
             yield {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def _negatives(self, side, users, rng):
-        """``(n,)`` uniform items of a domain that the users have no training event with."""
+        """``(n,)`` uniform items of a domain that the users have no training event with.
+
+        A user who has had all of them gets any.
+        """
         drawn = np.zeros(len(users), dtype=np.int64)
         todo = np.arange(len(users))
         seen = self._seen[side]
@@ -119,5 +122,11 @@ class PairTrainLoader:
             place = np.minimum(np.searchsorted(seen, key), len(seen) - 1)
             todo = todo[seen[place] == key]
             if not len(todo):
-                break
+                return drawn
+        for row in todo:  # few, of users who have had nearly all items
+            low, high = users[row] * self.pair.num_total_item + np.array(self._range[side])
+            own = seen[np.searchsorted(seen, low) : np.searchsorted(seen, high)]
+            free = np.setdiff1d(np.arange(low, high), own)
+            if len(free):
+                drawn[row] = rng.choice(free) % self.pair.num_total_item
         return drawn

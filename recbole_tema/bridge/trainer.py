@@ -24,7 +24,8 @@ class PhasedTrainer(TrainerLayer):
     def __init__(self, config, model, dataset):
         super().__init__(config, model, dataset)
         self.phases = phases_of(config["train_epochs"], config["epochs"])
-        self.phase, self.epochs_before, self.source_valid = -1, 0, None
+        self.phase, self.source_valid = -1, None
+        self.epochs_before = self._epochs_done = 0
 
     def fit(
         self,
@@ -52,7 +53,7 @@ class PhasedTrainer(TrainerLayer):
                 train_data, data, verbose, saved, show_progress, self._counted(mode, callback_fn)
             )
             if number + 1 < len(self.phases):
-                self.epochs_before += self.epochs
+                self.epochs_before += self._epochs_done
                 if saved and data is not None and len(data):
                     self._load_best()
         return result
@@ -64,6 +65,7 @@ class PhasedTrainer(TrainerLayer):
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result = None
         self._resumed_random_state = None
+        self._epochs_done = 0
         self._set_epochs(epochs)
         train_data.set_phase(mode, number)
         self.model.set_phase(mode)
@@ -96,7 +98,13 @@ class PhasedTrainer(TrainerLayer):
             "epochs_before": self.epochs_before,
         }
 
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self._epochs_done = epoch_idx + 1
+        return loss
+
     def _restore(self, state):
+        self._epochs_done = state["epoch"] + 1
         self.phase, self.epochs_before = state["phase"], state["epochs_before"]
         self._set_epochs(self.phases[self.phase][1])
         super()._restore(state)

@@ -88,7 +88,7 @@ class _SequentialBaseline(CrossDomainMixin):
         found = found[np.flatnonzero(np.append(of_user[1:] != of_user[:-1], len(of_user) > 0))]
         if len(alone):
             found = cat_interactions([found, _without_history(alone, plain)])
-        return self.copy(found)
+        return plain.copy(found)
 
 
 def _without_history(events, dataset):

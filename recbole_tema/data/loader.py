@@ -9,6 +9,7 @@ from recbole.data.interaction import Interaction
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
+from recbole_tema.distributed import rank, world_size
 
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
@@ -31,6 +32,10 @@ class SequenceTrainLoader:
     longest first and are trimmed to the longest of the batch; a batch is a random set of users,
     because batches of one length only trained worse.
 
+    Several processes each get a part of every batch, longest rows dealt out in turn; ``share`` is
+    what a part's mean loss counts for in the mean over the processes, so that this is the mean
+    loss of the whole batch.
+
     As in RecBole, ``train_batch_size`` counts targets: one RecBole row is one target. Everything
     random follows from the seed and the epoch, so a resumed run draws what it would have drawn.
     """
@@ -50,6 +55,7 @@ class SequenceTrainLoader:
         self.negatives = (
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
         )
+        self.share = 1.0
         self.fields = {
             name: config[key]
             for name, key in (("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD"))
@@ -66,12 +72,20 @@ class SequenceTrainLoader:
         """Number of batches of an epoch (an epoch with many long windows can have one less)."""
         return max(1, -(-self.n_targets // self.batch_size))
 
+    @property
+    def sampler(self):
+        """What RecBole's trainers tell the epoch where several processes train."""
+        return self
+
     def set_epoch(self, epoch: int):
         """Draw the next iteration as epoch number ``epoch``."""
         self.epoch = epoch
 
     def __iter__(self):
         rng = np.random.default_rng([int(self.config["seed"]), self.epoch])
+        own = rng
+        if world_size() > 1:  # all draw the same batches, and each its own negatives
+            own = np.random.default_rng([int(self.config["seed"]), self.epoch, 1 + rank()])
         self.epoch += 1
         if self.prefix_rows:
             windows = prefix_windows(self.sequences, self.max_length)
@@ -80,7 +94,18 @@ class SequenceTrainLoader:
         order = rng.permutation(len(windows.user))
         batch = (np.cumsum(windows.n_targets[order]) - 1) // self.batch_size
         for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
-            yield self._interaction(windows, rows[np.argsort(-windows.length[rows])], rng)
+            rows = rows[np.argsort(-windows.length[rows])]
+            yield self._interaction(windows, self._part(windows, rows), own)
+
+    def _part(self, windows, rows):
+        """This process's rows of a batch; sets what its loss counts for."""
+        if world_size() == 1:
+            return rows
+        part = rows[rank() :: world_size()]
+        total = windows.n_targets[rows].sum()
+        self.share = float(windows.n_targets[part].sum() * world_size() / total)
+        # All processes take every step: one without rows takes one that counts nothing.
+        return part if len(part) else rows[:1]
 
     def _interaction(self, windows: Windows, rows, rng):
         start, length = windows.start[rows], windows.length[rows]

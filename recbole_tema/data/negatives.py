@@ -3,6 +3,7 @@
 import numpy as np
 
 from recbole_tema.data.sequences import Sequences
+from recbole_tema.errors import DataError
 
 
 class InDomainNegatives:
@@ -71,9 +72,18 @@ def within(sampler, items: np.ndarray):
 
     Args:
         sampler: a RecBole sampler, or None for models without negatives. items: int64 item ids.
+
+    Raises:
+        DataError: a user has training events with all of them.
     """
     if sampler is None:
         return None
+    everything = set(items.tolist())
+    if any(everything <= used for used in sampler.used_ids if len(used) >= len(everything)):
+        raise DataError(
+            "a user has had every item of the target domain, so there are no negatives for it; "
+            "take out that user or add items"
+        )
     base = type(sampler)
 
     def _uni_sampling(self, n):
