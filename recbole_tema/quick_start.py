@@ -34,6 +34,7 @@ from recbole_tema.trainer import build_trainer
 # Made from the machine or the model class: a checkpoint's value says nothing here.
 MADE_HERE = {
     *("device", "gpu_id", "local_rank", "single_spec", "use_gpu", "data_path"),
+    *("nproc", "world_size", "offset", "ip", "port"),
     *("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type"),
 }
 

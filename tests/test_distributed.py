@@ -143,7 +143,7 @@ def test_an_error_of_all_processes_is_told_once(tiny_root, tmp_path):
     words = command(tiny_root, tmp_path, model="TEMA", nproc=2, target_domain="flim")
     done = run(words, tmp_path)
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
         "error: target_domain is 'flim'; the domains of 'tiny' are book, film"
     ]
 
