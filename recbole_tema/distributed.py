@@ -150,20 +150,17 @@ def launch(run, keys: dict, *arguments):
         run: a function of a module; its keys have `local_rank` too.
         keys: as :func:`launch_keys` gives them.
 
-    Returns:
-        What the call in the first process of this machine gave.
-
     Raises:
         TemaError: a process raised it. TrainingError: a process was killed; the others are ended.
     """
     from torch.multiprocessing import get_context, spawn
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-    results = get_context("spawn").SimpleQueue()
+    errors = get_context("spawn").SimpleQueue()
     try:
-        spawn(_process, (run, keys, arguments, results), nprocs=keys["nproc"], join=True)
+        spawn(_process, (run, keys, arguments, errors), nprocs=keys["nproc"], join=True)
     except ProcessExitedException as error:
-        told = _first_error(results)
+        told = _first_error(errors)
         if told is not None and not error.signal_name:
             raise told from None
         how = error.signal_name or f"exit code {error.exit_code}"
@@ -172,30 +169,19 @@ def launch(run, keys: dict, *arguments):
             "were ended too; the same command with --resume=True goes on from the last epoch"
         ) from None
     except ProcessRaisedException as error:
-        told = _first_error(results)
+        told = _first_error(errors)
         raise (told or TrainingError(str(error))) from None
-    while not results.empty():
-        kind, value = results.get()
-        if kind == "result":
-            return value
-    return None
 
 
-def _first_error(results):
-    while not results.empty():
-        kind, value = results.get()
-        if kind == "error":
-            return value
-    return None
+def _first_error(errors):
+    return None if errors.empty() else errors.get()
 
 
-def _process(local_rank, run, keys, arguments, results):
+def _process(local_rank, run, keys, arguments, errors):
     try:
-        value = run({**keys, "local_rank": local_rank}, *arguments)
-        if local_rank == 0:
-            results.put(("result", value))
+        run({**keys, "local_rank": local_rank}, *arguments)
     except TemaError as error:
-        results.put(("error", error))
+        errors.put(error)
         raise SystemExit(2) from None
     except RuntimeError as error:
         words = str(error)
@@ -203,7 +189,7 @@ def _process(local_rank, run, keys, arguments, results):
             raise
         # Another process is gone; its own message says more, and comes first.
         lost = TrainingError(f"another process is gone ({words.splitlines()[0]})")
-        results.put(("error", lost))
+        errors.put(lost)
         raise SystemExit(3) from None
     finally:
         with suppress(RuntimeError):

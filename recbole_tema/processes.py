@@ -57,7 +57,7 @@ def launch_keys(arguments: dict) -> dict:
 
 def torchrun_keys() -> dict:
     """The same keys and `local_rank` of a process that torchrun started; empty for another."""
-    if not all(name in os.environ for name in TORCHRUN):
+    if not all(name in os.environ for name in TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
         return {}
     values = {name: os.environ[name] for name in TORCHRUN}
     local = int(values["LOCAL_RANK"])

@@ -25,7 +25,13 @@ from recbole_tema.data.sequences import training_part
 from recbole_tema.distributed import from_main, is_main, rank
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
-from recbole_tema.names import DEFAULT_DATASET, DEFAULT_MODEL, check_dataset, named_missing_package
+from recbole_tema.names import (
+    CDR_MODELS,
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    check_dataset,
+    named_missing_package,
+)
 from recbole_tema.randomness import seeded
 from recbole_tema.refusals import REFUSED, from_recbole, in_one_line, recbole_refusals
 from recbole_tema.scoring import EvalData, evaluate_model
@@ -87,10 +93,12 @@ def run_recbole_tema(
     prepared = _prepare(config, data)
     eval_data = _eval_data(config, data, prepared)
 
-    init_seed(config["seed"] + rank(), config["reproducibility"])
+    init_seed(config["seed"], config["reproducibility"])
     with named_missing_package(config["model"]):
         network = _new_model(config, prepared.train_data.dataset)
         logger.info(network)
+        if rank():  # each process drops out and draws for itself, in the model of the first
+            init_seed(config["seed"] + rank(), config["reproducibility"])
         trainer = build_trainer(config, network, data)
         if SOURCE_VALID in eval_data:
             trainer.source_valid = eval_data[SOURCE_VALID]
@@ -229,6 +237,13 @@ def _saved_config(checkpoint, data_path=None, config_dict=None):
     given = {k: v for k, v in state.get("given", {}).items() if k not in MADE_HERE}
     layer = merge_layer(given, dict(config_dict or {}))
     config = TemaConfig(state["model"], state["dataset"], config_dict=layer)
+    if state["model"] in CDR_MODELS:
+        for key in ("target_domain", "overlap_ratio"):  # its ids of users and items follow them
+            if config[key] != state["config"][key]:
+                raise ConfigError(
+                    f"{key} is {config[key]!r}, but {checkpoint} was trained with "
+                    f"{state['config'][key]!r}; train the model for it"
+                )
     changed = set(config_dict or {})
     if "eval_args" in changed:
         changed |= {"valid_neg_sample_args", "test_neg_sample_args"}
@@ -332,6 +347,8 @@ def _start_log(config):
             handler.close()
     before = set(root.handlers)
     try:
+        # RecBole looks whether the folder is there, then makes it: of two processes one fails.
+        Path("log", config["model"]).mkdir(parents=True, exist_ok=True)
         init_logger(config)
     except OSError as error:
         raise ConfigError(

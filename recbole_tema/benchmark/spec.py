@@ -176,20 +176,49 @@ def as_json(
     )
 
 
-def domains_of(folder: Path, dataset: str, field_name: str) -> tuple[str, ...]:
-    """The domains of a dataset, in the order of its `.item` file.
+def domains_of(folder: Path, dataset: str, keys: dict[str, Any]) -> tuple[str, ...]:
+    """The domains of a dataset that have events, in the order of its `.item` file.
+
+    Args:
+        keys: DOMAIN_FIELD and ITEM_ID_FIELD, where they are not RecBole's and this project's.
 
     Raises:
-        DataError: the file is not there, or has no such column.
+        DataError: a file is not there, or has no such column.
     """
-    path = folder / f"{dataset}.item"
+    item = str(keys.get("ITEM_ID_FIELD") or "item_id")
+    domain = str(keys.get("DOMAIN_FIELD") or "domain")
+    had = {row[0] for row in _columns(folder / f"{dataset}.inter", [item])}
+    rows = _columns(folder / f"{dataset}.item", [item, domain])
+    return tuple(dict.fromkeys(name for token, name in rows if token in had))
+
+
+def _columns(path: Path, names: list[str]):
+    """The cells of some columns of an atomic file, row by row."""
     try:
         with open(path, encoding="utf-8") as lines:
-            names = [cell.partition(":")[0] for cell in next(lines, "").rstrip("\n").split("\t")]
-            if field_name not in names:
-                raise DataError(f"{path} has no column '{field_name}'; set DOMAIN_FIELD")
-            place = names.index(field_name)
-            cells = (line.rstrip("\n").split("\t") for line in lines)
-            return tuple(dict.fromkeys(row[place] for row in cells if len(row) > place))
+            heads = [cell.partition(":")[0] for cell in next(lines, "").rstrip("\n").split("\t")]
+            for name in names:
+                if name not in heads:
+                    raise DataError(f"{path} has no column '{name}'")
+            places = [heads.index(name) for name in names]
+            for line in lines:
+                cells = line.rstrip("\n").split("\t")
+                if len(cells) == len(heads):
+                    yield tuple(cells[place] for place in places)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def check_folders(entries: list[Entry]) -> None:
+    """Refuse domains whose runs would have one folder.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    for entry in entries:
+        names = {run_name(entry.label, 0, domain) for domain in entry.targets}
+        if len(names) < len(entry.targets):
+            raise ConfigError(
+                f"the domains {', '.join(entry.domains)} differ in signs only that a folder's name "
+                "cannot have; rename one of them"
+            )

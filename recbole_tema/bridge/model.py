@@ -10,6 +10,7 @@ from recbole.utils import InputType, ModelType
 from recbole_tema.bridge.library import library_class
 from recbole_tema.bridge.loader import SOURCE, TARGET, PairTrainLoader
 from recbole_tema.bridge.pair import DomainPair
+from recbole_tema.errors import ConfigError
 
 # What a model keeps beside its parameters and cannot compute anew.
 KEPT = ("affine_embedding", "benchmark_embedding", "phase2count")
@@ -58,12 +59,23 @@ class BridgedModel(GeneralRecommender):
         prefix = {"NEG_PREFIX": config["NEG_PREFIX"]}
         sides = {"source_domain": prefix, "target_domain": prefix}
         settings = Settings({**config.final_config_dict, **sides})
+        self._check(config)
         self.inner = self.library_class(settings, self.pair)
+        for name, value in list(vars(self.inner).items()):
+            if isinstance(value, torch.Tensor):  # DCDCSR leaves its counts where it made them
+                setattr(self.inner, name, value.to(config["device"]))
         self.phase = None
         ids = {"user_ids": self.pair.user_ids}
         ids |= {"target_items": self.pair.target_items, "source_items": self.pair.source_items}
         for name, values in ids.items():
             self.register_buffer(f"_{name}", torch.from_numpy(values), persistent=False)
+
+    def _check(self, config):
+        if config["model"] == "DCDCSR" and config["k"] > self.pair.num_overlap_user:
+            raise ConfigError(
+                f"k is {config['k']}; allowed: at most {self.pair.num_overlap_user}, the users "
+                f"whom '{self.pair.name}' shares with the source, and the padding"
+            )
 
     @staticmethod
     def train_loader(config, dataset):

@@ -44,8 +44,9 @@ class OneDomain:
 class DomainPair:
     """The training events of a dataset as source and target domain.
 
-    A user belongs to a domain who has any event there, also one that is held out: who is ranked in
-    the target domain has an event there. Training takes no event but those of the training part.
+    A user belongs to the target who has any event there, also one that is held out: who is ranked
+    there has one. To the source belongs who has training events there. Training takes no event but
+    those of the training part.
 
     Args:
         config: the run's. dataset: a cross-domain dataset with ``target_domain`` set.
@@ -68,9 +69,14 @@ class DomainPair:
         target = dataset.target_domain
         self.name = dataset.domain_names[target - 1]
         n_domains = len(dataset.domain_names)
-        self._number_users(domain_counts(dataset.sequences, dataset.item_domain, n_domains), target)
-        self._number_items(dataset.item_domain, target)
         train = dataset.train_sequences
+        everything, trained = (
+            domain_counts(sequences, dataset.item_domain, n_domains)
+            for sequences in (dataset.sequences, train)
+        )
+        there = everything[:, target - 1] > 0
+        self._number_users(there, np.delete(trained, target - 1, axis=1).sum(axis=1) > 0)
+        self._number_items(dataset.item_domain, target)
         users, items = self.user_ids[train.users()], self.item_ids[train.items]
         inside = dataset.item_domain[train.items] == target
         for side, part in ((SOURCE, ~inside), (TARGET, inside)):
@@ -103,13 +109,11 @@ class DomainPair:
                 "transfer by"
             )
 
-    def _number_users(self, counts, target):
-        there = counts[:, target - 1] > 0
-        elsewhere = np.delete(counts, target - 1, axis=1).sum(axis=1) > 0
+    def _number_users(self, there, elsewhere):
         both, own = np.flatnonzero(there & elsewhere), np.flatnonzero(there & ~elsewhere)
         rest = np.flatnonzero(~there)
         rest = rest[rest > 0]
-        self.user_ids = np.zeros(len(counts), dtype=np.int64)
+        self.user_ids = np.zeros(len(there), dtype=np.int64)
         order = np.concatenate([both, own, rest])
         self.user_ids[order] = np.arange(1, len(order) + 1)
         self.num_overlap_user = len(both) + 1
@@ -150,8 +154,8 @@ class DomainPair:
         """Items of each user of a domain.
 
         Returns:
-            (items ``(num_total_user, longest)`` int64 padded with 0, values of the same shape all
-            0, lengths ``(num_total_user,)`` int64).
+            (items ``(num_total_user, longest)`` int64 padded with 0, values of the same shape, 1 at
+            each item and 0 at the padding, lengths ``(num_total_user,)`` int64).
         """
         events = self.side(domain)
         return _histories(events.users, events.items, self.num_total_user, value_field)
@@ -175,5 +179,5 @@ def _histories(rows, columns, n_rows, value_field):
     place = np.arange(len(rows)) - np.repeat(first, lengths)
     found = np.zeros((n_rows, int(lengths.max())), dtype=np.int64)
     found[rows[order], place] = columns[order]
-    values = torch.zeros(found.shape, dtype=torch.float32)
-    return torch.from_numpy(found), values, torch.from_numpy(lengths)
+    values = (np.arange(found.shape[1]) < lengths[:, None]).astype(np.float32)
+    return torch.from_numpy(found), torch.from_numpy(values), torch.from_numpy(lengths)

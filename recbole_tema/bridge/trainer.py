@@ -38,6 +38,7 @@ class PhasedTrainer(TrainerLayer):
     ):
         """All phases that are not finished; the score and result of the last."""
         resumed = self.phase
+        self._train_data, self._saves_last = train_data, saved
         if self.finished and resumed < 0:  # the whole run was finished before
             return self.best_valid_score, self.best_valid_result
         result = None
@@ -69,6 +70,8 @@ class PhasedTrainer(TrainerLayer):
         self._set_epochs(epochs)
         train_data.set_phase(mode, number)
         self.model.set_phase(mode)
+        # Before the phase's first best model takes the place of the last phase's.
+        self._save_last(-1)
 
     def _set_epochs(self, epochs):
         self.epochs = epochs

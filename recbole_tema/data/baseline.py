@@ -11,7 +11,7 @@ from recbole.utils import ModelType
 from recbole_tema.data.cross_domain import CrossDomainMixin
 from recbole_tema.data.dataset import rows_of, split_indices
 from recbole_tema.data.sequences import split_targets
-from recbole_tema.errors import ConfigError
+from recbole_tema.errors import ConfigError, DataError
 
 RECBOLE_CLASS = {
     ModelType.GENERAL: "Dataset",
@@ -80,6 +80,11 @@ class _SequentialBaseline(CrossDomainMixin):
         Dataset._change_feat_format(plain)
         plain.inter_feat = rows_of(plain.inter_feat, np.flatnonzero(inside))
         of_user = plain.inter_feat[self.uid_field].numpy()
+        if not (np.bincount(of_user) > 1).any():
+            raise DataError(
+                f"{phase}: no user of dataset '{self.dataset_name}' has two events in "
+                f"'{self.config['target_domain']}', so with train_on target there is no history"
+            )
         alone = plain.inter_feat[np.bincount(of_user)[of_user] == 1]
         plain.data_augmentation()
         found = plain.inter_feat

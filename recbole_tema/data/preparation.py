@@ -8,6 +8,7 @@ from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
+from torch.utils.data import DistributedSampler
 
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
@@ -20,6 +21,7 @@ from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
 
 PHASES = ("valid", "test")
+KG_PARTS = ("general_dataloader", "kg_dataloader")  # of RecBole's loader of knowledge graphs
 # The validation targets outside the target domain, for models that learn in the source first.
 SOURCE_VALID = "source valid"
 
@@ -208,9 +210,15 @@ def _recbole_train_loader(config, dataset, built):
         ) from error
     if config["train_on"] == "target":
         sampler = within(sampler, np.flatnonzero(dataset.item_domain == dataset.target_domain))
-    loader = get_dataloader(config, "train")
+    loader_class = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]
         kg_sampler = KGSampler(dataset, args["distribution"], args["alpha"])
-        return loader(config, built[0], sampler, kg_sampler, shuffle=True)
-    return loader(config, built[0], sampler, shuffle=config["shuffle"])
+        loader = loader_class(config, built[0], sampler, kg_sampler, shuffle=True)
+    else:
+        loader = loader_class(config, built[0], sampler, shuffle=config["shuffle"])
+    for part in (loader, *(getattr(loader, name, None) for name in KG_PARTS)):
+        order = getattr(part, "sampler", None)
+        if isinstance(order, DistributedSampler):  # RecBole leaves it the same for every seed
+            order.seed = int(config["seed"])
+    return loader
