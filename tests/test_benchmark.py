@@ -116,7 +116,11 @@ def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys, mon
     checkout = write_checkout(Path("checkout"))  # relative, as one types it
     folder = tmp_path / "results"
     keys = {"models": "Pop,BPR@target,CMF", "recbole_cdr_path": str(checkout), "jobs": "2"}
-    assert main(words(small_root, folder, **keys)) == 0
+
+    def started(**keys):
+        return [word for word in words(small_root, folder, **keys) if "TEMA." not in word]
+
+    assert main(started(**keys)) == 0
     runs = {p.parent.name for p in folder.glob("runs/*/run.json")}
     domains = ("heart", "thrill")
     parts = {f"{name}-seed2020-to-{d}" for name in ("BPR_target", "CMF") for d in domains}
@@ -142,13 +146,13 @@ def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys, mon
     page = (folder / "report.html").read_text()
     assert "CMF to heart" in page and "BPR@target to thrill" in page
     capsys.readouterr()
-    assert main(words(small_root, folder, **keys)) == 0
+    assert main(started(**keys)) == 0
     assert "5 of 5 runs are there already" in capsys.readouterr().out
-    assert main(words(small_root, folder, **{**keys, "models": "TEMA@target"})) == 2
+    assert main(started(**{**keys, "models": "TEMA@target"})) == 2
     assert "train_on is 'target'" in capsys.readouterr().err
-    assert main(words(small_root, folder, nproc="2", **keys)) == 2
+    assert main(started(nproc="2", **keys)) == 2
     assert "give --jobs" in capsys.readouterr().err
-    assert main(words(small_root, folder, **{**keys, "models": "BPR@heart"})) == 2
+    assert main(started(**{**keys, "models": "BPR@heart"})) == 2
     assert "only 'BPR@target'" in capsys.readouterr().err
 
 
