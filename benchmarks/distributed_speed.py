@@ -1,7 +1,9 @@
 """How much faster two processes train TEMA than one, one thread each, and whether as well.
 
-    python benchmarks/distributed_speed.py            # ml-100k-genre, 3 seeds, some 20 minutes
-    python benchmarks/distributed_speed.py --epochs=3 --seeds=1
+    python benchmarks/distributed_speed.py --epochs=8       # ml-100k-genre, 3 seeds, 12 minutes
+    python benchmarks/distributed_speed.py --epochs=3 --seeds=1 MAX_ITEM_LIST_LENGTH=20
+
+Histories are of 50 events, RecBole's default, unless KEY=VALUE arguments say otherwise.
 
 For each seed the runs with one and with two processes follow each other, on the CPU with gloo. The
 result is in results/distributed_speed.json: seconds of an epoch (the median over the epochs but the
@@ -32,6 +34,7 @@ def train(nproc: int, seed: int, options, folder: Path) -> dict:
         **{"model": options.model, "dataset": options.dataset, "epochs": options.epochs},
         **{"seed": seed, "nproc": nproc, "threads": 1, "show_progress": False, "gpu_id": ""},
         "checkpoint_dir": folder / f"{nproc}-{seed}",
+        **options.keys,
     }
     command = [sys.executable, "-W", "ignore", str(ROOT / "run_recbole_tema.py")]
     command += [f"--{key}={value}" for key, value in keys.items()]
@@ -57,7 +60,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300, help="at most; early stopping ends it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "distributed_speed.json")
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the runs")
     options = parser.parse_args()
+    given = dict(text.split("=", 1) for text in options.keys)
+    options.keys = {"MAX_ITEM_LIST_LENGTH": "50", "window_stride": "None", **given}
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(2020, 2020 + options.seeds):
@@ -77,6 +83,7 @@ def main() -> None:
         **{"model": options.model, "dataset": options.dataset, "date": date.today().isoformat()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
+        "keys": options.keys,
         "speedup": ratio,
         "speedup_median": median(ratio),
         "ndcg@10_mean": {n: mean(found) for n, found in quality.items()},
