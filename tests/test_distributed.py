@@ -71,7 +71,10 @@ def test_two_processes_make_the_model_of_one(tiny_root, tmp_path):
         assert np.allclose(values.numpy(), two[name].numpy(), atol=1e-5), name
 
 
-@pytest.mark.parametrize("model", ["LLM4CDSR", "SASRec", "BPR"])
+SLOW = [pytest.param(model, marks=pytest.mark.slow) for model in ("LLM4CDSR", "BPR")]
+
+
+@pytest.mark.parametrize("model", ["SASRec", *SLOW])
 def test_shared_evaluation_is_that_of_one_process(tiny_root, tmp_path, model):
     # Three processes and batches of 8 rows: the parts are not of one size.
     keys = {"model": model, "nproc": 3, "epochs": 1, "metrics": "['NDCG','Hit','ItemCoverage']"}
