@@ -3,6 +3,7 @@
 One process is enough for every function here: it is the first of one.
 """
 
+import logging
 import os
 from contextlib import suppress
 
@@ -156,6 +157,8 @@ def launch(run, keys: dict, *arguments):
     from torch.multiprocessing import get_context, spawn
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+    # Its warning that it ends the other processes is no news beside the error.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     errors = get_context("spawn").SimpleQueue()
     try:
         spawn(_process, (run, keys, arguments, errors), nprocs=keys["nproc"], join=True)
