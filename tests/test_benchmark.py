@@ -179,6 +179,13 @@ def test_again_it_runs_only_what_is_missing(done, small_root, capsys):
     assert (folder / "table.csv").read_bytes() == table
 
 
+def test_a_report_of_what_is_finished(done, small_root, capsys):
+    folder, _ = done
+    assert main(words(small_root, folder, models="TEMA,Pop", seeds="3", jobs="0")) == 0
+    assert "| TEMA | 1 |" in capsys.readouterr().out
+    assert not (folder / "runs" / "TEMA-seed2021").exists()
+
+
 def test_the_page_asks_nothing_of_anybody(done):
     page = (done[0] / "report.html").read_text()
     for sign in ("src=", "@import", "url(http", "<script", '<link rel="stylesheet'):
@@ -213,7 +220,7 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
         ({"models": "TEMA", "seeds": "0"}, "--seeds is 0"),
         ({"models": "TEMA", "seeds": "x"}, "--seeds is 'x'"),
         ({"models": "TEMA", "seeds": "3,3"}, "a seed more than once"),
-        ({"models": "TEMA", "jobs": "0"}, "--jobs is '0'"),
+        ({"models": "TEMA", "jobs": "-1"}, "--jobs is '-1'"),
         ({"models": "TEMA", "job": "2"}, "did you mean jobs"),
         ({"models": "TEMA", "epoch": "2"}, "epochs"),
         ({"models": "TEMA", "seed": "1"}, "give --seeds"),

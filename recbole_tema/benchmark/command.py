@@ -63,7 +63,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     _ensure_dataset(spec.dataset, spec.data_path)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
-    from recbole_tema.benchmark.runner import open_results, owned, run_all
+    from recbole_tema.benchmark.runner import Outcome, open_results, owned, run_all
     from recbole_tema.benchmark.spec import stated
     from recbole_tema.benchmark.targets import duckdb_package
 
@@ -75,10 +75,10 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         if trials:
             from recbole_tema.benchmark.tuning import tuned
 
-            spec = tuned(folder, spec, statement, trials, jobs, say)
+            spec = tuned(folder, spec, statement, trials, max(1, jobs), say)
             statement = stated(spec)
         open_results(folder, statement)
-        outcome = run_all(folder, spec, jobs, say)
+        outcome = run_all(folder, spec, jobs, say) if jobs else Outcome()
         for name, log in outcome.failed.items():
             say(f"failed: {name}: {log}")
         try:
@@ -96,7 +96,7 @@ def _make(folder: Path) -> None:
 
 
 def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
-    """(what to run, the folder of results, processes at a time).
+    """(what to run, the folder of results, processes at a time; 0 for a report alone).
 
     Raises:
         ConfigError: an argument is refused; the message says which.
@@ -148,7 +148,7 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
         _check(entry, dataset, checked, sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
     folder = Path(own["results_dir"] or folder).expanduser()
-    return spec, folder.resolve(), _whole("jobs", own["jobs"])
+    return spec, folder.resolve(), _whole("jobs", own["jobs"], least=0)
 
 
 def _model_of(label: str) -> str:
