@@ -27,6 +27,7 @@ from recbole_tema.config_files import properties_dir
 from recbole_tema.config_keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError
 
+from .browser import missing, opened
 from .cdr_checkout import write_checkout
 
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
@@ -404,3 +405,21 @@ def test_spaces_are_of_keys_that_models_have(tmp_path):
     with pytest.raises(ConfigError, match="given and searched"):
         spec = Spec("x", Path(), (Entry("BPR", "BPR"),), (1,), {"learning_rate": 1})
         tuned(tmp_path, spec, {"dataset": "x", "content": "", "entries": {}}, 1, 1, print)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=f"{missing()} is not installed")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_in_a_browser(done, tmp_path, width):
+    path = done[0] / "report.html"
+    with opened(path, tmp_path / "profile", width) as page:
+        assert page.console() == []
+        assert page.requests() == [path.resolve().as_uri()]
+        # The figures of this width are seen, those of the other are not, and nothing overflows.
+        seen, hidden = ("wide", "narrow") if width > 700 else ("narrow", "wide")
+        sizes = "return [...document.querySelectorAll('.%s svg')].map(s => s.clientWidth)"
+        shown = page.run(sizes % seen)
+        assert len(shown) == 6 and all(0.7 * width < size <= width for size in shown)
+        assert not any(page.run(sizes % hidden))
+        assert page.run("return document.documentElement.scrollWidth") <= width
+        page.screenshot(tmp_path / "page.png")
