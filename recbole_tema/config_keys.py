@@ -22,7 +22,10 @@ KEY_READ = re.compile(
 ALIAS_KEY = re.compile(r"alias_of_\w+")
 
 # RecBole reads these from the arguments of its own run functions.
-RUN_KEYS = {"model", "dataset", "nproc", "ip", "port", "world_size", "offset", "local_rank"}
+RUN_KEYS = {
+    *("model", "dataset", "nproc", "ip", "port", "world_size", "offset", "group_offset"),
+    "local_rank",
+}
 # Derived by Config: whatever a user puts there would be overwritten, or break RecBole.
 DERIVED_KEYS = {
     "device": "gpu_id or use_gpu",

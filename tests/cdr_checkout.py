@@ -5,7 +5,7 @@ one for each way of training that the bridge knows.
 """
 
 import shutil
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 CMF = '''
@@ -100,7 +100,7 @@ class EMCDR(CrossDomainRecommender):
 def write_checkout(root: Path) -> Path:
     """A folder like a clone of RecBole-CDR, with the models CMF and EMCDR of this file."""
     package = root / "recbole_cdr"
-    shutil.copytree(Path(find_spec("recbole_cdr").origin).parent, package)
+    shutil.copytree(distribution("recbole-cdr").locate_file("recbole_cdr"), package)
     models = package / "model" / "cross_domain_recommender"
     models.mkdir()
     for name, text in (("cmf", CMF), ("emcdr", EMCDR)):
