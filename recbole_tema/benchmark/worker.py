@@ -20,7 +20,7 @@ from recbole_tema.atomic import replace_file
 from recbole_tema.errors import TemaError
 
 SPEC, RECORD, CURVE = "spec.json", "run.json", "curve.jsonl"
-RECORDED = ("label", "model", "dataset", "seed", "keys", "common", "target_domain")
+RECORDED = ("label", "model", "dataset", "seed", "keys", "target_domain")
 WATCH = 1.0  # seconds between looks whether the runner still lives
 
 

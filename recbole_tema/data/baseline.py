@@ -70,10 +70,7 @@ class _SequentialBaseline(CrossDomainMixin):
         # Of users whose target is in another domain nothing is left.
         own = self.item_domain[sequences.items[sequences.offsets[users] + positions]]
         last[users[own != self.target_domain]] = -1
-        place = np.arange(len(sequences.items)) - np.repeat(
-            sequences.offsets[:-1], sequences.lengths
-        )
-        inside = (place <= last[sequences.users()]) & (
+        inside = (sequences.positions <= last[sequences.users()]) & (
             self.item_domain[sequences.items] == self.target_domain
         )
         plain = self.copy(self.inter_feat)

@@ -49,10 +49,7 @@ def split_indices(dataset):
     The rows of ``dataset.inter_feat`` must be in the order of ``dataset.sequences``.
     """
     sequences = dataset.sequences
-    position = np.arange(len(sequences.items)) - np.repeat(
-        sequences.offsets[:-1], sequences.lengths
-    )
-    in_train = position < np.repeat(train_lengths(sequences.lengths), sequences.lengths)
+    in_train = sequences.positions < np.repeat(train_lengths(sequences.lengths), sequences.lengths)
     train = np.flatnonzero(in_train)
     if dataset.train_mask is not None:
         train = train[dataset.train_mask]

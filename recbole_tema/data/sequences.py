@@ -23,6 +23,11 @@ class Sequences:
         """``(n_users,)`` number of events of each user."""
         return np.diff(self.offsets)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """``(n_events,)`` place of each event in its user's sequence, from 0."""
+        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def of(self, user: int) -> np.ndarray:
         """``(length,)`` item ids of one user."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
@@ -90,10 +95,9 @@ def split_targets(sequences: Sequences, phase: str):
 
 def training_part(sequences: Sequences) -> Sequences:
     """The training events of every user."""
-    position = np.arange(len(sequences.items)) - np.repeat(
-        sequences.offsets[:-1], sequences.lengths
+    return sequences.keep(
+        sequences.positions < np.repeat(train_lengths(sequences.lengths), sequences.lengths)
     )
-    return sequences.keep(position < np.repeat(train_lengths(sequences.lengths), sequences.lengths))
 
 
 def domain_counts(sequences: Sequences, item_domain: np.ndarray, n_domains: int) -> np.ndarray:
