@@ -38,7 +38,7 @@ def first_users(events: pd.DataFrame, domain_of: pd.Series) -> pd.DataFrame:
 
 
 def core(events: pd.DataFrame) -> pd.DataFrame:
-    """Events of users and items that have ``CORE`` or more of what is left, in the input's order."""
+    """Events of users and items with ``CORE`` or more of what is left; their order stays."""
     while True:
         per_user = events["user_id"].map(events["user_id"].value_counts())
         per_item = events["item_id"].map(events["item_id"].value_counts())

@@ -23,7 +23,7 @@ def expected_counts(data):
 def test_counts_do_not_depend_on_batches_or_seed(settings, batch_size):
     keys = {"train_batch_size": batch_size, "seed": batch_size}
     result = run_recbole_tema("Pop", "tiny", config_dict={**settings, **keys})
-    config, data, model = load_model(result["model_file"])
+    _, data, model = load_model(result["model_file"])
     assert model.item_cnt.view(-1).tolist() == expected_counts(data)
     assert max(expected_counts(data)) > 1
 
