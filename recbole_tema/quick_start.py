@@ -25,6 +25,7 @@ from recbole_tema.data.sequences import training_part
 from recbole_tema.distributed import from_main, is_main, rank
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, slice_counts, target_groups
+from recbole_tema.memory import keep_freed_memory
 from recbole_tema.names import (
     CDR_MODELS,
     DEFAULT_DATASET,
@@ -82,6 +83,7 @@ def run_recbole_tema(
     check_dataset(config["dataset"], Path(config["data_path"]).parent)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
+    keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     _start_log(config)
     logger = getLogger()
