@@ -122,8 +122,9 @@ def _merged_properties(*parts: str) -> dict:
 def parse_value(value):
     """Turn a string into the plain value that it spells, else give it back as it is.
 
-    Python literals (``[5, 10]``, ``{'LS': 'valid_and_test'}``, ``1e-3``) and true, false and none
-    in any case are understood; everything else, Python code included, stays text.
+    Python literals (``[5, 10]``, ``{'LS': 'valid_and_test'}``, ``1e-3``), YAML's lists and dicts
+    (``[Hit, NDCG]``, ``{LS: valid_and_test}``), and true, false and none in any case are
+    understood; everything else, Python code included, stays text.
     """
     if not isinstance(value, str):
         return value
@@ -132,8 +133,20 @@ def parse_value(value):
     try:
         parsed = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value
+        return _flow_style(value)
     return parsed if isinstance(parsed, PLAIN_TYPES) else value
+
+
+def _flow_style(text):
+    """A list or dict in YAML's one-line form, else the text as it is."""
+    if (text.strip()[:1], text.strip()[-1:]) not in (("[", "]"), ("{", "}")):
+        return text
+    try:
+        parsed = yaml.load(text, Loader=PlainYamlLoader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    # "{a, b}" is YAML for two keys without values: no one means that.
+    return text if isinstance(parsed, dict) and None in parsed.values() else parsed
 
 
 def merge_layer(base: dict, layer: dict) -> dict:

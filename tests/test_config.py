@@ -69,6 +69,13 @@ def write_yaml(path, text):
         ("b'x'", "b'x'"),
         ("1 + 1", "1 + 1"),
         ("(" * 500, "(" * 500),
+        ("[0,inf]", [0, "inf"]),
+        ("[Hit, NDCG]", ["Hit", "NDCG"]),
+        ("{inter: [user_id, item_id], item: ~x}", {"inter": ["user_id", "item_id"], "item": "~x"}),
+        ("{LS: valid_and_test", "{LS: valid_and_test"),
+        ("{a: 1, a: 2}", "{a: 1, a: 2}"),
+        ("[!!python/object/apply:os.getcwd []]", "[!!python/object/apply:os.getcwd []]"),
+        ("[" * 500 + "x" + "]" * 500, "[" * 500 + "x" + "]" * 500),
     ],
 )
 def test_text_becomes_the_literal_that_it_spells(text, value):
@@ -271,7 +278,7 @@ def test_full_softmax_models_train_without_negatives(model):
 
 @pytest.mark.parametrize(
     ("model", "values"),
-    [("FPMC", {}), ("BPR", {}), ("Pop", {}), ("SASRec", {"loss_type": "BPR"})],
+    [("FPMC", {}), ("BPR", {}), ("ItemKNN", {}), ("SASRec", {"loss_type": "BPR"})],
 )
 def test_other_losses_keep_recboles_negatives(model, values):
     assert TemaConfig(model, "x", config_dict=values)["train_neg_sample_args"]["sample_num"] == 1

@@ -35,7 +35,7 @@ from recbole_tema.names import model_names, recbole_dir
             {"topk": 20},
             r"valid_metric is 'NDCG@10' by default, which topk \(config_dict\) leaves.*NDCG@20",
         ),
-        ({"eval_args": "{mode: full}"}, "eval_args.*a dict"),
+        ({"eval_args": "mode: full"}, "eval_args.*a dict"),
         (
             {"eval_args": {"modes": "full"}},
             "eval_args has no part 'modes'.*; it has split, order",
@@ -109,6 +109,7 @@ def test_values_at_the_edge_of_their_range_pass():
         "metric_decimal_place": 15,
         "val_interval": {"rating": "[3,inf);(0, 1)"},
         "user_inter_num_interval": "[5, 10]",
+        "item_inter_num_interval": "[5,inf]",
         "encoding": "UTF-8",
         "load_col": {"inter": ["user_id", "item_id"], "item": "*"},
         "eval_args": {"mode": "uni999", "group_by": None},
@@ -118,6 +119,7 @@ def test_values_at_the_edge_of_their_range_pass():
     assert config["metrics"] == ["ndcg"]
     assert config["overlap_ratio"] == 0
     assert config["user_inter_num_interval"] == "[5, 10]", "text, as RecBole reads it"
+    assert config["item_inter_num_interval"] == "[5, inf]"
 
 
 @pytest.mark.parametrize(

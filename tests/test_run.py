@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_tema import run_recbole_tema, trainer
+from recbole_tema import load_model, run_recbole_tema, trainer
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer import evaluate_model
@@ -286,6 +286,9 @@ def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings):
         result = run_recbole_tema(model, "tiny", config_dict=keys)
         again = evaluate_checkpoint(result["model_file"], phases=["test"])
         assert again["test"] == result["test_result"]
+    titled = run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["title"]})
+    _, data, model = load_model(titled["model_file"])
+    assert "title" in data.item_feat and model.selected_features == ["title"]
     with pytest.raises(ConfigError, match=r"model 'SASRec': .*hidden size \(30\)"):
         run_recbole_tema("SASRec", "tiny", config_dict={**keys, "hidden_size": 30, "n_heads": 4})
     with pytest.raises(ConfigError, match="loss_type is 'XY'"):

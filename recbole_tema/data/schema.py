@@ -39,6 +39,8 @@ TAG_FIELDS = ("tags", "tag_weights")
 
 # Keys of RecBole that work on a field of NAME.inter or NAME.item, which then has to be loaded.
 FIELD_KEYS = ("val_interval", "threshold", "normalize_field", "numerical_features")
+# Keys of feature-aware models, whose defaults name a field of RecBole's own ml-100k.
+ATTRIBUTE_KEYS = ("selected_features", "item_attribute")
 
 
 def check_types(path: Path, header) -> None:
@@ -117,13 +119,18 @@ def detect(folder, name: str, config=None) -> dict:
 
 
 def _add_named_fields(config, load_col, headers, name):
-    """Add to ``load_col`` the fields that the config filters, labels or normalises by.
+    """Add to ``load_col`` the fields that the config filters, labels or normalises by, and those
+    that the user names as features.
 
     Raises:
         ConfigError: a named field is in neither file.
     """
-    for key in FIELD_KEYS if config is not None else ():
-        for wanted in config[key] or ():
+    if config is None:
+        return
+    given = set(config.external_config_dict) | config.dataset_file_keys
+    for key in (*FIELD_KEYS, *(key for key in ATTRIBUTE_KEYS if key in given)):
+        names = config[key] or ()
+        for wanted in [names] if isinstance(names, str) else names:
             sources = [
                 source
                 for source, header in headers.items()
