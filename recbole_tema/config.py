@@ -15,6 +15,7 @@ from recbole_tema.config_checks import (
     RULES,
     check_kinds,
     check_values,
+    interval_text,
 )
 from recbole_tema.config_files import (
     PlainYamlLoader,
@@ -256,8 +257,8 @@ class TemaConfig(Config):
 def _as_recbole_reads(final):
     """Bring values that were checked into the one form that RecBole takes."""
     for key in INTERVALS:
-        if isinstance(final.get(key), list | tuple):  # [5, 10] and [5, inf] were read as lists
-            final[key] = f"[{', '.join(map(str, final[key]))}]"
+        if isinstance(final.get(key), list | tuple):
+            final[key] = interval_text(final[key])
     negatives = final.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in NONE:
         negatives = None

@@ -84,9 +84,16 @@ def optional(rule) -> Rule:
     return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
 
 
+def interval_text(value) -> str:
+    """An interval as RecBole reads it; ``[5, 10]`` and ``[5, inf]`` may have come as lists."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)
+
+
 def is_interval(value) -> bool:
     """Whether RecBole reads ``value`` as an interval: ``[5,inf)``, several parted by ``;``."""
-    for part in str(value).split(";"):
+    for part in interval_text(value).split(";"):
         found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
         try:
             if not found or not float(found[1]) <= float(found[2]):
