@@ -47,6 +47,8 @@ many runs and one report, resumable: {prog} benchmark, with one of the first thr
   --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users
   --seeds=5                number of seeds, from 2020 on, or a list: 2020,7 (default: 1)
   --tune=20                trials of each model's properties/hyper/MODEL.yaml, on validation data
+  --trained=FOLDER         rank the models of that folder of results again, by other keys of the
+                           evaluation (exclude_history, eval_args, candidates, topk, ...)
   --jobs=2                 runs at a time (default: 1); 0: only report what is finished
   --results_dir=FOLDER     where runs and report go (default: results/DATASET)
   --MODEL.KEY=VALUE        a key of one model alone; MODEL@target in --models: a baseline that is

@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from recbole_tema.benchmark.command import parse, seeds_of
 from recbole_tema.benchmark.metrics import per_target
-from recbole_tema.benchmark.runner import owned, run_folder
-from recbole_tema.benchmark.spec import Entry, Spec, differences, stated
+from recbole_tema.benchmark.runner import owned
+from recbole_tema.benchmark.spec import Entry, Spec, differences, run_folder, stated
 from recbole_tema.benchmark.targets import read_targets, write_targets
 from recbole_tema.benchmark.tuning import space_of, tuned
 from recbole_tema.benchmark.worker import read_curve

@@ -37,6 +37,7 @@ OWN = {
     "ablation": None,
     "overlap": None,
     "tune": "0",
+    "trained": None,
 }
 # Given to one run, they would be the same for all, or fight with the folder of results.
 REFUSED = {
@@ -63,13 +64,17 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     _ensure_dataset(spec.dataset, spec.data_path)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
-    from recbole_tema.benchmark.runner import Outcome, open_results, owned, run_all
+    from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
     from recbole_tema.benchmark.spec import stated
     from recbole_tema.benchmark.targets import duckdb_package
+    from recbole_tema.benchmark.trained import changed_keys
 
     duckdb_package()  # missing, it would be told after the first training
     statement = stated(spec)
     metrics_of(statement)
+    if spec.trained:
+        changed = changed_keys(spec.trained, statement, spec.trained / STATEMENT)
+        spec = replace(spec, evaluation=changed)
     _make(folder)
     with owned(folder):
         if trials:
@@ -147,8 +152,14 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     for entry in entries:
         _check(entry, dataset, checked, sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
-    folder = Path(own["results_dir"] or folder).expanduser()
-    return spec, folder.resolve(), _whole("jobs", own["jobs"], least=0)
+    folder = Path(own["results_dir"] or folder).expanduser().resolve()
+    if own["trained"] is not None:
+        spec = replace(spec, trained=Path(own["trained"]).expanduser().resolve())
+        if spec.trained == folder:
+            raise ConfigError(f"--trained is {folder} itself; give another --results_dir")
+        if own["tune"] != "0":
+            raise ConfigError("--trained trains nothing, so there is nothing to --tune")
+    return spec, folder, _whole("jobs", own["jobs"], least=0)
 
 
 def _model_of(label: str) -> str:

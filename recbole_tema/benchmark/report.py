@@ -70,12 +70,17 @@ def facts(results: Results, statement: dict) -> list[str]:
     domains = ", ".join(
         f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
     )
+    again = []
+    if statement.get("ranked_again"):
+        again = ["models that were trained, and their best epochs chosen, under another protocol"]
     ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
     return [
         f"{len(test):,} test targets ({domains}), the last event of each user; "
         f"{int(test['overlap'].sum()):,} of them with a history in several domains",
         f"candidates: {ranked} items "
-        + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains"),
+        + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")
+        + (", without the user's past ones" if keys.get("exclude_history") else ""),
+        *again,
         f"{len(results.rows)} models, seeds {', '.join(map(str, seeds))}",
         f"dataset {statement['dataset']}, SHA-256 of its files {statement['content'][:16]}",
     ]

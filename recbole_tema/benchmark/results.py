@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
-from recbole_tema.benchmark.runner import RUNS
-from recbole_tema.benchmark.spec import Entry, Spec, run_name
+from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, RECORD, read_curve
 from recbole_tema.errors import DataError

@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.benchmark.spec import Entry, Spec, as_json, differences, run_name
+from recbole_tema.benchmark.spec import RUNS, Spec, as_json, differences, run_folder
 from recbole_tema.benchmark.worker import RECORD
 from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
 from recbole_tema.errors import ConfigError, DataError
 
-STATEMENT, RUNS, LOG = "benchmark.json", "runs", "log.txt"
+STATEMENT, LOG = "benchmark.json", "log.txt"
 POLL = 0.2
 PATIENCE = 10  # seconds that a process has to end when it is told to
 
@@ -158,11 +158,6 @@ def run_jobs(
         bar.close()
         _stop(list(running))
     return outcome
-
-
-def run_folder(folder: Path, entry: Entry, seed: int, domain: str | None = None) -> Path:
-    """The folder of a run."""
-    return folder / RUNS / run_name(entry.label, seed, domain)
 
 
 def _start(job: Job, jobs: int) -> subprocess.Popen:

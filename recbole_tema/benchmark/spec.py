@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_tema.errors import ConfigError, DataError
 
+RUNS = "runs"
 # Files of a dataset that a model can read.
 CONTENT = ("inter", "item", "itemtext", "itemimage", "itemllm", "userllm", "tag")
 
@@ -43,6 +44,8 @@ class Spec:
         entries: Rows of the table. seeds: Each is a run of each row.
         keys: Given for all runs, over the defaults.
         reference: Label of the row that the others are tested against; None: the best baseline.
+        trained: Folder of a benchmark whose models are ranked again, not trained; None: train.
+        evaluation: Label -> keys of the evaluation that are not what they were in `trained`.
     """
 
     dataset: str
@@ -51,6 +54,8 @@ class Spec:
     seeds: tuple[int, ...]
     keys: dict[str, Any] = field(default_factory=dict)
     reference: str | None = None
+    trained: Path | None = None
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def runs(self) -> list[tuple[Entry, int, str | None]]:
         """(entry, seed, target domain) of all runs; every row gets its first seed before any gets
@@ -106,6 +111,7 @@ def content_hash(folder: Path, name: str) -> str:
 def stated(spec: Spec) -> dict[str, Any]:
     """What a folder of results belongs to: the dataset's content and each entry's keys."""
     return {
+        **({"ranked_again": True} if spec.trained else {}),
         "dataset": spec.dataset,
         "content": content_hash(spec.data_path / spec.dataset, spec.dataset),
         "entries": {
@@ -121,6 +127,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Entries that only one of them has are no difference: rows can be added, and left out.
     """
     lines = []
+    if old.get("ranked_again") != new.get("ranked_again"):
+        kinds = {None: "trained models", True: "models that were ranked again"}
+        lines.append(
+            f"{kinds[old.get('ranked_again')]} there, {kinds[new.get('ranked_again')]} now"
+        )
     if old["dataset"] != new["dataset"]:
         lines.append(f"dataset {old['dataset']!r} there, {new['dataset']!r} now")
     elif old["content"] != new["content"]:
@@ -148,6 +159,11 @@ def run_name(label: str, seed: int, domain: str | None = None) -> str:
     return "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in name)
 
 
+def run_folder(folder: Path, entry: Entry, seed: int, domain: str | None = None) -> Path:
+    """The folder of a run in a folder of results."""
+    return folder / RUNS / run_name(entry.label, seed, domain)
+
+
 def check_entries(entries: list[Entry], seeds: list[int]) -> None:
     """Refuse a table without rows or seeds, and rows or seeds that stand twice.
 
@@ -170,9 +186,11 @@ def as_json(
     spec: Spec, entry: Entry, seed: int, domain: str | None = None, phases=("valid", "test")
 ) -> str:
     """A run for its process; `phases` are those whose targets it ranks."""
+    trained = spec.trained and str(run_folder(spec.trained, entry, seed, domain))
     return json.dumps(
         {**asdict(entry), "seed": seed, "dataset": spec.dataset, "data_path": str(spec.data_path)}
         | {"common": spec.keys, "phases": list(phases), "target_domain": domain}
+        | {"trained": trained, "evaluation": spec.evaluation.get(entry.label, {})}
     )
 
 

