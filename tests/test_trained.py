@@ -114,7 +114,7 @@ def test_folders_of_trained_and_of_ranked_models_are_not_mixed(done, small_root,
 def test_a_seed_that_is_not_there_fails_alone(done, small_root, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(words(small_root, again, **POP, seeds="2", trained=str(done))) == 1
-    assert "no finished run to rank again" in capsys.readouterr().err
+    assert "no finished run to rank again" in capsys.readouterr().out
     assert [p.parent.name for p in again.glob("runs/*/run.json")] == ["Pop-seed2020"]
 
 
@@ -123,5 +123,5 @@ def test_a_model_that_is_gone_is_told(done, small_root, tmp_path, capsys):
     shutil.copytree(done, partial)
     shutil.rmtree(partial / "runs" / "Pop-seed2020" / "model")
     keys = {**POP, "trained": str(partial)}
-    assert main(words(small_root, tmp_path / "again", **keys)) == 1
-    assert "the trained model is gone" in capsys.readouterr().err
+    assert main(words(small_root, tmp_path / "again", **keys)) == 2  # nothing to report
+    assert "the trained model is gone" in capsys.readouterr().out
