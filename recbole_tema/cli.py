@@ -29,6 +29,7 @@ from recbole_tema.processes import launch_keys, torchrun_keys
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 FLAGS = ("help", "version")
 # Arguments of RecBole's own command line that start several processes.
+WHAT = {"models", "ablation", "overlap"}  # of a benchmark
 GROUP = ("nproc", "world_size", "ip", "port", "group_offset", "offset")
 
 
@@ -44,11 +45,13 @@ def main(argv=None) -> int:
         if "version" in arguments:
             print(f"recbole-tema {_version('recbole-tema')}, RecBole {_version('recbole')}")
             return 0
-        if named and not _many(arguments):
+        many = _many(arguments)
+        if (named or many) and not WHAT & set(arguments):
             raise ConfigError(
                 "benchmark needs --models=A,B,C, --ablation=MODEL or --overlap=SHARES"
+                + (", as those that were trained" if many else "")
             )
-        if _many(arguments):
+        if many:
             from recbole_tema.benchmark.command import run
 
             return run(arguments)
@@ -70,7 +73,7 @@ def main(argv=None) -> int:
 
 def _many(arguments) -> bool:
     """Whether a benchmark is asked for: many runs and one report."""
-    return any(name in arguments for name in ("models", "ablation", "overlap"))
+    return not {*WHAT, "trained"}.isdisjoint(arguments)
 
 
 def parse_arguments(argv: list[str]) -> dict[str, str | bool]:

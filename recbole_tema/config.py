@@ -259,6 +259,8 @@ def _as_recbole_reads(final):
     for key in INTERVALS:
         if isinstance(final.get(key), list | tuple):
             final[key] = interval_text(final[key])
+    if isinstance(final.get("val_interval"), dict):
+        final["val_interval"] = {f: interval_text(v) for f, v in final["val_interval"].items()}
     negatives = final.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in NONE:
         negatives = None

@@ -142,11 +142,26 @@ def _flow_style(text):
     if (text.strip()[:1], text.strip()[-1:]) not in (("[", "]"), ("{", "}")):
         return text
     try:
-        parsed = yaml.load(text, Loader=PlainYamlLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    # "{a, b}" is YAML for two keys without values: no one means that.
-    return text if isinstance(parsed, dict) and None in parsed.values() else parsed
+        parsed = _plain(yaml.load(text, Loader=PlainYamlLoader))  # a SafeLoader
+    except (yaml.YAMLError, ValueError, IndexError, KeyError, TypeError, RecursionError):
+        return text  # whatever PyYAML says to a text that is not its own
+    # "{a, b}" is YAML for keys without values: no one means that.
+    return (
+        text
+        if isinstance(parsed, dict) and not any(v is not None for v in parsed.values())
+        else parsed
+    )
+
+
+def _plain(value):
+    """The value with Python's None for the text None; ValueError for dates and other types."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if not isinstance(value, PLAIN_TYPES):
+        raise ValueError(f"{type(value)} is no plain value")
+    return None if value == "None" else value
 
 
 def merge_layer(base: dict, layer: dict) -> dict:

@@ -107,9 +107,9 @@ def test_values_at_the_edge_of_their_range_pass():
         "clip_grad_norm": {"max_norm": 5, "norm_type": float("inf")},
         "seed": 2**32 - 1,
         "metric_decimal_place": 15,
-        "val_interval": {"rating": "[3,inf);(0, 1)"},
         "user_inter_num_interval": "[5, 10]",
         "item_inter_num_interval": "[5,inf]",
+        "val_interval": "{rating: '[3,inf);(0, 1)', timestamp: [3, inf]}",
         "encoding": "UTF-8",
         "load_col": {"inter": ["user_id", "item_id"], "item": "*"},
         "eval_args": {"mode": "uni999", "group_by": None},
@@ -120,6 +120,7 @@ def test_values_at_the_edge_of_their_range_pass():
     assert config["overlap_ratio"] == 0
     assert config["user_inter_num_interval"] == "[5, 10]", "text, as RecBole reads it"
     assert config["item_inter_num_interval"] == "[5, inf]"
+    assert config["val_interval"] == {"rating": "[3,inf);(0, 1)", "timestamp": "[3, inf]"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.quick_start import rank_checkpoint
 
+from .conftest import make_dataset
+
 
 def expected_counts(data):
     """Each item's training events, counted one by one from the users' sequences."""
@@ -26,6 +28,18 @@ def test_counts_do_not_depend_on_batches_or_seed(settings, batch_size):
     _, data, model = load_model(result["model_file"])
     assert model.item_cnt.view(-1).tolist() == expected_counts(data)
     assert max(expected_counts(data)) > 1
+
+
+def test_a_threshold_on_ratings_is_no_negative(settings, tmp_path):
+    """RecBole labels events by it; the sequential models train on all of them."""
+    path = make_dataset(tmp_path) / "tiny.inter"
+    head, *rows = path.read_text().splitlines()
+    rated = [f"{head}\trating:float", *(f"{row}\t{1 + i % 5}" for i, row in enumerate(rows))]
+    path.write_text("\n".join(rated) + "\n")
+    keys = {**settings, "data_path": str(tmp_path), "threshold": {"rating": 3}}
+    result = run_recbole_tema("Pop", "tiny", config_dict=keys)
+    _, data, model = load_model(result["model_file"])
+    assert model.item_cnt.view(-1).tolist() == expected_counts(data)
 
 
 def test_negatives_are_not_counted(settings):

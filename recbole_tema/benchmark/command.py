@@ -65,16 +65,17 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
-    from recbole_tema.benchmark.spec import stated
+    from recbole_tema.benchmark.spec import run_folder, stated
     from recbole_tema.benchmark.targets import duckdb_package
-    from recbole_tema.benchmark.trained import changed_keys
+    from recbole_tema.benchmark.trained import drop_outdated, evaluation_keys
+    from recbole_tema.benchmark.worker import RECORD
 
     duckdb_package()  # missing, it would be told after the first training
     statement = stated(spec)
     metrics_of(statement)
     if spec.trained:
-        changed = changed_keys(spec.trained, statement, spec.trained / STATEMENT)
-        spec = replace(spec, evaluation=changed)
+        given = evaluation_keys(spec.trained, statement, spec.trained / STATEMENT)
+        spec = replace(spec, evaluation=given)
     _make(folder)
     with owned(folder):
         if trials:
@@ -83,6 +84,10 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
             spec = tuned(folder, spec, statement, trials, max(1, jobs), say)
             statement = stated(spec)
         open_results(folder, statement)
+        if spec.trained:
+            runs = [[run_folder(f, *run) for f in (folder, spec.trained)] for run in spec.runs()]
+            if dropped := drop_outdated(runs, RECORD):
+                say(f"{dropped} runs are ranked again, since their models were trained again")
         outcome = run_all(folder, spec, jobs, say) if jobs else Outcome()
         for name, log in outcome.failed.items():
             say(f"failed: {name}: {log}")

@@ -72,7 +72,10 @@ def facts(results: Results, statement: dict) -> list[str]:
     )
     again = []
     if statement.get("ranked_again"):
-        again = ["models that were trained, and their best epochs chosen, under another protocol"]
+        again = [
+            "the models are those of another benchmark, whose protocol chose their best epochs; "
+            "times and machines are of their training"
+        ]
     ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
     return [
         f"{len(test):,} test targets ({domains}), the last event of each user; "

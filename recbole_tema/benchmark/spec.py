@@ -45,7 +45,7 @@ class Spec:
         keys: Given for all runs, over the defaults.
         reference: Label of the row that the others are tested against; None: the best baseline.
         trained: Folder of a benchmark whose models are ranked again, not trained; None: train.
-        evaluation: Label -> keys of the evaluation that are not what they were in `trained`.
+        evaluation: Label -> keys by which they are ranked again.
     """
 
     dataset: str

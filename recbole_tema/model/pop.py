@@ -15,19 +15,22 @@ class Pop(RecBolePop):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.label_field = config["LABEL_FIELD"]
+        negatives = config["train_neg_sample_args"] or {}
+        self.has_negatives = negatives.get("distribution", "none") != "none"
 
     def calculate_loss(self, interaction):
         """Count a batch's events.
 
         Args:
-            interaction: the training events of a batch; ``item_id`` is ``(B,)``. Where a loader
+            interaction: the training events of a batch; ``item_id`` is ``(B,)``. Where the loader
                 adds negatives, its label tells them apart.
 
         Returns:
             Tensor: 0, as there is nothing to learn by gradients.
         """
         item = interaction[self.ITEM_ID]
-        if self.label_field in interaction:
+        # Without negatives a label is RecBole's `threshold` on ratings; an event is an event.
+        if self.has_negatives:
             item = item[interaction[self.label_field] > 0]
         self.item_cnt += torch.bincount(item, minlength=self.n_items).view(-1, 1)
         self.max_cnt = self.item_cnt.max(dim=0).values
