@@ -67,6 +67,7 @@ def test_one_failure_stops_no_other(done):
     }
     frame = pd.read_csv(folder / "table.csv")
     assert set(frame["model"]) == {"TEMA", "Pop"}
+    assert "trained for" not in (folder / "figures" / "curves.svg").read_text()
 
 
 def test_stored_ranks_are_those_of_the_runs_metrics(done):
@@ -146,6 +147,9 @@ def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys, mon
     assert overall.loc[("CMF", "hit@10"), "mean"] == pytest.approx((ranks <= 10).mean(), abs=1e-12)
     page = (folder / "report.html").read_text()
     assert "CMF to heart" in page and "BPR@target to thrill" in page
+    curves = (folder / "figures" / "curves.svg").read_text()
+    for panel in ("trained for all domains at once", *(f"trained for {d}" for d in domains)):
+        assert panel in curves  # their scores are of other targets
     capsys.readouterr()
     assert main(started(**keys)) == 0
     assert "5 of 5 runs are there already" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Figures of a benchmark, as PNG, as SVG, and in the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = (*SIX, "#444444")  # then the same with another marker
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
 WIDE, NARROW = 11.0, 4.6  # inches, of a page and of a phone
 METRIC, K = "ndcg", 10
 TITLES = {
@@ -119,7 +120,7 @@ def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     panel.set_xlabel("share of the overlapping users whose training data stays")
     panel.set_ylabel("NDCG@10")
     panel.grid(color=GRID)
-    _legend(made, panel, width)
+    _legend(made, [panel], width)
 
 
 def _grouped(made, results: Results, grouping: str, width: float) -> None:
@@ -147,34 +148,54 @@ def _grouped(made, results: Results, grouping: str, width: float) -> None:
     panel.set_ylabel("NDCG@10")
     panel.set_ylim(bottom=0)
     panel.grid(axis="y", color=GRID)
-    _legend(made, panel, width)
+    _legend(made, [panel], width)
 
 
-def _legend(made, panel: "Axes", width: float) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    if not labels:
+def _legend(made, panels: "Iterable[Axes]", width: float) -> None:
+    handles = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if not handles:
         return
-    columns = max(1, min(len(labels), int(width // 1.5)))
+    columns = max(1, min(len(handles), int(width // 1.5)))
     made.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
     )
 
 
 def _curves(made, results: Results, _summary, width: float) -> None:
-    panel = made.add_subplot()
-    for number, row in enumerate(results.rows):
-        colour, _ = _style(number)
-        for turn, (_seed, curve) in enumerate(sorted(row.curves.items())):
-            epochs = [point["epoch"] + 1 for point in curve]
-            scores = [point["valid"] for point in curve]
-            style = {"color": colour, "linewidth": 1.2, "alpha": 1.0 if turn == 0 else 0.4}
-            style["marker"] = "o" if len(curve) == 1 else None
-            panel.plot(epochs, scores, label=row.label if turn == 0 else None, **style)
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.set_xlabel("epoch")
-    panel.set_ylabel("validation score")
-    panel.grid(color=GRID)
-    _legend(made, panel, width)
+    # A score on one domain's targets and a score on all cannot be compared: a panel each.
+    targets = sorted({domain for row in results.rows for _, domain in row.curves})
+    if width < 7:  # one below the other
+        made.set_size_inches(width, 3.2 * len(targets) + 0.8)
+        panels = made.subplots(len(targets), 1, squeeze=False)[:, 0]
+    else:
+        panels = made.subplots(1, len(targets), squeeze=False)[0]
+    for panel, target in zip(panels, targets, strict=True):
+        for number, row in enumerate(results.rows):
+            found = [curve for (_, domain), curve in sorted(row.curves.items()) if domain == target]
+            for turn, curve in enumerate(found):
+                epochs = [point["epoch"] + 1 for point in curve]
+                scores = [point["valid"] for point in curve]
+                style = {"color": _style(number)[0], "linestyle": LINES[number // len(COLOURS) % 4]}
+                style |= {"linewidth": 1.2, "alpha": 1.0 if turn == 0 else 0.4}
+                style["marker"] = "o" if len(curve) == 1 else None
+                panel.plot(epochs, scores, label=row.label if turn == 0 else None, **style)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlabel("epoch")
+        panel.grid(color=GRID)
+        if len(targets) > 1:
+            panel.set_title(
+                f"trained for {target}" if target else "trained for all domains at once"
+            )
+    panels[0].set_ylabel("validation score")
+    _legend(made, panels, width)
 
 
 def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
@@ -205,7 +226,7 @@ def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     panel.set_xlabel("seconds of training, with validation, mean over seeds")
     panel.set_ylabel("NDCG@10")
     panel.grid(color=GRID)
-    _legend(made, panel, width)
+    _legend(made, [panel], width)
 
 
 def svg(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE) -> str:
