@@ -18,7 +18,9 @@ from packaging.specifiers import SpecifierSet
 from recbole_tema.benchmark.command import parse as benchmark_of
 from recbole_tema.cli import parse_arguments
 from recbole_tema.config_keys import check_keys
-from recbole_tema.names import check_model
+from recbole_tema.names import BUILTIN_DATASETS, check_model
+
+from .conftest import make_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (".*", "build", "dist", "*.egg-info", "__pycache__", "saved", "log", "log_tensorboard")
@@ -272,7 +274,7 @@ def test_readme_shows_both_ways_to_start():
 
 
 @pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
-def test_readme_command_is_one_that_exists(command):
+def test_readme_command_is_one_that_exists(command, tmp_path):
     while "=" in command[0]:  # VARIABLE=value before the program
         command = command[1:]
     program, *words = command
@@ -286,7 +288,7 @@ def test_readme_command_is_one_that_exists(command):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert {word for word in words if "=" not in word} <= set(targets)
     elif program == "recbole-tema" or words[0] == "run_recbole_tema.py":
-        check_arguments(words if program == "recbole-tema" else words[1:])
+        check_arguments(words if program == "recbole-tema" else words[1:], tmp_path)
     elif words[:2] == ["-m", "dataset_tools"]:
         check_dataset_tools(words[2:])
     else:
@@ -294,9 +296,12 @@ def test_readme_command_is_one_that_exists(command):
         assert (ROOT / words[0]).is_file()
 
 
-def check_arguments(words):
+def check_arguments(words, folder):
     keys = parse_arguments(words)
     if {"models", "ablation", "overlap"} & set(keys):
+        if keys.get("dataset", "ml-100k-genre") not in BUILTIN_DATASETS:  # the reader's own
+            make_dataset(folder, keys["dataset"])
+            keys["data_path"] = str(folder)
         spec, _, _ = benchmark_of(keys)
         assert spec.entries
         return
