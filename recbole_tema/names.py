@@ -14,8 +14,14 @@ OUR_MODELS = {
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
-# RecBole's with a fault mended; each says which.
-MENDED_MODELS = {"Pop": "recbole_tema.model.pop"}
+# RecBole's with a fault mended, or the same at less work; each says which.
+MENDED_MODELS = {
+    "Pop": "recbole_tema.model.pop",
+    "BERT4Rec": "recbole_tema.model.bert4rec",
+    "FDSA": "recbole_tema.model.feature_models",
+    "GRU4RecF": "recbole_tema.model.feature_models",
+    "SASRecF": "recbole_tema.model.feature_models",
+}
 # RecBole-CDR's, run from its source checkout.
 CDR_MODELS = (
     *("CMF", "DTCDR", "CoNet", "BiTGCF", "CLFM", "DeepAPF", "NATR", "EMCDR", "SSCDR", "DCDCSR"),
@@ -96,9 +102,6 @@ def get_model_class(name: str, recbole_cdr_path=None):
 
         return bridged_class(name, None if recbole_cdr_path is None else str(recbole_cdr_path))
     with named_missing_package(name):
-        here = {**OUR_MODELS, **MENDED_MODELS}
-        if name in here:
-            return getattr(importlib.import_module(here[name]), name)
         import torch
         from recbole.utils import get_model
 
@@ -106,6 +109,9 @@ def get_model_class(name: str, recbole_cdr_path=None):
         # is imported, and all are imported together: every model would train several times slower.
         anomaly = torch.is_anomaly_enabled()
         try:
+            here = {**OUR_MODELS, **MENDED_MODELS}
+            if name in here:
+                return getattr(importlib.import_module(here[name]), name)
             return get_model(name)
         finally:
             torch.autograd.set_detect_anomaly(anomaly)

@@ -1,0 +1,78 @@
+"""FDSA, GRU4RecF and SASRecF: RecBole's, which embed each item's features once a batch."""
+
+import torch
+from recbole.model.layers import FeatureSeqEmbLayer
+from recbole.model.sequential_recommender.fdsa import FDSA as RecBoleFDSA
+from recbole.model.sequential_recommender.gru4recf import GRU4RecF as RecBoleGRU4RecF
+from recbole.model.sequential_recommender.sasrecf import SASRecF as RecBoleSASRecF
+from torch.nn import functional as F
+
+from recbole_tema.model.by_length import LossByLength
+
+
+class OncePerItem(FeatureSeqEmbLayer):
+    """RecBole's layer of item features, with the work done once for each item of a batch.
+
+    RecBole 1.2.1 looks up and pools the features of every step, padding included: a field of
+    words costs ``B * L * W * H`` numbers several times over, W the longest list of words. A batch
+    has few different items in comparison, and most lists of words are far shorter
+    (`benchmarks/baseline_speed.py`).
+    """
+
+    def forward(self, user_idx, item_idx):
+        """RecBole's features of the items, the same numbers.
+
+        Args:
+            user_idx: None. item_idx: ``(B, L)``.
+
+        Returns:
+            Two dicts, of sparse and of dense features: ``"item"`` -> ``(B, L, fields, H)``, or
+            None where there are none of that kind.
+        """
+        items, place = item_idx.unique(return_inverse=True)
+        found = super().forward(user_idx, items[None])
+        return tuple(
+            {name: None if table is None else table[0][place] for name, table in kind.items()}
+            for kind in found
+        )
+
+    def embed_token_seq_fields(self, token_seq_fields, type):
+        """RecBole's pooled words, summed in place where the pooling is a sum or a mean.
+
+        Args:
+            token_seq_fields: list of ``(..., W)`` words, 0 for padding. type: ``"item"``.
+
+        Returns:
+            ``(..., fields, H)``; None for no fields.
+        """
+        if self.pooling_mode not in ("mean", "sum") or not token_seq_fields:
+            return super().embed_token_seq_fields(token_seq_fields, type)
+        tables = self.token_seq_embedding_table[type]
+        pooled = [
+            F.embedding_bag(
+                words.flatten(0, -2), table.weight, mode=self.pooling_mode, padding_idx=0
+            ).view(*words.shape[:-1], 1, -1)
+            for words, table in zip(token_seq_fields, tables, strict=True)
+        ]
+        return torch.cat(pooled, dim=-2)
+
+
+class _QuickFeatures(LossByLength):
+    """Mixed in before a model of RecBole's that has a layer of item features."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        # The layer has its parameters and its place in the order of random numbers by now.
+        self.feature_embed_layer.__class__ = OncePerItem
+
+
+class FDSA(_QuickFeatures, RecBoleFDSA):
+    """RecBole's FDSA, its features embedded once for each item of a batch."""
+
+
+class GRU4RecF(_QuickFeatures, RecBoleGRU4RecF):
+    """RecBole's GRU4RecF, its features embedded once for each item of a batch."""
+
+
+class SASRecF(_QuickFeatures, RecBoleSASRecF):
+    """RecBole's SASRecF, its features embedded once for each item of a batch."""
