@@ -14,8 +14,8 @@ OUR_MODELS = {
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
-# RecBole's with a fault mended, or the same at less work; each says which.
-MENDED_MODELS = {
+# Run in place of RecBole's own: with a fault mended, or the same at less work; each says which.
+REPLACED_MODELS = {
     "Pop": "recbole_tema.model.pop",
     "BERT4Rec": "recbole_tema.model.bert4rec",
     "FDSA": "recbole_tema.model.feature_models",
@@ -109,7 +109,7 @@ def get_model_class(name: str, recbole_cdr_path=None):
         # is imported, and all are imported together: every model would train several times slower.
         anomaly = torch.is_anomaly_enabled()
         try:
-            here = {**OUR_MODELS, **MENDED_MODELS}
+            here = {**OUR_MODELS, **REPLACED_MODELS}
             if name in here:
                 return getattr(importlib.import_module(here[name]), name)
             return get_model(name)

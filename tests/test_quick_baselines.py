@@ -1,26 +1,54 @@
 """Models of RecBole's that are computed at less work: the same losses, gradients and scores."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.utils import get_model
 
-from recbole_tema import run_recbole_tema
+from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.model.by_length import length_groups
+from recbole_tema.model.feature_models import spread
 from recbole_tema.names import get_model_class
 from recbole_tema.randomness import seeded
 
+from .conftest import make_dataset
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 FEATURES = ("FDSA", "GRU4RecF", "SASRecF")
+BPR = {
+    "loss_type": "BPR",
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 2},
+}
 CASES = [
     *((name, {"pooling_mode": mode}) for name in FEATURES for mode in ("mean", "sum", "max")),
+    *((name, BPR) for name in (*FEATURES, "BERT4Rec")),
     ("FDSA", {"selected_features": ["domain"]}),
+    (
+        "GRU4RecF",
+        {"selected_features": ["price", "title", "domain"], "numerical_features": ["price"]},
+    ),
+    ("SASRecF", {"MAX_ITEM_LIST_LENGTH": 4}),
+    ("BERT4Rec", {"MAX_ITEM_LIST_LENGTH": 4, "mask_ratio": 1.0, "ft_ratio": 0.0}),
     ("BERT4Rec", {"mask_ratio": 0.5, "ft_ratio": 0.0}),
     ("BERT4Rec", {"mask_ratio": 0.5, "ft_ratio": 1.0}),
+    ("BERT4Rec", {"train_batch_size": 1}),
 ]
+
+
+@pytest.fixture
+def priced(settings, tmp_path):
+    """Keys of quick runs on a dataset whose items have a number each."""
+    path = make_dataset(tmp_path) / "tiny.item"
+    head, *rows = path.read_text().splitlines()
+    rows = [f"{row}\t{0.5 + i % 4}" for i, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head}\tprice:float", *rows]) + "\n")
+    return {**settings, "data_path": str(tmp_path), "train_batch_size": 64}
 
 
 def both(model, settings, keys):
@@ -32,22 +60,27 @@ def both(model, settings, keys):
     found = create_dataset(config, config.model_class)
     prepared = data_preparation(config, found, config.model_class)
     train = prepared.train_data
-    with seeded(config):
-        ours = get_model_class(model)(config, train.dataset)
-    with seeded(config):
-        theirs = get_model(model)(config, train.dataset)
+    models = []
+    for cls in (get_model_class(model), get_model(model)):
+        with seeded(config):
+            models.append(cls(config, train.dataset).to(config["device"]))
+    ours, theirs = models
     assert type(ours) is not type(theirs)
     for name, value in theirs.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name])
-    return ours, theirs, list(train)
+    return ours, theirs, [batch.to(config["device"]) for batch in train]
 
 
 @pytest.mark.parametrize(("model", "keys"), CASES)
-def test_loss_and_gradients_are_recboles(model, keys, settings):
-    ours, theirs, batches = both(model, settings, keys)
-    assert len({int(n) for n in batches[0]["item_length"]}) > 4
+def test_loss_and_gradients_are_recboles(model, keys, priced):
+    ours, theirs, batches = both(model, priced, keys)
+    lengths = {int(n) for batch in batches for n in batch["item_length"]}
+    assert len(lengths) > (3 if "MAX_ITEM_LIST_LENGTH" in keys else 8)
     for batch in batches[:3]:
         losses = [network.train().calculate_loss(batch) for network in (ours, theirs)]
+        if losses[1].isnan():  # BERT4Rec's where no step is masked
+            assert losses[0].isnan()
+            continue
         torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
         for network, loss in zip((ours, theirs), losses, strict=True):
             network.zero_grad()
@@ -58,9 +91,9 @@ def test_loss_and_gradients_are_recboles(model, keys, settings):
         assert any(grad is not None and grad.abs().max() > 1e-4 for grad in grads.values())
 
 
-@pytest.mark.parametrize(("model", "keys"), CASES)
-def test_scores_are_recboles(model, keys, settings):
-    ours, theirs, batches = both(model, settings, keys)
+@pytest.mark.parametrize(("model", "keys"), [case for case in CASES if case[0] in FEATURES])
+def test_scores_are_recboles(model, keys, priced):
+    ours, theirs, batches = both(model, priced, keys)
     with torch.no_grad():
         found = [network.eval().full_sort_predict(batches[0]) for network in (ours, theirs)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
@@ -76,19 +109,51 @@ def test_a_batch_without_a_masked_step_ends_in_recboles_own_words(settings):
     assert theirs.calculate_loss(batch).isnan()
 
 
-def test_bpr_is_recboles(settings):
-    ours, theirs, batches = both("BERT4Rec", settings, {"loss_type": "BPR"})
-    losses = [network.calculate_loss(batches[0]) for network in (ours, theirs)]
-    assert torch.equal(*losses)
+def test_in_mixed_precision_the_weights_of_the_masked_steps_sum_to_1(settings):
+    ours, theirs, batches = both("BERT4Rec", settings, {"mask_ratio": 0.9, "ft_ratio": 0.0})
+    for batch in batches[:3]:
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = [network.calculate_loss(batch).item() for network in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=5e-4)
 
 
-@pytest.mark.parametrize("model", [*FEATURES, "BERT4Rec"])
-def test_gradients_are_not_debugged(model, settings):
-    """RecBole's sequential models switch that on when they are imported."""
+def test_gradients_of_features_do_not_depend_on_the_order_of_threads():
+    """An item stands in many rows: its gradient has to be summed in one order."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(1, 300, 2, 64, generator=generator).requires_grad_()
+    place = torch.randint(0, 300, (512, 20), generator=generator)
+    weight = torch.randn(512, 20, 2, 64, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = [
+            torch.autograd.grad((spread(table, place) * weight).sum(), table)[0] for _ in range(10)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(grad, found[0]) for grad in found)
+    assert torch.equal(spread(table, place), table[0][place])
+
+
+@pytest.mark.parametrize("model", ["FDSA", "BERT4Rec"])
+def test_gradients_are_not_debugged(model):
+    """RecBole's sequential models switch that on when they are first imported."""
+    code = (
+        f"import torch; from recbole_tema.names import get_model_class; get_model_class({model!r});"
+        "import sys; assert 'recbole.model.sequential_recommender.sine' in sys.modules;"
+        "sys.exit(torch.is_anomaly_enabled())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("model", ["FDSA", "BERT4Rec"])
+def test_runs_from_the_name_and_repeats(model, settings):
     features = {"selected_features": ["title"]} if model in FEATURES else {}
-    result = run_recbole_tema(model, "tiny", config_dict={**settings, **features})
-    assert not torch.is_anomaly_enabled()
-    assert result["test_result"]["hit@5"] > 0
+    results = [run_recbole_tema(model, "tiny", config_dict={**settings, **features})]
+    results += [run_recbole_tema(model, "tiny", config_dict={**settings, **features})]
+    assert results[0]["test_result"] == results[1]["test_result"]
+    assert results[0]["test_result"]["hit@5"] > 0
+    assert type(load_model(results[0]["model_file"])[2]) is get_model_class(model)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40))

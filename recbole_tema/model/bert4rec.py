@@ -42,5 +42,6 @@ class BERT4Rec(RecBoleBERT4Rec):
         table = torch.cat(
             [self.item_embedding.weight[: self.n_items], self.output_bias[:, None]], 1
         )
-        weight = states.new_full((len(states),), 1 / len(states))
+        # In float32 under mixed precision too: 1/n of 16 bits does not sum to 1.
+        weight = torch.full((len(states),), 1 / len(states), device=states.device)
         return linear_cross_entropy([(states, table)], wanted, weight)

@@ -31,10 +31,7 @@ class OncePerItem(FeatureSeqEmbLayer):
         """
         items, place = item_idx.unique(return_inverse=True)
         found = super().forward(user_idx, items[None])
-        return tuple(
-            {name: None if table is None else table[0][place] for name, table in kind.items()}
-            for kind in found
-        )
+        return tuple({name: spread(table, place) for name, table in kind.items()} for kind in found)
 
     def embed_token_seq_fields(self, token_seq_fields, type):
         """RecBole's pooled words, summed in place where the pooling is a sum or a mean.
@@ -57,7 +54,16 @@ class OncePerItem(FeatureSeqEmbLayer):
         return torch.cat(pooled, dim=-2)
 
 
-class _QuickFeatures(LossByLength):
+def spread(table, place):
+    """``(1, n, fields, H)`` and ``(B, L)`` -> ``(B, L, fields, H)``; None stays None."""
+    if table is None:
+        return None
+    # As an embedding: the gradient of `table[place]` adds up in any order where threads are many.
+    flat = F.embedding(place, table[0].flatten(1))
+    return flat.view(*place.shape, *table.shape[2:])
+
+
+class QuickFeatures(LossByLength):
     """Mixed in before a model of RecBole's that has a layer of item features."""
 
     def __init__(self, config, dataset):
@@ -66,13 +72,13 @@ class _QuickFeatures(LossByLength):
         self.feature_embed_layer.__class__ = OncePerItem
 
 
-class FDSA(_QuickFeatures, RecBoleFDSA):
+class FDSA(QuickFeatures, RecBoleFDSA):
     """RecBole's FDSA, its features embedded once for each item of a batch."""
 
 
-class GRU4RecF(_QuickFeatures, RecBoleGRU4RecF):
+class GRU4RecF(QuickFeatures, RecBoleGRU4RecF):
     """RecBole's GRU4RecF, its features embedded once for each item of a batch."""
 
 
-class SASRecF(_QuickFeatures, RecBoleSASRecF):
+class SASRecF(QuickFeatures, RecBoleSASRecF):
     """RecBole's SASRecF, its features embedded once for each item of a batch."""
