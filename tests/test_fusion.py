@@ -38,6 +38,23 @@ def test_tag_vectors_by_hand():
     assert torch.allclose(binary, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
 
+@pytest.mark.parametrize("empty", [[], [0], [5], [0, 1, 3, 5], [0, 1, 2, 3, 4, 5]])
+def test_tag_vectors_of_ragged_lists(empty):
+    """Items without tags at the ends and between; the gradient too."""
+    generator = torch.Generator().manual_seed(len(empty))
+    tag_ids = torch.randint(1, 7, (6, 4), generator=generator)
+    tag_ids[torch.arange(4) >= torch.tensor([1, 4, 2, 3, 1, 2])[:, None]] = 0
+    tag_ids[empty] = 0
+    weights = torch.rand(6, 4, generator=generator) * (tag_ids > 0)
+    vectors = torch.randn(7, 3, generator=generator).requires_grad_()
+    scale = torch.randn(6, 3, generator=generator)
+    by_hand = (torch.nn.functional.one_hot(tag_ids, 7) * weights[..., None]).sum(1) @ vectors
+    found = tag_matrix(tag_ids, weights, vectors)
+    torch.testing.assert_close(found, by_hand)
+    grads = [torch.autograd.grad((out * scale).sum(), vectors)[0] for out in (found, by_hand)]
+    torch.testing.assert_close(*grads)
+
+
 def test_a_tag_without_a_vector_takes_no_share():
     tag_ids = torch.tensor([[1, 2], [2, 0], [1, 0]])
     weights = torch.tensor([[0.9, 0.3], [0.5, 0.0], [0.0, 0.0]])

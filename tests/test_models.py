@@ -40,6 +40,9 @@ TEMA_SWITCHES = [
     {"full_softmax_items": 5, "sampled_softmax_items": 20},
     {"full_softmax_items": 5, "sampled_softmax_items": 20, "use_intra": False},
     {"use_tags": False, "use_text": False, "id_init": "normal", "use_intra": False},
+    {"selected_features": ["title", "domain"]},
+    {"selected_features": ["tags"], "use_id": False, "use_tags": False, "use_text": False},
+    {"selected_features": ["title"], "full_softmax_items": 5, "sampled_softmax_items": 20},
 ]
 
 
@@ -321,6 +324,39 @@ def test_tags_and_items_without_a_vector_are_left_out_and_said(settings, tmp_pat
     model, _, _ = build(settings, "LLM4CDSR", "holes")
     absent = model.local_items.weight[1:][~model.llm_present[1:]]
     assert len(absent) == 5 and (absent.abs().sum(1) > 0).all()
+
+
+def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
+    folder = make_dataset(tmp_path / "data", "worded")
+    head, *rows = (folder / "worded.item").read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    column = head.split("\t").index("title:token_seq")
+    for number, row in enumerate(cells):  # one without words, one with a word twice, one long
+        row[column] = ["", "red red pan", " ".join(f"w{i}" for i in range(40))][min(number, 2)]
+    (folder / "worded.item").write_text("\n".join([head, *map("\t".join, cells)]) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    with_words, _, data = build(settings, name="worded", selected_features=["title"])
+    without, _, _ = build(settings, name="worded")
+    parameters = with_words.state_dict()
+    without.load_state_dict({name: parameters[name] for name in without.state_dict()})
+    added = (with_words.item_vectors() - without.item_vectors()).detach()
+    table = with_words.projections["field0"]
+    word = dict(zip(data.field2id_token["title"], table.vectors.weight.detach(), strict=True))
+    for row in cells[:3]:
+        words = row[column].split()
+        wanted = torch.stack([word[w] for w in words]).mean(0) if words else table.missing.detach()
+        item = data.token2id("item_id", row[0])
+        torch.testing.assert_close(added[item], wanted, rtol=1e-4, atol=1e-6)
+    assert added[data.token2id("item_id", cells[1][0])].abs().max() > 1e-3
+
+
+def test_selected_features_that_hold_numbers_are_refused(settings, tmp_path):
+    path = make_dataset(tmp_path / "data", "priced") / "priced.item"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head}\tprice:float", *(f"{row}\t2.5" for row in rows)]) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    with pytest.raises(ConfigError, match="selected_features names 'price', which holds numbers"):
+        build(settings, name="priced", selected_features=["price"])
 
 
 @pytest.mark.parametrize("name", ["tiny", "three"])

@@ -111,7 +111,8 @@ def _attribute_defaults(config, item_fields) -> dict:
     """
     field = "tags" if "tags" in item_fields else config["DOMAIN_FIELD"] or "domain"
     defaults = {"selected_features": [field], "item_attribute": field}
-    return {key: value for key, value in defaults.items() if key in config}
+    # None, where a model can do without, stays none.
+    return {key: value for key, value in defaults.items() if config[key]}
 
 
 def _labels_by_sampling(config) -> dict:

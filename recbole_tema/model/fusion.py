@@ -54,7 +54,18 @@ def tag_matrix(tag_ids, weights, vectors):
     Returns:
         ``(n, d)``.
     """
-    return F.embedding_bag(tag_ids, vectors, per_sample_weights=weights, mode="sum")
+    # One item with many tags makes all rows long: what is padding is not looked up.
+    used = tag_ids > 0
+    ends = used.sum(1).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends])
+    return F.embedding_bag(
+        tag_ids[used],
+        vectors,
+        starts,
+        per_sample_weights=weights[used],
+        mode="sum",
+        include_last_offset=True,
+    )
 
 
 class TagTable(nn.Module):

@@ -3,6 +3,7 @@
 from logging import getLogger
 
 import torch
+from recbole.utils import FeatureType
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,10 +28,11 @@ class TEMA(CrossDomainRecommender):
     """Stages 3 and 4 of TEMA-LLM: item construction and tag-enriched multi-attention.
 
     Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, projected text vector,
-    projected image vector). Sequence: causal self-attention over the merged sequence
-    (inter-domain) and over each domain's subsequence (intra-domain); a second attention level
-    joins these states into one preference for each domain of candidates. The score is
-    cosine(preference, item) / temperature, or the plain dot product (``similarity``).
+    projected image vector, mean of the learned vectors of each of ``selected_features``).
+    Sequence: causal self-attention over the merged sequence (inter-domain) and over each domain's
+    subsequence (intra-domain); a second attention level joins these states into one preference
+    for each domain of candidates. The score is cosine(preference, item) / temperature, or the
+    plain dot product (``similarity``).
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
@@ -66,11 +68,14 @@ class TEMA(CrossDomainRecommender):
             if config[key] and self.frozen_feature(dataset, name, id_field, self.n_items):
                 size = getattr(self, name).size(1)
                 self.projections[name] = Projection(size, self.hidden_size)
+        for number, field in enumerate(config["selected_features"] or ()):
+            self._field_part(f"field{number}", field, dataset)
         n_parts = len(self.projections) + self.use_id
         if not n_parts:
             raise ConfigError(
-                "nothing is left to make items of: use_id is False and the dataset has none of the "
-                "features that are switched on (use_tags, use_text, use_image)"
+                "nothing is left to make items of: use_id is False, selected_features names no "
+                "field and the dataset has none of the features that are switched on (use_tags, "
+                "use_text, use_image)"
             )
         self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
         self.item_dropout = Dropout(config["item_dropout_prob"])
@@ -100,6 +105,21 @@ class TEMA(CrossDomainRecommender):
         else:
             self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
             self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+
+    def _field_part(self, name, field, dataset):
+        """Learned vectors for the values of an item field, such as the words of its title."""
+        if dataset.field2type[field] not in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
+            raise ConfigError(
+                f"selected_features names '{field}', which holds numbers; TEMA learns vectors for "
+                "fields of tokens (field:token, field:token_seq)"
+            )
+        values = dataset.item_feat[field][: self.n_items].cpu()
+        values = values.view(self.n_items, -1)
+        weights = tag_weights(values, None, "binary")
+        self.register_buffer(f"{name}_ids", values, persistent=False)
+        self.register_buffer(f"{name}_weights", weights, persistent=False)
+        self.register_buffer(f"{name}_present", weights.sum(1) > 0, persistent=False)
+        self.projections[name] = TagTable(dataset.num(field), self.hidden_size)
 
     def _threads(self, config):
         if self.use_inter:
@@ -147,7 +167,7 @@ class TEMA(CrossDomainRecommender):
         parts = [self.item_embedding.weight[everything]] if self.use_id else []
         for name, projection in self.projections.items():
             learned = isinstance(projection, TagTable)
-            inputs = ("tag_ids", "tag_weights") if learned else (name,)
+            inputs = (f"{name}_ids", f"{name}_weights") if learned else (name,)
             inputs = [getattr(self, field)[everything] for field in (*inputs, f"{name}_present")]
             parts.append(projection(*inputs))
         fused = self.item_dropout(self.fusion(parts))
