@@ -143,7 +143,16 @@ class CrossDomainRecommender(SequentialRecommender):
         scores = torch.cat([states[:, d] @ block.T for d, block in enumerate(blocks)], dim=1)
         full = scores.new_full((len(scores), self.n_items), -torch.inf)
         full[:, self.by_domain] = scores
-        return full
+        bias = self.history_bias()
+        if bias is None:
+            return full
+        # An item that the history has twice is written twice, with the same score.
+        had = interaction[self.ITEM_SEQ]
+        return full.scatter(1, had, full.gather(1, had) + bias)
+
+    def history_bias(self):
+        """What is added to the score of an item that the history has; None for nothing."""
+        return None
 
     def predict(self, interaction):
         """Score of ``item_id`` for each row: ``(B,)``."""
@@ -153,4 +162,8 @@ class CrossDomainRecommender(SequentialRecommender):
         )
         item = interaction[self.ITEM_ID]
         rows = torch.arange(len(item), device=item.device)
-        return (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
+        scores = (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
+        bias = self.history_bias()
+        if bias is None:
+            return scores
+        return scores + bias * (interaction[self.ITEM_SEQ] == item[:, None]).any(1)

@@ -17,18 +17,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, column, weight, *blocks):
+    def forward(ctx, column, weight, bonus_row, bonus_column, bonus, *blocks):
         states, tables = blocks[0::2], blocks[1::2]
         width = [len(table) for table in tables]
         grad_states = [torch.zeros_like(state) for state in states]
         grad_tables = [torch.zeros_like(table) for table in tables]
+        grad_bonus = torch.zeros_like(bonus)
         total = weight.new_zeros(())
         rows = max(16, CHUNK_ELEMENTS // max(1, sum(width)))
-        for first in range(0, len(column), rows):
+        firsts = list(range(0, len(column), rows))
+        cuts = torch.searchsorted(bonus_row, bonus_row.new_tensor([*firsts, len(column)])).tolist()
+        for number, first in enumerate(firsts):
             part = slice(first, first + rows)
             logits = torch.cat(
                 [state[part] @ table.T for state, table in zip(states, tables, strict=True)], 1
             )
+            mine = slice(cuts[number], cuts[number + 1])
+            place = bonus_row[mine] - first, bonus_column[mine]
+            logits[place] += bonus
             wanted = logits.gather(1, column[part, None]).squeeze(1)
             top = logits.amax(1, keepdim=True)
             logits.sub_(top).exp_()
@@ -38,23 +44,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # From here the buffer is d loss / d logits.
             logits.mul_(weight[part, None] / mass)
             logits.scatter_add_(1, column[part, None], -weight[part, None])
+            grad_bonus += logits[place].sum()
             for block, piece in enumerate(logits.split(width, dim=1)):
                 grad_states[block][part] = piece @ tables[block]
                 grad_tables[block].addmm_(piece.T, states[block][part])
-        ctx.save_for_backward(*grad_states, *grad_tables)
+        ctx.save_for_backward(grad_bonus, *grad_states, *grad_tables)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        saved = ctx.saved_tensors
+        grad_bonus, *saved = ctx.saved_tensors
         half = len(saved) // 2
         grads = []
         for state, table in zip(saved[:half], saved[half:], strict=True):
             grads += [grad * state, grad * table]
-        return None, None, *grads
+        return None, None, None, None, grad * grad_bonus, *grads
 
 
-def linear_cross_entropy(blocks, column, weight):
+def linear_cross_entropy(blocks, column, weight, bonus=None):
     """``sum_i weight_i * CE(logits_i, column_i)``; ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
 
     Args:
@@ -62,6 +69,8 @@ def linear_cross_entropy(blocks, column, weight):
             by side, so that each domain's items can be scored by that domain's own state.
         column: ``(n,)`` index of the target among all columns.
         weight: ``(n,)`` weights, 1/n for the mean.
+        bonus: None, or (rows ``(m,)`` ascending, columns ``(m,)``, a number): what is added to
+            the logits in these places, each named once.
     """
     # In float32 under mixed precision too: sums over a catalogue have no place in 16 bits.
     flat = [
@@ -69,16 +78,22 @@ def linear_cross_entropy(blocks, column, weight):
         for block in blocks
         for tensor in block
     ]
+    if bonus is None:
+        bonus = column.new_zeros(0), column.new_zeros(0), flat[0].new_zeros(())
+    row, place, value = bonus
     with torch.autocast(column.device.type, enabled=False):
-        return _cross_entropy(flat, column, weight.to(flat[0].dtype))
+        return _cross_entropy(
+            flat, column, weight.to(flat[0].dtype), (row, place, value.to(flat[0].dtype))
+        )
 
 
-def _cross_entropy(flat, column, weight):
+def _cross_entropy(flat, column, weight, bonus):
     if not torch.is_grad_enabled():
         blocks = zip(flat[0::2], flat[1::2], strict=True)
         logits = torch.cat([state @ table.T for state, table in blocks], 1)
+        logits[bonus[:2]] += bonus[2]
         return (weight * F.cross_entropy(logits, column, reduction="none")).sum()
-    return _LinearCrossEntropy.apply(column, weight, *flat)
+    return _LinearCrossEntropy.apply(column, weight, *bonus, *flat)
 
 
 def sampled_cross_entropy(target_logit, negative_logits, expected_count, is_target, weight):

@@ -19,9 +19,12 @@ from recbole_tema.model.fusion import (
     tag_matrix,
     tag_weights,
 )
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import PreferenceAttention
 from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
+
+REPEAT_UNIT = 50.0
 
 
 class TEMA(CrossDomainRecommender):
@@ -33,6 +36,8 @@ class TEMA(CrossDomainRecommender):
     subsequence (intra-domain); a second attention level joins these states into one preference
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
     plain dot product (``similarity``).
+
+    A learned number is added to the scores of the items that the history has (``repeat_bias``).
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
@@ -47,6 +52,8 @@ class TEMA(CrossDomainRecommender):
         self.full_softmax_items = config["full_softmax_items"]
         self.sampled_items = config["sampled_softmax_items"]
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
+        # In a unit that Adam's small steps cross in one epoch.
+        self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
@@ -231,6 +238,10 @@ class TEMA(CrossDomainRecommender):
         last = layout.start + layout.length - 1
         return self.join(*self.threads(tables[0], items, layout, last))
 
+    def history_bias(self):
+        """What is added to the score of an item that the history has; None for nothing."""
+        return None if self.repeat is None else self.repeat * REPEAT_UNIT
+
     # ---------------------------------------------------------------- loss
 
     def calculate_loss(self, interaction):
@@ -248,23 +259,31 @@ class TEMA(CrossDomainRecommender):
         targets = wanted[read]
         items = item_seq[layout.row, layout.step]
         inter, intra = self.threads(tables[0], items, layout, read)
-        main = self._next_item_loss(tables[1], self.join(inter, intra), targets, negatives)
+        had = None
+        if self.repeat is not None:
+            had = History.until(read, layout, items, self.n_items)
+        states = self.join(inter, intra)
+        main = self._next_item_loss(tables[1], states, targets, had, negatives)
         if not (self.use_intra and self.use_inter and self.intra_weight):
             return main
-        intra_loss = self._intra_loss(tables[1], intra, targets, negatives)
+        intra_loss = self._intra_loss(tables[1], intra, targets, had, negatives)
         return main, self.intra_weight * intra_loss
 
-    def _next_item_loss(self, scoring, states, targets, negatives):
+    def _next_item_loss(self, scoring, states, targets, had, negatives):
         weight = scoring.new_full((len(targets),), 1.0 / max(1, len(targets)))
         if negatives is None:
             tables = scoring[self.by_domain].split(self.domain_sizes)
             blocks = [(states[:, d], table) for d, table in enumerate(tables)]
             if self.use_inter and not self.use_intra:
                 blocks = [(states[:, 0], scoring[self.by_domain])]
-            return linear_cross_entropy(blocks, self.column[targets], weight)
-        return self._sampled_loss(scoring, states, targets, negatives, weight)
+            return linear_cross_entropy(blocks, self.column[targets], weight, self._bonus(had))
+        return self._sampled_loss(scoring, states, targets, had, negatives, weight)
 
-    def _intra_loss(self, scoring, intra, targets, negatives):
+    def _bonus(self, had, first=0):
+        """The bias of what was had, in the columns from ``first`` on."""
+        return had and (had.row, self.column[had.item] - first, self.history_bias())
+
+    def _intra_loss(self, scoring, intra, targets, had, negatives):
         """Each target by its own domain's thread, among that domain's items."""
         domain = self.item_domain[targets] - 1
         tables = scoring[self.by_domain].split(self.domain_sizes) if negatives is None else None
@@ -273,13 +292,17 @@ class TEMA(CrossDomainRecommender):
             mine = domain == d
             states = self._scaled(intra[mine, d])
             weight = states.new_full((len(states),), 1.0 / max(1, len(targets)))
+            own = had and had.only(mine, self.item_domain == d + 1)
             if negatives is None:
                 column = self.column[targets[mine]] - first
-                term = linear_cross_entropy([(states, tables[d])], column, weight)
+                bonus = self._bonus(own, first)
+                term = linear_cross_entropy([(states, tables[d])], column, weight, bonus)
                 first += size
             else:
                 drawn = negatives[self.item_domain[negatives] == d + 1]
-                term = self._sampled_term(scoring, states, [states], targets[mine], [drawn], weight)
+                term = self._sampled_term(
+                    scoring, states, [states], targets[mine], own, [drawn], weight
+                )
             loss = loss + term
         return loss
 
@@ -292,13 +315,13 @@ class TEMA(CrossDomainRecommender):
     def _draw_negatives(self):
         return torch.multinomial(self._proposal(), self.sampled_items, replacement=True)
 
-    def _sampled_loss(self, scoring, states, targets, negatives, weight):
+    def _sampled_loss(self, scoring, states, targets, had, negatives, weight):
         rows = torch.arange(len(targets), device=targets.device)
         own = states[rows, self.item_domain[targets] - 1]
         drawn = [negatives[self.item_domain[negatives] == d + 1] for d in range(self.n_domains)]
-        return self._sampled_term(scoring, own, states.unbind(1), targets, drawn, weight)
+        return self._sampled_term(scoring, own, states.unbind(1), targets, had, drawn, weight)
 
-    def _sampled_term(self, scoring, own, states, targets, drawn, weight):
+    def _sampled_term(self, scoring, own, states, targets, had, drawn, weight):
         """Sampled cross-entropy of targets scored by ``own (n, H)``.
 
         ``drawn`` lists negatives of some domains, ``states`` the ``(n, H)`` that score each list.
@@ -312,4 +335,8 @@ class TEMA(CrossDomainRecommender):
         negatives = torch.cat(drawn)
         expected = (self._proposal()[negatives] * self.sampled_items).to(logits.dtype)
         is_target = negatives == targets[:, None]
+        if had is not None:
+            bias = self.history_bias()
+            target_logit = target_logit + bias * had.has(targets)
+            logits = logits + bias * had.has_each(negatives, len(targets))
         return sampled_cross_entropy(target_logit, logits, expected, is_target, weight)
