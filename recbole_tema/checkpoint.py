@@ -60,7 +60,22 @@ def dataset_fingerprint(dataset) -> str:
     if dataset.tags is not None:
         for tensor in dataset.tags:
             digest.update(tensor.numpy().tobytes())
+    named = dataset.config["selected_features"] or ()
+    for field in [named] if isinstance(named, str) else named:
+        if field in dataset.item_feat:
+            _add_field(digest, dataset, field)
     return digest.hexdigest()
+
+
+def _add_field(digest, dataset, field):
+    """Add an item field's values, in the same bytes before and after RecBole pads its lists."""
+    digest.update(field.encode())
+    if field in dataset.field2id_token:
+        digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
+    values = dataset.item_feat[field]
+    for row in values.numpy() if isinstance(values, torch.Tensor) else values:
+        row = np.atleast_1d(np.asarray(row, dtype=np.float64))
+        digest.update(np.trim_zeros(row, "b").tobytes() + b"\n")
 
 
 def events_fingerprint(dataset) -> str:

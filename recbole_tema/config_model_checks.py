@@ -23,6 +23,14 @@ PROBABILITY = Rule(lambda v: is_real(v) and 0 <= v < 1, "a number from 0 to belo
 SHARE = Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1")
 POSITIVE = Rule(lambda v: is_real(v) and v > 0, "a number > 0")
 NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
+FIELDS = Rule(
+    lambda v: (
+        isinstance(v, list)
+        and all(isinstance(field, str) and field for field in v)
+        and len(set(v)) == len(v)
+    ),
+    "a list of different fields, e.g. [title]",
+)
 # Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
@@ -34,6 +42,7 @@ MODEL_RULES = {
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
+    "selected_features": optional(FIELDS),
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
     "fusion": exactly("sum", "gate", "concat"),

@@ -3,10 +3,11 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.loader import TARGET_SEQ
-from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
 
@@ -348,6 +349,41 @@ def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
         item = data.token2id("item_id", row[0])
         torch.testing.assert_close(added[item], wanted, rtol=1e-4, atol=1e-6)
     assert added[data.token2id("item_id", cells[1][0])].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"selected_features": "title"}, "selected_features is 'title'.*a list of different"),
+        ({"selected_features": ["title", "title"]}, "a list of different fields"),
+        ({"selected_features": True}, "a list of different fields"),
+        ({"selected_features": ["colour"]}, "names the field 'colour'.*there are domain"),
+        ({"selected_features": ["user_id"]}, "names 'user_id', which is not loaded"),
+        (
+            {"selected_features": ["title"], "unload_col": {"item": ["title"]}},
+            "names 'title', which is not loaded from tiny.item",
+        ),
+        ({"repeat_bias": "often"}, "repeat_bias is 'often'"),
+    ],
+)
+def test_bad_values_of_tema(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, **keys)
+
+
+def test_a_checkpoint_is_for_the_words_it_has_learned(settings, tmp_path):
+    path = make_dataset(tmp_path / "data", "tiny") / "tiny.item"
+    keys = {**settings, "data_path": str(tmp_path / "data"), "selected_features": ["title"]}
+    file = run_recbole_tema("TEMA", "tiny", config_dict=keys)["model_file"]
+    load_model(file)
+    head, *rows = path.read_text().splitlines()
+    column = head.split("\t").index("title:token_seq")
+    cells = rows[0].split("\t")
+    cells[column] = " ".join(reversed(cells[column].split()))
+    assert "\t".join(cells) != rows[0]
+    path.write_text("\n".join([head, "\t".join(cells), *rows[1:]]) + "\n")
+    with pytest.raises(CheckpointError):
+        load_model(file)
 
 
 def test_selected_features_that_hold_numbers_are_refused(settings, tmp_path):

@@ -76,6 +76,68 @@ def test_without_a_bias_the_loss_is_as_before(settings, name, keys):
     assert biased.repeat.grad.abs() > 1e-4
 
 
+def dense_loss(model, batch, bias):
+    """TEMA's loss of a batch from whole matrices of logits, a target at a time."""
+    layout = Layout(batch["item_length"])
+    items = batch["item_id_list"][layout.row, layout.step]
+    wanted = batch["target_id_list"][layout.row, layout.step]
+    read = wanted.nonzero().squeeze(1)
+    table, scoring = model.item_tables()
+    inter, intra = model.threads(table, items, layout, read)
+    states = model.join(inter, intra)
+    main, own = 0, 0
+    for number, step in enumerate(read.tolist()):
+        start = int(layout.start[layout.row[step]])
+        had = torch.zeros(model.n_items)
+        had[items[start : step + 1]] = bias
+        target = wanted[step]
+        for state, among in (
+            (states[number], model.item_domain > 0),
+            (intra[number], model.item_domain == model.item_domain[target]),
+        ):
+            logits = (state[model.item_domain - 1] * scoring).sum(1) + had
+            term = -logits.masked_fill(~among, -torch.inf).log_softmax(0)[target]
+            if among.sum() == model.n_items - 1:
+                main = main + term / len(read)
+            else:
+                own = own + term / len(read)
+    return main + model.intra_weight * own
+
+
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_the_loss_with_a_bias_is_that_of_every_target_by_itself(settings, name):
+    model, prepared, _ = build(settings, name=name, repeat_bias=True, intra_weight=0.7)
+    batch = next(iter(prepared.train_data))
+    model.eval()
+    model.repeat.data.fill_(-3 / REPEAT_UNIT)
+    losses = [total(model.calculate_loss(batch)), dense_loss(model, batch, -3.0)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    model.repeat.data.zero_()
+    assert abs(total(model.calculate_loss(batch)) - losses[0]) > 1e-2
+
+
+def test_a_sampled_softmax_without_a_negative_of_a_domain(settings):
+    keys = {"full_softmax_items": 5, "sampled_softmax_items": 1}
+    model, prepared, _ = build(settings, name="three", repeat_bias=True, **keys)
+    loss = total(model.calculate_loss(next(iter(prepared.train_data))))
+    assert loss.isfinite()
+
+
+def test_the_gradient_of_the_bias_is_in_units_of_scores(settings):
+    """A clipped norm of all gradients must not be that of this one number."""
+    model, prepared, _ = build(settings, repeat_bias=True)
+    model.eval()
+    batch = next(iter(prepared.train_data))
+    total(model.calculate_loss(batch)).backward()
+    step = 1e-2
+    with torch.no_grad():
+        found = []
+        for sign in (1, -1):
+            model.repeat.fill_(sign * step / REPEAT_UNIT)
+            found.append(total(model.calculate_loss(batch)))
+    assert model.repeat.grad.item() == pytest.approx((found[0] - found[1]).item() / 2 / step, 0.02)
+
+
 @pytest.mark.parametrize("name", ["tiny", "three"])
 def test_scores_of_the_history_get_the_bias_and_no_others(settings, name):
     model, prepared, _ = build(settings, name=name, repeat_bias=True)

@@ -47,6 +47,8 @@ class History:
 
     def has_each(self, drawn, n):
         """``drawn (K,)`` items -> ``(n, K)`` bool: which of them each of the n rows has had."""
+        if not len(drawn):  # no negative of a small domain
+            return torch.zeros(n, 0, dtype=torch.bool, device=drawn.device)
         values, place = drawn.unique(return_inverse=True)
         found = torch.searchsorted(values, self.item).clamp(max=len(values) - 1)
         hit = values[found] == self.item

@@ -26,7 +26,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = weight.new_zeros(())
         rows = max(16, CHUNK_ELEMENTS // max(1, sum(width)))
         firsts = list(range(0, len(column), rows))
-        cuts = torch.searchsorted(bonus_row, bonus_row.new_tensor([*firsts, len(column)])).tolist()
+        cuts = [0] * (len(firsts) + 1)
+        if len(bonus_row):
+            ends = bonus_row.new_tensor([*firsts, len(column)])
+            cuts = torch.searchsorted(bonus_row, ends).tolist()
         for number, first in enumerate(firsts):
             part = slice(first, first + rows)
             logits = torch.cat(

@@ -37,7 +37,8 @@ class TEMA(CrossDomainRecommender):
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
     plain dot product (``similarity``).
 
-    A learned number is added to the scores of the items that the history has (``repeat_bias``).
+    A learned number is added to the scores of the items that the history has, its last
+    ``MAX_ITEM_LIST_LENGTH`` events (``repeat_bias``).
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
@@ -52,7 +53,7 @@ class TEMA(CrossDomainRecommender):
         self.full_softmax_items = config["full_softmax_items"]
         self.sampled_items = config["sampled_softmax_items"]
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
-        # In a unit that Adam's small steps cross in one epoch.
+        # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
         self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._item_parts(config, dataset)
         self._threads(config)
@@ -75,7 +76,7 @@ class TEMA(CrossDomainRecommender):
             if config[key] and self.frozen_feature(dataset, name, id_field, self.n_items):
                 size = getattr(self, name).size(1)
                 self.projections[name] = Projection(size, self.hidden_size)
-        for number, field in enumerate(config["selected_features"] or ()):
+        for number, field in enumerate(self._selected(config, dataset)):
             self._field_part(f"field{number}", field, dataset)
         n_parts = len(self.projections) + self.use_id
         if not n_parts:
@@ -112,6 +113,18 @@ class TEMA(CrossDomainRecommender):
         else:
             self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
             self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+
+    @staticmethod
+    def _selected(config, dataset):
+        fields = config["selected_features"] or []
+        absent = [field for field in fields if field not in dataset.item_feat]
+        if absent:
+            raise ConfigError(
+                f"selected_features names '{absent[0]}', which is not loaded from "
+                f"{config['dataset']}.item; name a field of items (load_col and unload_col may "
+                f"leave it out)"
+            )
+        return fields
 
     def _field_part(self, name, field, dataset):
         """Learned vectors for the values of an item field, such as the words of its title."""
@@ -240,7 +253,10 @@ class TEMA(CrossDomainRecommender):
 
     def history_bias(self):
         """What is added to the score of an item that the history has; None for nothing."""
-        return None if self.repeat is None else self.repeat * REPEAT_UNIT
+        if self.repeat is None:
+            return None
+        # The unit makes Adam's steps longer and leaves the gradient, which may be clipped, alone.
+        return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
 
     # ---------------------------------------------------------------- loss
 
