@@ -10,6 +10,7 @@ from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
+from recbole_tema.model.tema import REPEAT_UNIT
 
 from .conftest import make_dataset
 
@@ -358,10 +359,13 @@ def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
         ({"selected_features": ["title", "title"]}, "a list of different fields"),
         ({"selected_features": True}, "a list of different fields"),
         ({"selected_features": ["colour"]}, "names the field 'colour'.*there are domain"),
-        ({"selected_features": ["user_id"]}, "names 'user_id', which is not loaded"),
+        (
+            {"selected_features": ["user_id"]},
+            "names the field 'user_id', which is not loaded from tiny.item",
+        ),
         (
             {"selected_features": ["title"], "unload_col": {"item": ["title"]}},
-            "names 'title', which is not loaded from tiny.item",
+            "names the field 'title', which is not loaded from tiny.item; loaded are domain",
         ),
         ({"repeat_bias": "often"}, "repeat_bias is 'often'"),
     ],
@@ -395,10 +399,14 @@ def test_selected_features_that_hold_numbers_are_refused(settings, tmp_path):
         build(settings, name="priced", selected_features=["price"])
 
 
+@pytest.mark.parametrize("bias", [None, -3.0, 2.0])
 @pytest.mark.parametrize("name", ["tiny", "three"])
-def test_the_sampled_losses_tend_to_the_exact_ones(settings, name):
-    exact, prepared, _ = build(settings, name=name)
-    sampled, _, _ = build(settings, name=name, full_softmax_items=1, sampled_softmax_items=200_000)
+def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias):
+    keys = {"name": name, "repeat_bias": bias is not None}
+    exact, prepared, _ = build(settings, **keys)
+    sampled, _, _ = build(settings, **keys, full_softmax_items=1, sampled_softmax_items=200_000)
+    if bias is not None:
+        exact.repeat.data.fill_(bias / REPEAT_UNIT)
     sampled.load_state_dict(exact.state_dict())
     batch = next(iter(prepared.train_data))
     exact.eval(), sampled.eval()

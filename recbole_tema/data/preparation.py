@@ -50,8 +50,9 @@ def create_dataset(config, model_class):
     config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
     config.set_data_defaults({**_without_unloaded(config, found), **_labels_by_sampling(config)})
     if is_sequence_level(model_class):
-        return CrossDomainSequentialDataset(config)
-    dataset_class = baseline_class(config["model"], config["MODEL_TYPE"])
+        dataset_class = CrossDomainSequentialDataset
+    else:
+        dataset_class = baseline_class(config["model"], config["MODEL_TYPE"])
     if issubclass(dataset_class, KnowledgeBasedDataset):
         _check_knowledge_graph(config)
     dataset = dataset_class(config)
@@ -130,7 +131,7 @@ def _labels_by_sampling(config) -> dict:
 def _check_attributes(config, dataset):
     for key in ("selected_features", "item_attribute"):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
-        absent = [field for field in fields if field not in dataset.field2type]
+        absent = [field for field in fields if field not in dataset.item_feat]
         if absent:
             there = sorted(set(dataset.fields(source=[FeatureSource.ITEM])) - {dataset.iid_field})
             raise ConfigError(

@@ -76,7 +76,7 @@ class TEMA(CrossDomainRecommender):
             if config[key] and self.frozen_feature(dataset, name, id_field, self.n_items):
                 size = getattr(self, name).size(1)
                 self.projections[name] = Projection(size, self.hidden_size)
-        for number, field in enumerate(self._selected(config, dataset)):
+        for number, field in enumerate(config["selected_features"] or ()):
             self._field_part(f"field{number}", field, dataset)
         n_parts = len(self.projections) + self.use_id
         if not n_parts:
@@ -113,18 +113,6 @@ class TEMA(CrossDomainRecommender):
         else:
             self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
             self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
-
-    @staticmethod
-    def _selected(config, dataset):
-        fields = config["selected_features"] or []
-        absent = [field for field in fields if field not in dataset.item_feat]
-        if absent:
-            raise ConfigError(
-                f"selected_features names '{absent[0]}', which is not loaded from "
-                f"{config['dataset']}.item; name a field of items (load_col and unload_col may "
-                f"leave it out)"
-            )
-        return fields
 
     def _field_part(self, name, field, dataset):
         """Learned vectors for the values of an item field, such as the words of its title."""
