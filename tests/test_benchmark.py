@@ -224,6 +224,7 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
         ({"models": "TEMA,SASREC"}, "did you mean SASRec"),
         ({"models": "TEMA", "seeds": "0"}, "--seeds is 0"),
         ({"models": "TEMA", "seeds": "x"}, "--seeds is 'x'"),
+        ({"models": "TEMA", "seeds": "2020"}, "write --seeds=2020,\n"),
         ({"models": "TEMA", "seeds": "3,3"}, "a seed more than once"),
         ({"models": "TEMA", "jobs": "-1"}, "--jobs is '-1'"),
         ({"models": "TEMA", "job": "2"}, "did you mean jobs"),

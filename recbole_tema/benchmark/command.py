@@ -28,6 +28,7 @@ from recbole_tema.names import (
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
+MOST_SEEDS = 1000  # more is one seed, meant as such
 # Arguments of the benchmark itself -> default; all others are keys of every run.
 OWN = {
     "models": "",
@@ -197,12 +198,17 @@ def seeds_of(text: str) -> list[int]:
     """The seeds of `5`, five from 2020 on, or of a list: `2020,7`, or `7,` for one.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or a number that must be meant as a seed.
     """
     parts = _listed(text)
     if not all(part.isdecimal() for part in parts) or not parts:
         raise ConfigError(f"--seeds is '{text}'; give a number of seeds, or a list: 2020,2021")
     if "," not in str(text):
+        if int(parts[0]) > MOST_SEEDS:
+            raise ConfigError(
+                f"--seeds is {parts[0]}, a number of seeds, allowed up to {MOST_SEEDS}; for the "
+                f"one seed {parts[0]} write --seeds={parts[0]},"
+            )
         return list(range(FIRST_SEED, FIRST_SEED + int(parts[0])))
     return [int(part) for part in parts]
 
