@@ -30,6 +30,7 @@ SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 FLAGS = ("help", "version")
 # Arguments of RecBole's own command line that start several processes.
 WHAT = {"models", "ablation", "overlap"}  # of a benchmark
+OF_BENCHMARKS = ("seeds", "jobs", "results_dir", "tune")
 GROUP = ("nproc", "world_size", "ip", "port", "group_offset", "offset")
 
 
@@ -50,6 +51,11 @@ def main(argv=None) -> int:
             raise ConfigError(
                 "benchmark needs --models=A,B,C, --ablation=MODEL or --overlap=SHARES"
                 + (", as those that were trained" if many else "")
+            )
+        if not many and (first := next((key for key in arguments if key in OF_BENCHMARKS), None)):
+            model = arguments.get("model", DEFAULT_MODEL)
+            raise ConfigError(
+                f"--{first} is of benchmarks: give --models={model} in place of --model={model}"
             )
         if many:
             from recbole_tema.benchmark.command import run

@@ -5,7 +5,13 @@ import textwrap
 from typing import NamedTuple
 
 from recbole_tema.config_files import dataset_defaults, load_yaml, properties_dir
-from recbole_tema.names import CDR_MODELS, OUR_MODELS, dataset_names, recbole_models
+from recbole_tema.names import (
+    CDR_MODELS,
+    OUR_MODELS,
+    dataset_names,
+    recbole_dir,
+    recbole_models,
+)
 
 WIDTH = 100
 USED_KEYS = (
@@ -41,7 +47,7 @@ overall and per domain. Without arguments: --model={model} --dataset={dataset}.
   -h, --help               this text; with --model=MODEL also the keys of that model
   --version                the versions of recbole-tema and RecBole
 
-many runs and one report, resumable: {prog} benchmark, with one of the first three of
+many runs and one report, resumable: {prog} with one of the first three of
   --models=A,B,C           models to compare, each over all seeds
   --ablation=MODEL         the model and its variants of properties/ablation/MODEL.yaml
   --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users
@@ -50,7 +56,8 @@ many runs and one report, resumable: {prog} benchmark, with one of the first thr
   --trained=FOLDER         rank the models of that folder of results again, by other keys of the
                            evaluation (exclude_history, eval_args, candidates, topk, ...)
   --jobs=2                 runs at a time (default: 1); 0: only report what is finished
-  --results_dir=FOLDER     where runs and report go (default: results/DATASET)
+  --results_dir=FOLDER     where runs and report go (default: results/DATASET; of an ablation
+                           DATASET-ablation-MODEL, of overlaps DATASET-overlap)
   --MODEL.KEY=VALUE        a key of one model alone; MODEL@target in --models: a baseline that is
                            trained on the target's domain alone, once for each domain
 
@@ -111,8 +118,9 @@ def help_text(
     overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
     parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")
     parts[-1] += "".join(_line(overall[key]) for key in USED_KEYS)
-    path = properties_dir() / "model" / f"{asked_model}.yaml"
-    if asked_model and path.is_file():
+    paths = [folder / "model" / f"{asked_model}.yaml" for folder in _properties()]
+    path = next((path for path in paths if asked_model and path.is_file()), None)
+    if path is not None:
         parts.append(f"keys of {asked_model}, with their defaults:\n")
         parts[-1] += "".join(_line(entry) for entry in documented_keys(path))
     changed = dataset_defaults(asked_model or model, asked_dataset or dataset)
@@ -123,6 +131,11 @@ def help_text(
         parts[-1] += "".join(f"  --{key}={value}\n" for key, value in changed.items())
     parts.append(EXAMPLES.format(prog=prog))
     return "\n".join(parts).rstrip()
+
+
+def _properties():
+    """The folders of properties files: this project's, then RecBole's for its own models."""
+    return properties_dir(), recbole_dir() / "properties"
 
 
 def _wrapped(title, names):

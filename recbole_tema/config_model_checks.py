@@ -126,7 +126,8 @@ def check_direction(values: dict, model: str, ours: bool, sources: dict[str, str
     target = values.get("target_domain")
     if model in CDR_MODELS:
         if target is None:
-            fail("target_domain", None, f"a domain: {model} recommends in one, say it", sources)
+            wanted = f"a domain of the dataset, as {model} recommends in one: --target_domain=NAME"
+            fail("target_domain", None, wanted, sources)
         if values.get("candidates") == "all":
             fail("candidates", "all", f"in_domain, as {model} scores one domain's items", sources)
     if values.get("train_on", "merged") == "target":

@@ -37,9 +37,12 @@ def launch_keys(arguments: dict) -> dict:
         except ValueError:
             raise ConfigError(f"--{key} is '{found[key]}'; give a whole number") from None
     nproc, world, offset = found["nproc"], found["world_size"], found["group_offset"]
+    for key, value, least in (("nproc", nproc, 1), ("group_offset", offset, 0)):
+        if value < least:
+            raise ConfigError(f"--{key} is {value}; give a whole number from {least}")
+    if world != -1 and world < 1:
+        raise ConfigError(f"--world_size is {world}; give the number of processes of all machines")
     world = nproc if world == -1 else world
-    if nproc < 1 or world < 1 or offset < 0:
-        raise ConfigError(f"--nproc is {nproc}, --world_size {world}, --group_offset {offset}")
     if offset + nproc > world:
         raise ConfigError(
             f"--world_size is {world}, but --group_offset {offset} and --nproc {nproc} make "

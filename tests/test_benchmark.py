@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,7 +230,12 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
         ({"models": "TEMA", "jobs": "-1"}, "--jobs is '-1'"),
         ({"models": "TEMA", "job": "2"}, "did you mean jobs"),
         ({"models": "TEMA", "epoch": "2"}, "epochs"),
+        ({"models": "TEMA", "seeds": "5000000000,"}, "a seed is at most 4294967295"),
         ({"models": "TEMA", "seed": "1"}, "give --seeds"),
+        ({"models": "TEMA", "TEMA.seed": "1"}, "--TEMA.seed is of single runs; give --seeds"),
+        ({"models": "Pop,TEMA", "TEMA.candidates": "all"}, "ranked alike; give --candidates"),
+        ({"models": "Pop,TEMA", "TEMA.target_domain": "heart"}, "give --target_domain"),
+        ({"models": "TEMA,Pop", "target_domain": "flim"}, "is 'flim'; the domains of"),
         ({"models": "TEMA", "SASRec.n_layers": "1"}, "'SASRec' is none of --models"),
         ({"models": "TEMA", "TEMA.n_layer": "1"}, "n_layers"),
         ({"models": "Pop,TEMA", "TEMA.fusion": "gats"}, "(model TEMA)"),
@@ -245,6 +251,36 @@ def test_refused(small_root, tmp_path, capsys, more, says):
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
     assert not (tmp_path / "results" / "runs").exists()
+
+
+@pytest.mark.parametrize("line, says", [("seed: 7", "--seeds"), ("dataset: tiny", "--dataset")])
+def test_keys_of_single_runs_are_refused_in_files_too(small_root, tmp_path, capsys, line, says):
+    (tmp_path / "keys.yaml").write_text(line + "\n")
+    text = words(small_root, tmp_path / "r", models="TEMA,Pop", config_files=tmp_path / "keys.yaml")
+    assert main(text) == 2
+    said = capsys.readouterr().err
+    assert "keys.yaml', is of single runs; give " + says in said
+
+
+def test_a_report_alone_states_nothing(small_root, tmp_path, capsys):
+    folder = tmp_path / "results"
+    assert main(words(small_root, folder, models="TEMA", jobs="0", epochs="5")) == 2
+    assert "no run is finished" in capsys.readouterr().err and not folder.exists()
+    folder.mkdir()
+    assert main(words(small_root, folder, models="TEMA", jobs="0", epochs="5")) == 2
+    assert main(words(small_root, folder, models="TEMA", epochs="1")) == 0
+    assert main(words(small_root, folder, models="TEMA", jobs="0", epochs="5")) == 2
+    assert "holds results of something else" in capsys.readouterr().err
+
+
+def test_published_ranks_are_no_runs(done, small_root, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(done[0], folder)
+    ranks = folder / "runs/Pop-seed2020/test.parquet"
+    write_targets(read_targets(ranks).drop(columns=["user", "item"]), ranks)
+    assert main(words(small_root, folder, models="TEMA,Pop", jobs="0")) == 2
+    said = capsys.readouterr().err
+    assert "test.parquet has no user and no item, as ranks that were published" in said
 
 
 def arguments(root, **more):

@@ -1,6 +1,7 @@
 """The command line, mostly as a process of its own: exit codes, one-line errors, help."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,8 +213,21 @@ def test_help_lists_models_datasets_and_keys(tmp_path):
 def test_help_for_a_model_lists_its_keys(tmp_path, capsys):
     assert main(["--help", "--model=TEMA"]) == 0
     assert "--hidden_size=" in capsys.readouterr().out
+    assert main(["--help", "--model=NARM"]) == 0  # RecBole's
+    assert re.search(r"keys of NARM.*\n(.*\n)*  --dropout_probs=", capsys.readouterr().out)
     assert main(["--help"]) == 0
     assert "--hidden_size=" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--seeds=5", "--jobs=2", "--results_dir=r", "--tune=3"])
+def test_arguments_of_benchmarks_are_known_as_such(capsys, word):
+    assert main(["--model=LLM4CDSR", word]) == 2
+    name = word.partition("=")[0]
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"error: {name} is of benchmarks: give --models=LLM4CDSR in place of --model=LLM4CDSR\n"
+    )
 
 
 def test_version(capsys):

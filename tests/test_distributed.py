@@ -169,7 +169,9 @@ def test_launch_keys():
     ("given", "message"),
     [
         ({"nproc": "two"}, "--nproc is 'two'; give a whole number"),
-        ({"nproc": "0"}, "--nproc is 0"),
+        ({"nproc": "0"}, "--nproc is 0; give a whole number from 1"),
+        ({"group_offset": "-1"}, "--group_offset is -1; give a whole number from 0"),
+        ({"world_size": "0"}, "^--world_size is 0; give the number of processes of all machines"),
         ({"nproc": "2", "world_size": "1"}, "--world_size is 1.*make 2 processes"),
         ({"nproc": "2", "world_size": "4", "group_offset": "3"}, "make 5 processes"),
         ({"nproc": "2", "world_size": "4"}, "--port is missing"),

@@ -280,12 +280,16 @@ def test_without_any_target_there_are_no_metrics(settings, tiny_root, tmp_path, 
     assert evaluate_checkpoint(result["model_file"]) == {"valid": {}, "test": {}}
 
 
-def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings):
+def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings, caplog):
+    caplog.set_level("INFO")  # pytest's handlers keep RecBole from setting it
     for model in ("FDSA", "DIN", "DeepFM"):
         keys = {**settings, "epochs": 1, "train_batch_size": 256}
         result = run_recbole_tema(model, "tiny", config_dict=keys)
         again = evaluate_checkpoint(result["model_file"], phases=["test"])
         assert again["test"] == result["test_result"]
+        told = "selected_features is ['tags'] here, not RecBole's ['class']"
+        assert (told in caplog.text) == (model == "FDSA")
+        caplog.clear()
     titled = run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["title"]})
     _, data, model = load_model(titled["model_file"])
     assert "title" in data.item_feat and model.selected_features == ["title"]

@@ -12,6 +12,7 @@ from recbole_tema.benchmark.spec import (
     check_folders,
     domains_of,
 )
+from recbole_tema.benchmark.trained import EVALUATION
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
@@ -28,6 +29,7 @@ from recbole_tema.names import (
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
+LAST_SEED = 2**32 - 1  # of numpy
 MOST_SEEDS = 1000  # more is one seed, meant as such
 # Arguments of the benchmark itself -> default; all others are keys of every run.
 OWN = {
@@ -50,6 +52,8 @@ REFUSED = {
     "nproc": "give --jobs, runs at a time; each run is one process",
     "world_size": "give --jobs, runs at a time; each run is one process",
 }
+# By which keys two rows would have other targets, candidates or metrics.
+ALIKE = {*EVALUATION, "target_domain", "dataset", "data_path"} - {"eval_batch_size"}
 SINGLE = {"train_on": "target"}  # keys of MODEL@target
 OK, SOME_FAILED = 0, 1
 
@@ -77,6 +81,8 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     if spec.trained:
         given = evaluation_keys(spec.trained, statement, spec.trained / STATEMENT)
         spec = replace(spec, evaluation=given)
+    if not jobs and not trials and not folder.is_dir():
+        raise DataError(f"{folder}: no run is finished, so there is nothing to report")
     _make(folder)
     with owned(folder):
         if trials:
@@ -84,7 +90,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
 
             spec = tuned(folder, spec, statement, trials, max(1, jobs), say)
             statement = stated(spec)
-        open_results(folder, statement)
+        open_results(folder, statement, write=jobs > 0)
         if spec.trained:
             runs = [[run_folder(f, *run) for f in (folder, spec.trained)] for run in spec.runs()]
             if dropped := drop_outdated(runs, RECORD):
@@ -187,11 +193,19 @@ def _by_domain(entry: Entry, common: dict, data_path: Path, dataset: str) -> Ent
     """The entry, with the domains that it is trained for one by one, if it is."""
     keys = {**common, **entry.keys}
     one_by_one = entry.model in CDR_MODELS or keys.get("train_on") == "target"
-    if not one_by_one or keys.get("target_domain") is not None:
+    target = keys.get("target_domain")
+    if not one_by_one and target is None:
         return entry
     _ensure_dataset(dataset, data_path)
     check_dataset(dataset, data_path)
-    return replace(entry, domains=domains_of(data_path / dataset, dataset, keys))
+    domains = domains_of(data_path / dataset, dataset, keys)
+    if target is None:
+        return replace(entry, domains=domains)
+    if target not in domains:
+        raise ConfigError(
+            f"target_domain is '{target}'; the domains of {dataset} are {', '.join(domains)}"
+        )
+    return entry
 
 
 def seeds_of(text: str) -> list[int]:
@@ -203,6 +217,8 @@ def seeds_of(text: str) -> list[int]:
     parts = _listed(text)
     if not all(part.isdecimal() for part in parts) or not parts:
         raise ConfigError(f"--seeds is '{text}'; give a number of seeds, or a list: 2020,2021")
+    if too_large := [part for part in parts if int(part) > LAST_SEED]:
+        raise ConfigError(f"--seeds has {too_large[0]}; a seed is at most {LAST_SEED}")
     if "," not in str(text):
         if int(parts[0]) > MOST_SEEDS:
             raise ConfigError(
@@ -244,6 +260,18 @@ def _keys(given: dict[str, str], models: list[str]) -> tuple[dict, dict, dict]:
             raise ConfigError(f"unknown argument '--{name}'{hint(name, OWN)}")
     common, sources = merged(files, given)
     special = {model: merged([], texts.get(model, {}))[0] for model in models}
+    for key in common:
+        if key in REFUSED or key == "dataset":
+            why = REFUSED.get(key, "give --dataset")
+            raise ConfigError(f"{key}, from {sources[key]}, is of single runs; {why}")
+    for model, keys in special.items():
+        for key in keys:
+            if key in REFUSED:
+                raise ConfigError(f"--{model}.{key} is of single runs; {REFUSED[key]}")
+            if key in ALIKE:
+                raise ConfigError(
+                    f"--{model}.{key}: the models of a table are ranked alike; give --{key}"
+                )
     return common, special, sources
 
 

@@ -183,6 +183,11 @@ def read_results(folder: Path, spec: Spec) -> Results:
 def _targets(paths: list[Path]) -> pd.DataFrame:
     """The targets of runs that each have some, by user: a phase has one target a user."""
     table = pd.concat([read_targets(path) for path in paths], ignore_index=True)
+    if absent := [name for name in TARGET if name not in table]:
+        raise DataError(
+            f"{paths[0]} has no {' and no '.join(absent)}, as ranks that were published without "
+            "ids; a report is made of runs as they were done, so give another --results_dir"
+        )
     return table.sort_values("user", ignore_index=True, kind="stable")
 
 

@@ -61,11 +61,12 @@ class Outcome:
     failed: dict[str, Path] = field(default_factory=dict)
 
 
-def open_results(folder: Path, new: dict) -> None:
+def open_results(folder: Path, new: dict, write: bool = True) -> None:
     """Make a folder of results, or go on with one, if it belongs to this dataset and these keys.
 
     Args:
         new: What is to be run (`spec.stated`).
+        write: State it in the folder; False: only look whether it fits.
 
     Raises:
         ConfigError: it belongs to others; the message says what differs.
@@ -84,8 +85,9 @@ def open_results(folder: Path, new: dict) -> None:
                     "give another --results_dir, or what was given then"
                 )
             new["entries"] = {**old["entries"], **new["entries"]}
-        with replace_file(path) as file:
-            file.write((json.dumps(new, indent=1) + "\n").encode())
+        if write:
+            with replace_file(path) as file:
+                file.write((json.dumps(new, indent=1) + "\n").encode())
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise

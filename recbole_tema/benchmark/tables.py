@@ -78,7 +78,7 @@ def _markdown_cell(line: dict, reference: str | None) -> str:
 
 
 def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> str:
-    """The table for a paper; it needs the packages booktabs."""
+    """The table for a paper; it needs the package booktabs."""
     slices, metrics, models, cells = grid(summary)
     spans, rules, start = [], [], 2
     for name in slices:

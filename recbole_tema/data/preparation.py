@@ -1,5 +1,6 @@
 """From a config to a dataset, its loaders and the two evaluation plans."""
 
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,12 @@ def create_dataset(config, model_class):
     """
     found = detect(config["data_path"], config["dataset"], config)
     _leave_out_unloaded(config, found)
-    config.set_data_defaults({**found, **_attribute_defaults(config, found["load_col"]["item"])})
+    attributes = _attribute_defaults(config, found["load_col"]["item"])
+    stated = {key: config[key] for key in attributes}
+    config.set_data_defaults({**found, **attributes})
+    for key in attributes:
+        if config[key] != stated[key]:  # said, since the config that was logged has RecBole's
+            getLogger().info(f"{key} is {config[key]} here, not RecBole's {stated[key]}")
     config.set_data_defaults({**_without_unloaded(config, found), **_labels_by_sampling(config)})
     if is_sequence_level(model_class):
         dataset_class = CrossDomainSequentialDataset
