@@ -53,10 +53,9 @@ def main(argv=None) -> int:
                 + (", as those that were trained" if many else "")
             )
         if not many and (first := next((key for key in arguments if key in OF_BENCHMARKS), None)):
-            model = arguments.get("model", DEFAULT_MODEL)
-            raise ConfigError(
-                f"--{first} is of benchmarks: give --models={model} in place of --model={model}"
-            )
+            model = arguments.get("model")
+            instead = f"={model} in place of --model" if model else ", one or more"
+            raise ConfigError(f"--{first} is of benchmarks: give --models{instead}")
         if many:
             from recbole_tema.benchmark.command import run
 

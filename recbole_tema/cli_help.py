@@ -122,7 +122,7 @@ def help_text(
     path = next((path for path in paths if asked_model and path.is_file()), None)
     if path is not None:
         parts.append(f"keys of {asked_model}, with their defaults:\n")
-        parts[-1] += "".join(_line(entry) for entry in documented_keys(path))
+        parts[-1] += "".join(_line(_as_here(entry)) for entry in documented_keys(path))
     changed = dataset_defaults(asked_model or model, asked_dataset or dataset)
     if changed:
         parts.append(
@@ -131,6 +131,13 @@ def help_text(
         parts[-1] += "".join(f"  --{key}={value}\n" for key, value in changed.items())
     parts.append(EXAMPLES.format(prog=prog))
     return "\n".join(parts).rstrip()
+
+
+def _as_here(entry):
+    """A key of RecBole's files whose default is made from the dataset (`data.preparation`)."""
+    if entry.key not in ("selected_features", "item_attribute") or not entry.default:
+        return entry
+    return entry._replace(default="(the tags, or the domain where there are none)")
 
 
 def _properties():

@@ -112,11 +112,12 @@ def keys_by_model() -> dict[str, frozenset[str]]:
             paths = [sources[name]]
         else:
             paths = (our_folder if name in OUR_MODELS else bridge).glob("*.py")
-        keys[name] = frozenset(keys_read(*paths) | _yaml_keys(name)) - set(DERIVED_KEYS)
+        keys[name] = frozenset(keys_read(*paths) | yaml_keys(name)) - set(DERIVED_KEYS)
     return keys
 
 
-def _yaml_keys(model: str) -> set[str]:
+def yaml_keys(model: str) -> set[str]:
+    """The keys of a model's own YAML files, RecBole's and this project's."""
     keys = set()
     for folder in (recbole_dir() / "properties", properties_dir()):
         path = folder / "model" / f"{model}.yaml"
@@ -133,7 +134,7 @@ def class_keys(model_class) -> set[str]:
         path = getattr(module, "__file__", None)
         if path and path.endswith(".py") and not base.__module__.startswith(("torch", "builtins")):
             files.add(path)
-    return keys_read(*files) | _yaml_keys(model_class.__name__)
+    return keys_read(*files) | yaml_keys(model_class.__name__)
 
 
 def _is_ours(model, model_class):

@@ -19,14 +19,14 @@ from filelock import FileLock
 from recbole_tema.benchmark.command import parse, seeds_of
 from recbole_tema.benchmark.metrics import per_target
 from recbole_tema.benchmark.runner import owned
-from recbole_tema.benchmark.spec import Entry, Spec, differences, run_folder, stated
+from recbole_tema.benchmark.spec import Entry, Spec, differences, domains_of, run_folder, stated
 from recbole_tema.benchmark.targets import read_targets, write_targets
 from recbole_tema.benchmark.tuning import space_of, tuned
 from recbole_tema.benchmark.worker import read_curve
 from recbole_tema.cli import main
 from recbole_tema.config_files import properties_dir
 from recbole_tema.config_keys import general_keys, keys_by_model
-from recbole_tema.errors import ConfigError
+from recbole_tema.errors import ConfigError, DataError
 
 from .browser import missing, opened
 from .cdr_checkout import write_checkout
@@ -234,8 +234,9 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
         ({"models": "TEMA", "seed": "1"}, "give --seeds"),
         ({"models": "TEMA", "TEMA.seed": "1"}, "--TEMA.seed is of single runs; give --seeds"),
         ({"models": "Pop,TEMA", "TEMA.candidates": "all"}, "ranked alike; give --candidates"),
+        ({"models": "Pop,TEMA", "Pop.val_interval": "{timestamp: '[4,inf)'}"}, "ranked alike"),
         ({"models": "Pop,TEMA", "TEMA.target_domain": "heart"}, "give --target_domain"),
-        ({"models": "TEMA,Pop", "target_domain": "flim"}, "is 'flim'; the domains of"),
+        ({"models": "TEMA,Pop", "target_domain": "flim"}, "is 'flim' (command line); allowed:"),
         ({"models": "TEMA", "SASRec.n_layers": "1"}, "'SASRec' is none of --models"),
         ({"models": "TEMA", "TEMA.n_layer": "1"}, "n_layers"),
         ({"models": "Pop,TEMA", "TEMA.fusion": "gats"}, "(model TEMA)"),
@@ -259,7 +260,30 @@ def test_keys_of_single_runs_are_refused_in_files_too(small_root, tmp_path, caps
     text = words(small_root, tmp_path / "r", models="TEMA,Pop", config_files=tmp_path / "keys.yaml")
     assert main(text) == 2
     said = capsys.readouterr().err
-    assert "keys.yaml', is of single runs; give " + says in said
+    assert "keys.yaml'), which is of single runs; give " + says in said
+
+
+def test_files_of_single_runs_that_say_the_same_are_taken(small_root, tmp_path):
+    lines = [
+        "model: Pop",
+        "dataset: genre-small",
+        "seed: ~",
+        "nproc: 1",
+        "resume: true",
+        "learning_rate: 0.25",
+    ]
+    (tmp_path / "keys.yaml").write_text("\n".join([*lines, "checkpoint_dir: here"]))
+    more = {"models": "TEMA,Pop", "config_files": str(tmp_path / "keys.yaml")}
+    spec, _, _ = parse(arguments(small_root, **more))
+    assert spec.keys["learning_rate"] == 0.25
+    assert not {"model", "dataset", "seed", "nproc", "resume", "checkpoint_dir"} & set(spec.keys)
+
+
+def test_domains_of_a_file_that_is_not_utf8(tmp_path):
+    (tmp_path / "d.inter").write_text("user_id:token\titem_id:token\n1\t1\n")
+    (tmp_path / "d.item").write_bytes("item_id:token\tdomain:token\n1\tcafé\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"d\.item is not UTF-8"):
+        domains_of(tmp_path, "d", {})
 
 
 def test_a_report_alone_states_nothing(small_root, tmp_path, capsys):
@@ -430,6 +454,13 @@ def test_a_search_goes_on_where_it_was(small_root, tmp_path, capsys):
         scores.append((record["best_valid_score"], specs[0]))
     best = max(scores, key=lambda found: found[0])[1]
     assert best == spec.entries[0].keys
+    # A report alone runs no trial.
+    table = (once / "table.csv").read_bytes()
+    assert main([*plain, "--jobs=0"]) == 0
+    assert (once / "table.csv").read_bytes() == table
+    more = [word.replace("tune=3", "tune=4") for word in plain]
+    assert main([*more, "--jobs=0"]) == 2
+    assert "--jobs=0 runs nothing, and trial 4 of 4 is not finished" in capsys.readouterr().err
     # Trials of other keys are no trials of these.
     other = words(small_root, twice, **{**keys, "epochs": "2"}, tune="3")
     trials = {path: path.read_bytes() for path in twice.rglob("run.json")}

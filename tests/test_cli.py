@@ -223,11 +223,13 @@ def test_help_for_a_model_lists_its_keys(tmp_path, capsys):
 def test_arguments_of_benchmarks_are_known_as_such(capsys, word):
     assert main(["--model=LLM4CDSR", word]) == 2
     name = word.partition("=")[0]
-    said = capsys.readouterr().err
-    assert (
-        said
-        == f"error: {name} is of benchmarks: give --models=LLM4CDSR in place of --model=LLM4CDSR\n"
-    )
+    told = f"{name} is of benchmarks: give --models=LLM4CDSR in place of --model"
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
+def test_help_says_which_features_are_read_here(capsys):
+    assert main(["--help", "--model=FDSA"]) == 0
+    assert "--selected_features=(the tags, or the domain" in capsys.readouterr().out
 
 
 def test_version(capsys):

@@ -293,6 +293,8 @@ def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings, c
     titled = run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["title"]})
     _, data, model = load_model(titled["model_file"])
     assert "title" in data.item_feat and model.selected_features == ["title"]
+    for model in ("TEMA", "LLM4CDSR", "SASRec"):  # which read no item_attribute
+        run_recbole_tema(model, "tiny", config_dict={**keys, "item_attribute": "colour"})
     with pytest.raises(ConfigError, match=r"model 'SASRec': .*hidden size \(30\)"):
         run_recbole_tema("SASRec", "tiny", config_dict={**keys, "hidden_size": 30, "n_heads": 4})
     with pytest.raises(ConfigError, match="loss_type is 'XY'"):

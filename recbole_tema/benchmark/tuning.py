@@ -86,6 +86,10 @@ def tuned(
                 text = as_json(spec, kept, spec.seeds[0], domain, phases=("valid",))
                 wanted.append(Job(name, where, text))
                 asked[entry.label][1].append(where)
+        if wanted and not jobs:
+            raise ConfigError(
+                f"--jobs=0 runs nothing, and trial {number + 1} of {trials} is not finished"
+            )
         if wanted:
             run_jobs(wanted, jobs, f"trials {number + 1} of {trials}", lambda text: None)
         for entry, places in asked.values():

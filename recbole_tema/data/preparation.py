@@ -11,6 +11,7 @@ from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
+from recbole_tema.config_keys import yaml_keys
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
@@ -135,7 +136,7 @@ def _labels_by_sampling(config) -> dict:
 
 
 def _check_attributes(config, dataset):
-    for key in ("selected_features", "item_attribute"):
+    for key in {"selected_features", "item_attribute"} & yaml_keys(config["model"]):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
         absent = [field for field in fields if field not in dataset.item_feat]
         if absent:
