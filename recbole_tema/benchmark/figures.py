@@ -138,10 +138,13 @@ def _grouped(made, results: Results, grouping: str, width: float) -> None:
         style = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 5}
         panel.errorbar(places, means, yerr=spread, label=row.label, **style)
     counts = [int(mask.sum()) for mask in buckets.values()]
+    crowded = width < 7 and len(names) > 3  # on a phone the word stands once, below
     labels = [
-        f"{name}\n{count:,} target{'' if count == 1 else 's'}"
+        f"{name}\n{count:,}" + ("" if crowded else " target" if count == 1 else " targets")
         for name, count in zip(names, counts, strict=True)
     ]
+    if crowded:
+        panel.set_xlabel("and number of targets")
     panel.set_xticks(range(len(names)), labels)
     for x in range(1, len(names)):
         panel.axvline(x - 0.5, color=GRID, linewidth=1)
