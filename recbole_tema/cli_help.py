@@ -5,13 +5,8 @@ import textwrap
 from typing import NamedTuple
 
 from recbole_tema.config_files import dataset_defaults, load_yaml, properties_dir
-from recbole_tema.names import (
-    CDR_MODELS,
-    OUR_MODELS,
-    dataset_names,
-    recbole_dir,
-    recbole_models,
-)
+from recbole_tema.config_keys import model_files
+from recbole_tema.names import CDR_MODELS, OUR_MODELS, dataset_names, recbole_models
 
 WIDTH = 100
 USED_KEYS = (
@@ -118,11 +113,10 @@ def help_text(
     overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
     parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")
     parts[-1] += "".join(_line(overall[key]) for key in USED_KEYS)
-    paths = [folder / "model" / f"{asked_model}.yaml" for folder in _properties()]
-    path = next((path for path in paths if asked_model and path.is_file()), None)
-    if path is not None:
+    files = model_files(asked_model) if asked_model else []
+    if files:
         parts.append(f"keys of {asked_model}, with their defaults:\n")
-        parts[-1] += "".join(_line(_as_here(entry)) for entry in documented_keys(path))
+        parts[-1] += "".join(_line(_as_here(entry)) for entry in documented_keys(files[-1]))
     changed = dataset_defaults(asked_model or model, asked_dataset or dataset)
     if changed:
         parts.append(
@@ -138,11 +132,6 @@ def _as_here(entry):
     if entry.key not in ("selected_features", "item_attribute") or not entry.default:
         return entry
     return entry._replace(default="(the tags, or the domain where there are none)")
-
-
-def _properties():
-    """The folders of properties files: this project's, then RecBole's for its own models."""
-    return properties_dir(), recbole_dir() / "properties"
 
 
 def _wrapped(title, names):

@@ -112,18 +112,19 @@ def keys_by_model() -> dict[str, frozenset[str]]:
             paths = [sources[name]]
         else:
             paths = (our_folder if name in OUR_MODELS else bridge).glob("*.py")
-        keys[name] = frozenset(keys_read(*paths) | yaml_keys(name)) - set(DERIVED_KEYS)
+        keys[name] = frozenset(keys_read(*paths) | _yaml_keys(name)) - set(DERIVED_KEYS)
     return keys
 
 
-def yaml_keys(model: str) -> set[str]:
-    """The keys of a model's own YAML files, RecBole's and this project's."""
-    keys = set()
-    for folder in (recbole_dir() / "properties", properties_dir()):
-        path = folder / "model" / f"{model}.yaml"
-        if path.is_file():
-            keys |= set(load_yaml(path))
-    return keys
+def model_files(model: str) -> list[Path]:
+    """The YAML files of a model that there are: RecBole's, then this project's."""
+    folders = recbole_dir() / "properties", properties_dir()
+    paths = [folder / "model" / f"{model}.yaml" for folder in folders]
+    return [path for path in paths if path.is_file()]
+
+
+def _yaml_keys(model: str) -> set[str]:
+    return {key for path in model_files(model) for key in load_yaml(path)}
 
 
 def class_keys(model_class) -> set[str]:
@@ -134,7 +135,7 @@ def class_keys(model_class) -> set[str]:
         path = getattr(module, "__file__", None)
         if path and path.endswith(".py") and not base.__module__.startswith(("torch", "builtins")):
             files.add(path)
-    return keys_read(*files) | yaml_keys(model_class.__name__)
+    return keys_read(*files) | _yaml_keys(model_class.__name__)
 
 
 def _is_ours(model, model_class):

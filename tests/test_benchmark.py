@@ -230,7 +230,7 @@ def test_a_folder_of_other_keys_or_data_is_refused(done, small_root, tmp_path, c
         ({"models": "TEMA", "jobs": "-1"}, "--jobs is '-1'"),
         ({"models": "TEMA", "job": "2"}, "did you mean jobs"),
         ({"models": "TEMA", "epoch": "2"}, "epochs"),
-        ({"models": "TEMA", "seeds": "5000000000,"}, "a seed is at most 4294967295"),
+        ({"models": "TEMA", "seeds": "5000000000,"}, "seed is 5000000000 (of --seeds); allowed:"),
         ({"models": "TEMA", "seed": "1"}, "give --seeds"),
         ({"models": "TEMA", "TEMA.seed": "1"}, "--TEMA.seed is of single runs; give --seeds"),
         ({"models": "Pop,TEMA", "TEMA.candidates": "all"}, "ranked alike; give --candidates"),

@@ -5,12 +5,13 @@ from recbole.data.interaction import Interaction
 
 from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.config import TemaConfig
+from recbole_tema.config_files import properties_dir
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
-from recbole_tema.model.tema import REPEAT_UNIT
+from recbole_tema.model.tema import REPEAT_UNIT, TEMA
 
 from .conftest import make_dataset
 
@@ -373,6 +374,17 @@ def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
 def test_bad_values_of_tema(settings, keys, message):
     with pytest.raises(ConfigError, match=message):
         build(settings, **keys)
+
+
+def test_features_of_a_model_of_ones_own_are_checked_too(settings):
+    class Mine(TEMA):
+        pass
+
+    keys = {**settings, "selected_features": ["user_id"]}
+    files = [str(properties_dir() / "model" / "TEMA.yaml")]
+    config = TemaConfig(Mine, "tiny", config_file_list=files, config_dict=keys)
+    with pytest.raises(ConfigError, match="names the field 'user_id', which is not loaded"):
+        create_dataset(config, Mine)
 
 
 def test_a_checkpoint_is_for_the_words_it_has_learned(settings, tmp_path):

@@ -14,7 +14,7 @@ from recbole_tema.benchmark.spec import (
 )
 from recbole_tema.benchmark.trained import EVALUATION
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
-from recbole_tema.config_checks import fail
+from recbole_tema.config_checks import check_values, fail
 from recbole_tema.config_files import merge_layer
 from recbole_tema.config_keys import general_keys
 from recbole_tema.errors import ConfigError, DataError
@@ -30,7 +30,6 @@ from recbole_tema.names import (
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
-LAST_SEED = 2**32 - 1  # of numpy
 MOST_SEEDS = 1000  # more is one seed, meant as such
 # Arguments of the benchmark itself -> default; all others are keys of every run.
 OWN = {
@@ -223,8 +222,6 @@ def seeds_of(text: str) -> list[int]:
     parts = _listed(text)
     if not all(part.isdecimal() for part in parts) or not parts:
         raise ConfigError(f"--seeds is '{text}'; give a number of seeds, or a list: 2020,2021")
-    if too_large := [part for part in parts if int(part) > LAST_SEED]:
-        raise ConfigError(f"--seeds has {too_large[0]}; a seed is at most {LAST_SEED}")
     if "," not in str(text):
         if int(parts[0]) > MOST_SEEDS:
             raise ConfigError(
@@ -232,7 +229,10 @@ def seeds_of(text: str) -> list[int]:
                 f"one seed {parts[0]} write --seeds={parts[0]},"
             )
         return list(range(FIRST_SEED, FIRST_SEED + int(parts[0])))
-    return [int(part) for part in parts]
+    seeds = [int(part) for part in parts]
+    for seed in seeds:
+        check_values({"seed": seed}, {"seed": "of --seeds"})
+    return seeds
 
 
 def _listed(text) -> list[str]:

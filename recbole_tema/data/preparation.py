@@ -11,13 +11,13 @@ from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
-from recbole_tema.config_keys import yaml_keys
+from recbole_tema.config_keys import class_keys
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
 from recbole_tema.data.negatives import within
-from recbole_tema.data.schema import FEATURE_FILES, detect
+from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES, detect
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
@@ -136,7 +136,8 @@ def _labels_by_sampling(config) -> dict:
 
 
 def _check_attributes(config, dataset):
-    for key in {"selected_features", "item_attribute"} & yaml_keys(config["model"]):
+    read = class_keys(config.model_class)
+    for key in (key for key in ATTRIBUTE_KEYS if key in read):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
         absent = [field for field in fields if field not in dataset.item_feat]
         if absent:
