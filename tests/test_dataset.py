@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from recbole.data.dataset import SequentialDataset
 
 from recbole_tema.config import TemaConfig
@@ -143,6 +144,20 @@ def test_thinned_training_data_is_the_same_for_all(settings):
     assert pairs["SASRec"] < pairs["BPR"]
     _, whole = open_dataset(settings)
     assert len(pairs["BPR"]) < len(whole.train_sequences.items)
+
+
+def test_a_thinned_user_has_no_profile(settings):
+    """It was made of the events that are taken out."""
+    _, whole = open_dataset(settings)
+    _, thinned = open_dataset(settings, overlap_ratio=0.5)
+    matrix, present = thinned.feature("profile_uid")
+    full, there = whole.feature("profile_uid")
+    lost = thinned.train_sequences.lengths < whole.train_sequences.lengths
+    lost = torch.from_numpy(lost)
+    assert (lost & there).sum() > 3 and (~lost & there).sum() > 3
+    assert torch.equal(present, there & ~lost)
+    assert torch.equal(matrix[~lost], full[~lost]) and not matrix[lost].any()
+    assert whole.feature("profile_uid")[1].sum() == there.sum()
 
 
 def test_features_and_tags(settings):

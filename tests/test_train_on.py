@@ -7,10 +7,10 @@ from recbole_tema import run_recbole_tema
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset
 from recbole_tema.data.preparation import data_preparation
-from recbole_tema.errors import ConfigError
+from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.quick_start import rank_checkpoint
 
-from .conftest import make_dataset
+from .conftest import make_dataset, write
 
 
 def prepared(settings, model, **keys):
@@ -90,6 +90,67 @@ def test_negatives_of_a_single_domain_baseline_are_of_its_domain(settings):
     for batch in ready.train_data:
         for field in ("item_id", "neg_item_id"):
             assert (data.item_domain[batch[field].numpy()] == film).all()
+
+
+def shop(root, events):
+    """A dataset of users u0, u1, ... with these items each, named by the first letter's domain."""
+    folder = root / "shop"
+    folder.mkdir()
+    rows = [(f"u{u}", item, at) for u, items in enumerate(events) for at, item in enumerate(items)]
+    heads = ["user_id:token", "item_id:token", "timestamp:float"]
+    write(folder / "shop.inter", heads, rows)
+    names = {"b": "book", "f": "film"}
+    items = sorted({item for _, item, _ in rows})
+    columns = ["item_id:token", "domain:token"]
+    write(folder / "shop.item", columns, [(item, names[item[0]]) for item in items])
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "Pop"])
+def test_a_domain_that_nobody_is_tested_in(settings, tmp_path, model):
+    """There are films to learn from, and every target is a book."""
+    shop(tmp_path, [[*(f"f{u + n}" for n in range(3)), f"b{u % 3}", f"b{u % 4}"] for u in range(9)])
+    keys = {**settings, "data_path": str(tmp_path), "train_on": "target"}
+    result = run_recbole_tema(model, "shop", config_dict={**keys, "target_domain": "film"})
+    ranked = rank_checkpoint(result["model_file"])
+    assert [len(ranked[phase][1]) for phase in ("valid", "test")] == [0, 0]
+
+
+def test_validation_targets_without_any_history(settings, tmp_path):
+    """Each user has the one book to validate on, or none before it: still ranked."""
+    shop(
+        tmp_path,
+        [["f1", f"f{u}", f"b{u}", f"f{u + 1}"] for u in range(2, 7)] + [["b1", "b2", "f1", "f2"]],
+    )
+    keys = {"data_path": str(tmp_path), "train_on": "target", "target_domain": "book"}
+    config = TemaConfig("SASRec", "shop", config_dict={**settings, **keys})
+    data = create_dataset(config, config.model_class)
+    ready = data_preparation(config, data, config.model_class)
+    assert len(ready.plans["valid"]) == 5 and len(ready.plans["test"]) == 0
+    for _, batch in ready.eval_data["valid"]:
+        assert batch["item_length"].eq(1).all() and batch["item_id_list"].eq(0).all()
+
+
+def test_nothing_to_learn_in_a_domain(settings, tmp_path):
+    shop(tmp_path, [["f1", f"f{u}", "f3", f"b{u}"] for u in range(4, 9)])
+    keys = {"data_path": str(tmp_path), "train_on": "target", "target_domain": "book"}
+    with pytest.raises(DataError, match="no user of dataset 'shop' has two training events in"):
+        run_recbole_tema("SASRec", "shop", config_dict={**settings, **keys})
+
+
+@pytest.mark.parametrize("model, keys", [("BPR", {}), ("GRU4Rec", {"loss_type": "BPR"})])
+def test_negatives_by_popularity_know_nothing_of_held_out_events(settings, tmp_path, model, keys):
+    make_dataset(tmp_path, n_users=12, items_per_domain=40)
+    popular = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 4}}
+    keys = {**keys, **popular, "data_path": str(tmp_path)}
+    _, data, ready = prepared(settings, model, **keys)
+    learnt = set(data.train_sequences.items.tolist())
+    held_out = set(data.sequences.items.tolist()) - learnt
+    drawn = set()
+    for _ in range(20):
+        for batch in ready.train_data:
+            drawn |= set(batch["neg_item_id"].tolist())
+    assert len(held_out) > 5 and len(drawn) > 10
+    assert drawn <= learnt
 
 
 @pytest.mark.parametrize(

@@ -51,17 +51,31 @@ class _SequentialBaseline(CrossDomainMixin):
         if plain is not None:
             Dataset._change_feat_format(plain)
             plain.inter_feat = rows_of(plain.inter_feat, split_indices(self)[0])
+            if not (np.bincount(plain.inter_feat[self.uid_field].numpy()) > 1).any():
+                raise DataError(self._no_pair())
             plain.data_augmentation()
             train = self.copy(plain.inter_feat)
         if self.config["train_on"] == "target":
-            valid, test = rows["valid"], rows["test"]
+            valid, test = (self._joined(*rows[phase], train) for phase in ("valid", "test"))
         return [train, valid, test]
+
+    def _no_pair(self):
+        if self.config["train_on"] != "target":
+            return (
+                f"overlap_ratio {self.config['overlap_ratio']} leaves no user of dataset "
+                f"'{self.dataset_name}' two training events to learn from"
+            )
+        return (
+            f"no user of dataset '{self.dataset_name}' has two training events in "
+            f"'{self.config['target_domain']}', so with train_on target nothing can be learnt"
+        )
 
     def _target_rows(self, phase):
         """The rows of a phase's targets in the target domain, with their histories there.
 
-        A history that is empty is the padding item by itself, the least that RecBole's models
-        read.
+        Returns:
+            (a copy of the dataset, its rows of targets with a history there, None for none, the
+            events of targets without one)
         """
         sequences = self.sequences
         users, positions = split_targets(sequences, phase)
@@ -77,19 +91,29 @@ class _SequentialBaseline(CrossDomainMixin):
         Dataset._change_feat_format(plain)
         plain.inter_feat = rows_of(plain.inter_feat, np.flatnonzero(inside))
         of_user = plain.inter_feat[self.uid_field].numpy()
-        if not (np.bincount(of_user) > 1).any():
-            raise DataError(
-                f"{phase}: no user of dataset '{self.dataset_name}' has two events in "
-                f"'{self.config['target_domain']}', so with train_on target there is no history"
-            )
-        alone = plain.inter_feat[np.bincount(of_user)[of_user] == 1]
+        alone = plain.inter_feat[np.flatnonzero(np.bincount(of_user)[of_user] == 1)]
+        if len(alone) == len(of_user):  # RecBole's augmentation needs a pair
+            return plain, None, alone
         plain.data_augmentation()
         found = plain.inter_feat
         # RecBole makes a row of every prefix; a user's longest comes last.
         of_user = found[self.uid_field].numpy()
         found = found[np.flatnonzero(np.append(of_user[1:] != of_user[:-1], len(of_user) > 0))]
+        return plain, found, alone
+
+    def _joined(self, plain, found, alone, train):
+        """A phase's rows as a dataset.
+
+        A history that is empty is the padding item by itself, the least that RecBole's models
+        read.
+
+        Args:
+            plain, found, alone: Of `_target_rows`. train: For the form of augmented rows.
+        """
+        if found is None:
+            return plain.copy(_without_history(alone, train))
         if len(alone):
-            found = cat_interactions([found, _without_history(alone, plain)])
+            found = cat_interactions([found, _without_history(alone, train)])
         return plain.copy(found)
 
 

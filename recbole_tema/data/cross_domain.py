@@ -17,6 +17,8 @@ from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.data.sequences import build_sequences, thin_overlap, training_part
 from recbole_tema.errors import ConfigError, DataError
 
+PROFILE_ID = FEATURE_FILES["userllm"][0]
+
 
 class CrossDomainMixin:
     """Domains, exactly ordered sequences and features on top of a RecBole dataset class.
@@ -200,12 +202,13 @@ class CrossDomainMixin:
         )
         self.train_sequences = training_part(self.sequences)
         ratio = self.config["overlap_ratio"]
-        self.train_mask = None
+        self.train_mask, self.thinned_users = None, None
         if ratio is not None and ratio < 1.0:
             full = self.train_sequences
             self.train_sequences, self.train_mask = thin_overlap(
                 full, self.item_domain, len(self.domain_names), ratio, self.config["eval_neg_seed"]
             )
+            self.thinned_users = np.bincount(full.users()[~self.train_mask]).nonzero()[0]
             getLogger().info(
                 f"overlap_ratio {ratio}: {len(full.items) - len(self.train_sequences.items)} of "
                 f"{len(full.items)} training events left out"
@@ -287,6 +290,9 @@ class CrossDomainMixin:
         Args:
             id_field: ``text_iid``, ``image_iid``, ``llm_iid``, ``profile_uid`` or ``tag_id``.
 
+        A profile was made of a user's events in all domains, so where ``overlap_ratio`` takes some
+        of them out of the training data, the user's profile goes too.
+
         Returns:
             None where the dataset has no such file, else (matrix ``(n, d)`` float32 tensor,
             present ``(n,)`` bool tensor), rows by internal id; absent rows are 0 and not present.
@@ -296,7 +302,11 @@ class CrossDomainMixin:
         matrix = torch.from_numpy(self._preloaded_weight[id_field])
         present = torch.from_numpy(self._feature_rows[id_field])
         needed = self.num(id_field)
-        return matrix[:needed], present[:needed]
+        matrix, present = matrix[:needed], present[:needed]
+        if id_field == PROFILE_ID and self.thinned_users is not None:
+            matrix, present = matrix.clone(), present.clone()
+            matrix[self.thinned_users], present[self.thinned_users] = 0.0, False
+        return matrix, present
 
     def training_popularity(self):
         """``(n_items,)`` int64 number of training events of each item."""

@@ -213,6 +213,12 @@ def _recbole_train_loader(config, dataset, built):
         )
     try:
         sampler, _, _ = create_samplers(config, dataset, built)
+        args = config["train_neg_sample_args"]
+        if sampler is not None and args["distribution"] == "popularity":
+            # RecBole's counts the held-out events too, the test targets among them.
+            kind = type(sampler)
+            sampler = kind("train", built[0], args["distribution"], args["alpha"])
+            sampler = sampler.set_phase("train")
     except ValueError as error:
         raise DataError(
             f"dataset '{config['dataset']}': a user has had every item, so model "
