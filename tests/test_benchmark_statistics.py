@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
+from recbole_tema.benchmark.metrics import (
+    above_by_seed,
+    bootstrap_interval,
+    holm,
+    paired_p,
+    per_target,
+)
 from recbole_tema.benchmark.results import Results, Row
 from recbole_tema.benchmark.tables import csv_text, latex, markdown, note
 
@@ -69,8 +75,28 @@ def test_the_paired_test():
     assert paired_p(a, a) == 1.0
 
 
-def results(ranks_of, n=400):
-    """Rows with two seeds; `ranks_of` is (label, model) -> the mean of its ranks."""
+def test_the_paired_test_of_differences_that_are_all_alike():
+    """Student's has no spread to go by there, and p = 0 of two targets would get a mark."""
+    assert paired_p(np.ones(2), np.zeros(2)) == 0.5
+    assert paired_p(np.zeros(6), np.ones(6)) == 2 / 2**6
+    assert paired_p(np.full(9, 0.3), np.full(9, 0.2)) == pytest.approx(stats.binomtest(9, 9).pvalue)
+    assert paired_p(np.ones(1), np.zeros(1)) == 1.0
+
+
+def test_above_by_seed():
+    # Of three and three all have to be above: 1 of the 20 ways to share out six places.
+    assert above_by_seed([0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
+    assert not above_by_seed([0.25, 0.5, 0.6], [0.1, 0.2, 0.3])
+    # Of five and five one may be out of place: U = 24, two of 252 ways.
+    assert above_by_seed([5, 7, 8, 9, 10], [1, 2, 3, 4, 6])
+    assert not above_by_seed([1, 7, 8, 9, 3], [2, 4, 5, 6, 10])
+    # Fewer: every one above every other.
+    assert above_by_seed([0.2], [0.1]) and above_by_seed([0.2, 0.3], [0.1, 0.1, 0.15])
+    assert not above_by_seed([0.2, 0.1], [0.15]) and not above_by_seed([0.1], [0.1])
+
+
+def results(ranks_of, n=400, seeds=2):
+    """Rows with some seeds; `ranks_of` is (label, model) -> the mean of its ranks."""
     rng = np.random.default_rng(5)
     targets = pd.DataFrame(
         {
@@ -86,7 +112,7 @@ def results(ranks_of, n=400):
     rows = []
     for (label, model), mean in ranks_of.items():
         row = Row(label, model, records={2020: {}, 2021: {}})
-        row.ranks = {"test": 1 + rng.poisson(mean, size=(2, n))}
+        row.ranks = {"test": 1 + rng.poisson(mean, size=(seeds, n))}
         rows.append(row)
     return Results("shop", rows, {"test": targets})
 
@@ -115,9 +141,51 @@ def test_the_summary():
     assert not line.loc["twin", "overall", "ndcg@10"]["better"]
 
 
+def test_a_mark_holds_over_seeds_too():
+    """With many users a test over users alone tells the seeds of one model apart."""
+    found = results({("TEMA", "TEMA"): 6, ("SASRec", "SASRec"): 8}, n=4000, seeds=3)
+    assert found.summary([("ndcg", 10)])["better"][0]
+    ours, theirs = (row.ranks["test"] for row in found.rows)
+    ours[2], theirs[2] = theirs[2].copy(), ours[2].copy()  # one seed the other way round
+    line = found.summary([("ndcg", 10)]).iloc[0]
+    assert line["p"] < 0.001 and line["mean"] > found.rows[1].values("ndcg", 10).mean()
+    assert not line["better"]
+
+
+def test_rows_of_a_study_of_overlap_are_compared_at_their_share():
+    mean = {("TEMA", 0.25): 9, ("SASRec", 0.25): 14, ("TEMA", 1.0): 4, ("SASRec", 1.0): 3}
+    names = {(f"{model}, overlap {share:g}", model): m for (model, share), m in mean.items()}
+    found = results(names)
+    for row, (_, share) in zip(found.rows, mean, strict=True):
+        row.keys = {"overlap_ratio": share}
+    summary = found.summary([("ndcg", 10)])
+    line = summary[summary["slice"] == "overall"].set_index("model")
+    assert line.loc["TEMA, overlap 0.25", "reference"] == "SASRec, overlap 0.25"
+    assert line.loc["TEMA, overlap 0.25", "better"] and not line.loc["TEMA, overlap 1", "better"]
+    # Alone at its share it is tested alone: no correction for rows of other shares.
+    users = [row.values("ndcg", 10).mean(axis=0) for row in found.rows]
+    assert line.loc["TEMA, overlap 0.25", "p"] == paired_p(users[0], users[1])
+    text = markdown(summary)
+    assert "of each share" in text and "at the same share" in text
+    assert text.splitlines()[2].count("**") + text.splitlines()[3].count("**") == 2 * 3
+
+
+def test_a_table_says_when_it_has_few_seeds_or_no_reference():
+    found = results(MODELS, seeds=3)
+    summary = found.summary([("ndcg", 10)])
+    assert "seeds moves the means" not in note(summary, None)
+    found.rows[1].ranks["test"] = found.rows[1].ranks["test"][:1]
+    assert "twin: of fewer than 3 seeds" in note(found.summary([("ndcg", 10)]), None)
+    assert "All rows are of fewer than 3" in note(results(MODELS).summary([("ndcg", 10)]), None)
+    found.reference = "LLM4CDSR"
+    alone = note(found.summary([("ndcg", 10)]), "LLM4CDSR")
+    assert "Nothing is tested against LLM4CDSR: there is no run of it yet" in alone
+
+
 def test_a_table_without_baselines_marks_nothing():
     summary = results({("TEMA", "TEMA"): 3, ("LLM4CDSR", "LLM4CDSR"): 4}).summary([("ndcg", 10)])
     assert summary["p"].isna().all() and not summary["better"].any()
+    assert "Nothing is tested against a baseline" in note(summary, None)
 
 
 def test_groups_cover_every_target_once():
@@ -129,7 +197,7 @@ def test_tables():
     summary = results(MODELS).summary([("ndcg", 10), ("hit", 10), ("hit", 20)])
     text = markdown(summary)
     lines = text.splitlines()
-    assert len(lines) == 2 + 4 + 2 and lines[-1] == note(None)
+    assert len(lines) == 2 + 4 + 2 and lines[-1] == note(summary, None)
     assert len({line.count(" | ") for line in lines[:6]}) == 1
     assert "**" in lines[2] and "\\*" in lines[2] and "hit@20" not in lines[0]
     best = summary[summary["metric"] == "ndcg@10"].groupby("slice")["mean"].max()
@@ -138,6 +206,8 @@ def test_tables():
     for part in (r"\toprule", r"\multicolumn{2}{c}{book}", r"shop\_1 \& 50 \%", r"\underline{"):
         assert part in paper
     body = [line for line in paper.splitlines() if line.startswith(("TEMA", "Pop", "SASRec"))]
-    assert {line.count(" & ") for line in body} == {6} and body[0].count("$^{*}$") == 6
+    assert {line.count(" & ") for line in body} == {7} and body[0].count("$^{*}$") == 6
+    assert body[0].startswith("TEMA & 2 & ") and body[0].count(r"$\pm$") == 6
+    assert not {"±", "≤"} & set(paper)
     frame = pd.read_csv(io.StringIO(csv_text(summary)))
     assert len(frame) == 4 * 3 * 3 and np.allclose(frame["mean"], summary["mean"], rtol=1e-14)

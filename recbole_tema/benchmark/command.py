@@ -84,7 +84,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
 
     duckdb_package()  # missing, it would be told after the first training
     statement = stated(spec)
-    metrics_of(statement)
+    metrics_of(statement["entries"][spec.entries[0].label]["keys"])
     if spec.trained:
         given = evaluation_keys(spec.trained, statement, spec.trained / STATEMENT)
         spec = replace(spec, evaluation=given)

@@ -1,9 +1,11 @@
 """Metrics of single targets from their ranks, and what many targets say together."""
 
 from collections.abc import Sequence
+from math import comb
 
 import numpy as np
 
+LEVEL = 0.05  # of a test that holds
 BY_RANK = ("hit", "ndcg", "mrr", "recall", "precision", "map")
 
 
@@ -45,14 +47,33 @@ def bootstrap_interval(
 
 
 def paired_p(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Two-sided p-value of Student's paired test on ``(n,)`` values of the same targets; 1 if
-    they are all alike."""
+    """Two-sided p-value of Student's paired test on ``(n,)`` values of the same targets.
+
+    1 if they are all alike. Where every target differs by the same, which leaves Student's test no
+    spread to go by, that of the sign test: 2 / 2^n.
+    """
     from scipy.stats import ttest_rel
 
-    difference = np.asarray(ours) - np.asarray(theirs)
+    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     if len(difference) < 2 or not difference.any():
         return 1.0
+    if np.ptp(difference) <= 1e-12 * np.abs(difference).max():
+        return float(2.0 ** (1 - len(difference)))
     return float(ttest_rel(ours, theirs).pvalue)
+
+
+def above_by_seed(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether a model's means of each seed, ``(a,)``, lie above another's, ``(b,)``.
+
+    By Mann-Whitney's U, one-sided and exact, p <= 0.05. Where there are too few seeds for that to
+    be reached (fewer than three of each), every mean has to be above every other.
+    """
+    from scipy.stats import mannwhitneyu
+
+    if comb(len(ours) + len(theirs), len(ours)) < 1 / LEVEL:
+        return bool(np.min(ours) > np.max(theirs))
+    found = mannwhitneyu(ours, theirs, alternative="greater", method="exact")
+    return bool(found.pvalue <= LEVEL + 1e-12)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -20,12 +20,20 @@ details { margin: .5rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 """
 
 
-def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[str]) -> str:
+def page(
+    results: Results,
+    summary: pd.DataFrame,
+    statement: dict,
+    facts: list[str],
+    asked: pd.DataFrame | None = None,
+) -> str:
     """The page as text.
 
     Args:
+        summary: For the figures. asked: Its lines of metrics that were asked for; None: all.
         statement: What the folder belongs to (`spec.stated`). facts: Sentences for its head.
     """
+    asked = summary if asked is None else asked
     name = escape(results.dataset)
     told = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     figures = "".join(
@@ -42,8 +50,8 @@ def page(results: Results, summary: pd.DataFrame, statement: dict, facts: list[s
     )
     body = f"""<h1>Benchmark on {name}</h1>
 <ul>{told}</ul>
-<div class="scroll">{_table(summary, results.reference)}</div>
-<p>{escape(note(results.reference))} All numbers with their intervals and p-values are in
+<div class="scroll">{_table(asked, results.reference)}</div>
+<p>{escape(note(asked, results.reference))} All numbers with their intervals and p-values are in
 table.csv.</p>
 {figures}
 <h2>Runs</h2>
@@ -60,9 +68,10 @@ def _table(summary: pd.DataFrame, reference: str | None) -> str:
     body = ""
     for model in models:
         row = "".join(_cell(cells[model][s, m], reference) for s in slices for m in metrics)
-        body += f"<tr><td>{escape(model)}</td>{row}</tr>"
+        seeds = next(iter(cells[model].values()))["seeds"]
+        body += f"<tr><td>{escape(model)}</td><td>{seeds}</td>{row}</tr>"
     return (
-        f"<table><thead><tr><th></th>{spans}</tr><tr><th>model</th>{heads}</tr></thead>"
+        f"<table><thead><tr><th></th><th></th>{spans}</tr><tr><th>model</th><th>seeds</th>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.benchmark.figures import write_figures
+from recbole_tema.benchmark.figures import METRIC, K, write_figures
 from recbole_tema.benchmark.metrics import BY_RANK
 from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
@@ -13,6 +13,8 @@ from recbole_tema.benchmark.runner import STATEMENT
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
 from recbole_tema.errors import ConfigError
+
+FIGURES = (METRIC, K)
 
 
 def write_report(folder: Path, spec: Spec) -> str:
@@ -24,13 +26,15 @@ def write_report(folder: Path, spec: Spec) -> str:
     """
     results = read_results(folder, spec)
     statement = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
-    summary = results.summary(metrics_of(statement))
-    table = markdown(summary, spec.reference)
+    metrics = metrics_of(keys_of(results, statement))
+    summary = results.summary(list(dict.fromkeys([*metrics, FIGURES])))
+    asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
+    table = markdown(asked, spec.reference)
     texts: dict[str, Callable[[], str]] = {
         "table.csv": lambda: csv_text(summary),
         "table.md": lambda: table,
-        "table.tex": lambda: latex(summary, f"Results on {spec.dataset}", spec.reference),
-        "report.html": lambda: page(results, summary, statement, facts(results, statement)),
+        "table.tex": lambda: latex(asked, f"Results on {spec.dataset}", spec.reference),
+        "report.html": lambda: page(results, summary, statement, facts(results, statement), asked),
     }
     for name, text in texts.items():
         with replace_file(folder / name) as file:
@@ -39,21 +43,24 @@ def write_report(folder: Path, spec: Spec) -> str:
     return f"{table}\nreport: {folder / 'report.html'}"
 
 
-def metrics_of(statement: dict) -> list[tuple[str, int]]:
-    """(name, k) of the configured metrics that ranks give, and what the figures show.
+def keys_of(results: Results, statement: dict) -> dict:
+    """The keys that all rows of a report have alike; a folder may hold other rows beside them."""
+    return statement["entries"][results.rows[0].label]["keys"]
+
+
+def metrics_of(keys: dict) -> list[tuple[str, int]]:
+    """(name, k) of the configured metrics that ranks give.
 
     Raises:
         ConfigError: there are none.
     """
-    keys = next(iter(statement["entries"].values()))["keys"]
     names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in BY_RANK]
     if not names:
         raise ConfigError(
             f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
             f"choose of {', '.join(BY_RANK)}"
         )
-    found = [(name, int(k)) for k in _listed(keys["topk"]) for name in names]
-    return list(dict.fromkeys([*found, ("ndcg", 10)]))
+    return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
 
 
 def _listed(value) -> list:
@@ -63,7 +70,7 @@ def _listed(value) -> list:
 def facts(results: Results, statement: dict) -> list[str]:
     """Sentences on the data and the protocol."""
     test = results.targets["test"]
-    keys = next(iter(statement["entries"].values()))["keys"]
+    keys = keys_of(results, statement)
     mode = (keys.get("eval_args") or {}).get("mode", "full")
     mode = mode.get("test") if isinstance(mode, dict) else mode
     seeds = sorted({seed for row in results.rows for seed, _ in row.records})

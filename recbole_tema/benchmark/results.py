@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.benchmark.metrics import bootstrap_interval, holm, paired_p, per_target
+from recbole_tema.benchmark.metrics import (
+    LEVEL,
+    above_by_seed,
+    bootstrap_interval,
+    holm,
+    paired_p,
+    per_target,
+)
 from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, RECORD, read_curve
@@ -20,7 +27,7 @@ from recbole_tema.names import OUR_MODELS
 TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
 OVERALL = "overall"
 POPULARITY = ("least popular third", "middle third", "most popular third")
-LEVEL = 0.05  # of a test that holds
+SHARE = "overlap_ratio"
 
 
 @dataclass
@@ -45,6 +52,11 @@ class Row:
     def ours(self) -> bool:
         """Whether the model is one of this package's."""
         return self.model in OUR_MODELS
+
+    @property
+    def share(self) -> float | None:
+        """Of overlapping users in its training data, where rows differ in that; else None."""
+        return self.keys.get(SHARE)
 
     def values(self, metric: str, k: int, phase: str = "test") -> np.ndarray:
         """``(seeds, n_targets)`` of a metric."""
@@ -103,21 +115,32 @@ class Results:
             NaN for one), low, high (95 % bootstrap interval over users of their mean over seeds),
             reference (the best baseline of the slice and metric, or the row that all are tested
             against), p (paired test against it, corrected by Holm over the rows; NaN for itself
-            and where there is none), better, worse (p < 0.05, and the mean is).
+            and where there is none), better, worse (p < 0.05, and the means of the seeds are,
+            `metrics.above_by_seed`). In a study of shares of overlapping users also overlap_ratio,
+            the share: rows are compared with rows of theirs.
         """
-        return pd.concat(
-            [
-                self._of_slice(name, mask, metric, k, seed)
-                for metric, k in metrics
-                for name, mask in self.slices.items()
-            ],
-            ignore_index=True,
-        )
+        lines = [
+            self._of_slice(rows, name, mask, metric, k, seed)
+            for metric, k in metrics
+            for name, mask in self.slices.items()
+            for rows in self.by_share.values()
+        ]
+        found = pd.concat(lines, ignore_index=True)
+        return found if found[SHARE].notna().any() else found.drop(columns=[SHARE])
 
-    def _of_slice(self, name, mask, metric, k, seed) -> pd.DataFrame:
-        values = {row.label: row.values(metric, k)[:, mask] for row in self.rows}
+    @property
+    def by_share(self) -> dict[float | None, list[Row]]:
+        """The rows that are compared with each other: those of one share, or all."""
+        found: dict[float | None, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.share, []).append(row)
+        return found
+
+    def _of_slice(self, rows, name, mask, metric, k, seed) -> pd.DataFrame:
+        values = {row.label: row.values(metric, k)[:, mask] for row in rows}
         means = {label: float(found.mean()) for label, found in values.items()}
-        baselines = [row.label for row in self.rows if not row.ours]
+        by_seed = {label: found.mean(axis=1) for label, found in values.items()}
+        baselines = [row.label for row in rows if not row.ours]
         best = self.reference or max(baselines, key=means.__getitem__, default=None)
         best = best if best in means else None
         others = [label for label in values if best is not None and label != best]
@@ -126,8 +149,10 @@ class Results:
         raw = [paired_p(users[label], users[best]) for label in others]
         p = dict(zip(others, holm(raw), strict=True))
         lines = []
-        for label, found in values.items():
+        for row in rows:
+            label, found = row.label, values[row.label]
             low, high = bootstrap_interval(users[label], seed)
+            holds = label in p and p[label] < LEVEL
             lines.append(
                 {
                     "model": label,
@@ -136,13 +161,14 @@ class Results:
                     "targets": int(mask.sum()),
                     "seeds": len(found),
                     "mean": means[label],
-                    "std": float(found.mean(axis=1).std(ddof=1)) if len(found) > 1 else np.nan,
+                    "std": float(by_seed[label].std(ddof=1)) if len(found) > 1 else np.nan,
                     "low": low,
                     "high": high,
                     "reference": best or "",
                     "p": p.get(label, np.nan),
-                    "better": label in p and p[label] < LEVEL and means[label] > means[best],
-                    "worse": label in p and p[label] < LEVEL and means[label] < means[best],
+                    "better": holds and above_by_seed(by_seed[label], by_seed[best]),
+                    "worse": holds and above_by_seed(by_seed[best], by_seed[label]),
+                    SHARE: np.nan if row.share is None else row.share,
                 }
             )
         return pd.DataFrame(lines)

@@ -4,15 +4,35 @@ import pandas as pd
 
 SHOWN = ("hit@10", "ndcg@10", "mrr@10")
 MARK, WORSE = "*", "†"
-TEST = "paired t-test over users, Holm-corrected, p < 0.05"
+TEST = (
+    "paired t-test over users, Holm-corrected, p < 0.05, and over seeds too (Mann-Whitney U, "
+    "p ≤ 0.05; with fewer than three each, every seed above every other)"
+)
+FEW = 3  # seeds, below which a table says that it has few
 
 
-def note(reference: str | None) -> str:
-    """What the marks of a table mean."""
-    text = "Mean over seeds (± standard deviation). Best in bold, second underlined. "
+def note(summary: pd.DataFrame, reference: str | None) -> str:
+    """What the marks of a table mean, and what its tests say nothing of."""
+    text = "Mean over seeds (± standard deviation). Best in bold, second underlined"
+    text += " of each share. " if "overlap_ratio" in summary else ". "
+    if not summary["reference"].any():
+        why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
+        return f"{text}Nothing is tested against {reference or 'a baseline'}: {why}."
     if reference is None:
-        return f"{text}{MARK}: better than the best baseline, {TEST}."
-    return f"{text}{MARK}: better, {WORSE}: worse than {reference}, {TEST}."
+        text += f"{MARK}: better than the best baseline"
+        text += " at the same share" if "overlap_ratio" in summary else ""
+        text += f", {TEST}."
+    else:
+        text += f"{MARK}: better, {WORSE}: worse than {reference}, {TEST}."
+    seeds = summary.groupby("model", sort=False)["seeds"].first()
+    few = [model for model, count in seeds.items() if count < FEW]
+    if few:
+        whose = "All rows are" if len(few) == len(seeds) else f"{', '.join(few)}:"
+        text += (
+            f" {whose} of fewer than {FEW} seeds: the tests are of these trained models, and "
+            "training with other seeds moves the means too."
+        )
+    return text
 
 
 def mark(line: dict, reference: str | None) -> str:
@@ -42,7 +62,8 @@ def grid(summary: pd.DataFrame):
     """(slices, metrics, models, cells): cells[model][slice, metric] -> its line of the summary,
     with `place`, 1 for the best of the column and 2 for the second."""
     shown = summary[summary["metric"].isin(shown_metrics(summary))].copy()
-    ranked = shown.groupby(["slice", "metric"])["mean"].rank(method="min", ascending=False)
+    compared = [name for name in ("slice", "metric", "overlap_ratio") if name in shown]
+    ranked = shown.groupby(compared)["mean"].rank(method="min", ascending=False)
     shown["place"] = ranked.astype(int)
     cells: dict[str, dict] = {}
     for line in shown.to_dict("records"):
@@ -62,7 +83,7 @@ def markdown(summary: pd.DataFrame, reference: str | None = None) -> str:
         seeds = next(iter(cells[model].values()))["seeds"]
         row = [_markdown_cell(cells[model][column], reference) for column in columns]
         lines.append(f"| {_bar(model)} | {seeds} | " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", note(reference), ""])
+    return "\n".join([*lines, "", note(summary, reference), ""])
 
 
 def _bar(text: str) -> str:
@@ -80,7 +101,7 @@ def _markdown_cell(line: dict, reference: str | None) -> str:
 def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> str:
     """The table for a paper; it needs the package booktabs."""
     slices, metrics, models, cells = grid(summary)
-    spans, rules, start = [], [], 2
+    spans, rules, start = [], [], 3
     for name in slices:
         spans.append(rf"\multicolumn{{{len(metrics)}}}{{c}}{{{_tex(name)}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + len(metrics) - 1}}}")
@@ -88,20 +109,22 @@ def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> 
     body = []
     for model in models:
         row = [_latex_cell(cells[model][s, m], reference) for s in slices for m in metrics]
-        body.append(f"{_tex(model)} & " + " & ".join(row) + r" \\")
-    told = _tex(note(reference).replace(" (± standard deviation)", ""))
-    told = told.replace(MARK, "$^{*}$").replace(WORSE, r"$^{\dagger}$").replace("<", "$<$")
+        seeds = next(iter(cells[model].values()))["seeds"]
+        body.append(f"{_tex(model)} & {seeds} & " + " & ".join(row) + r" \\")
+    told = _tex(note(summary, reference)).replace(MARK, "$^{*}$").replace(WORSE, r"$^{\dagger}$")
+    for sign, command in (("<", "$<$"), ("≤", r"$\leq$"), ("±", r"$\pm$")):
+        told = told.replace(sign, command)
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_tex(caption)}. {told}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(slices) * len(metrics)}}}",
+            rf"\begin{{tabular}}{{lr{'r' * len(slices) * len(metrics)}}}",
             r"\toprule",
-            "& " + " & ".join(spans) + r" \\",
+            "& & " + " & ".join(spans) + r" \\",
             " ".join(rules),
-            "Model & " + " & ".join(_tex(m) for _ in slices for m in metrics) + r" \\",
+            "Model & Seeds & " + " & ".join(_tex(m) for _ in slices for m in metrics) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -120,4 +143,7 @@ def _latex_cell(line: dict, reference: str | None) -> str:
     text = f"{line['mean']:.4f}"
     text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(line["place"], text)
     found = mark(line, reference)
-    return text + {MARK: "$^{*}$", WORSE: r"$^{\dagger}$"}.get(found, "")
+    spread = ""
+    if pd.notna(line["std"]):
+        spread = rf" {{\scriptsize $\pm$ {line['std']:.4f}}}"
+    return text + {MARK: "$^{*}$", WORSE: r"$^{\dagger}$"}.get(found, "") + spread
