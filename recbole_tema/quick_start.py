@@ -70,7 +70,8 @@ def run_recbole_tema(
     Returns:
         dict with ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
         ``test_result`` (as RecBole's ``run_recbole``), ``table`` (text), ``model_file`` and
-        ``epoch_seconds`` (training time of each epoch of this process).
+        ``epoch_seconds`` (training time of each epoch of this process) and ``device`` (the type:
+        cpu, cuda).
 
     Raises:
         TemaError: a name, key, value or file is wrong; the message says which.
@@ -131,6 +132,7 @@ def run_recbole_tema(
         "table": table,
         "model_file": trainer.saved_model_file if saved else None,
         "epoch_seconds": trainer.epoch_seconds,
+        "device": torch.device(config["device"]).type,
     }
 
 

@@ -438,7 +438,7 @@ def test_a_search_goes_on_where_it_was(small_root, tmp_path, capsys):
         again = words(small_root, twice, **keys, tune=trials)
         spec, folder, _ = parse(dict(w[2:].split("=", 1) for w in again if "TEMA" not in w))
         with owned(folder):
-            spec = tuned(folder, spec, stated(spec), int(trials), 1, print)
+            spec = tuned(folder, spec, stated(spec), int(trials), 1, print).spec
     chosen = json.loads((once / "benchmark.json").read_text())["entries"]["BPR"]["keys"]
     assert chosen["learning_rate"] == spec.entries[0].keys.get("learning_rate", 0.001)
     scores = []

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from recbole_tema.benchmark.spec import (
+    ALIKE,
     Entry,
     Spec,
     check_entries,
     check_folders,
     domains_of,
 )
-from recbole_tema.benchmark.trained import EVALUATION
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
 from recbole_tema.config_checks import check_values, fail
 from recbole_tema.config_files import merge_layer
@@ -52,13 +52,6 @@ REFUSED = {
     "nproc": "give --jobs, runs at a time; each run is one process",
     "world_size": "give --jobs, runs at a time; each run is one process",
 }
-# By which keys two rows would have other targets, candidates or metrics.
-ALIKE = {
-    *{*EVALUATION} - {"eval_batch_size", "eval_groups", "metric_decimal_place"},
-    *("target_domain", "dataset", "data_path", "val_interval", "rm_dup_inter"),
-    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
-    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD"),
-}
 # A file of keys for single runs may have them: a benchmark has its own.
 OWN_WAY = ("checkpoint_dir", "resume")
 SINGLE = {"train_on": "target"}  # keys of MODEL@target
@@ -77,10 +70,9 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
-    from recbole_tema.benchmark.spec import run_folder, stated
+    from recbole_tema.benchmark.spec import stated
     from recbole_tema.benchmark.targets import duckdb_package
-    from recbole_tema.benchmark.trained import drop_outdated, evaluation_keys
-    from recbole_tema.benchmark.worker import RECORD
+    from recbole_tema.benchmark.trained import evaluation_keys
 
     duckdb_package()  # missing, it would be told after the first training
     statement = stated(spec)
@@ -92,24 +84,44 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         raise DataError(f"{folder}: no run is finished, so there is nothing to report")
     _make(folder)
     with owned(folder):
+        failed = {}
         if trials:
             from recbole_tema.benchmark.tuning import tuned
 
-            spec = tuned(folder, spec, statement, trials, jobs, say)
+            search = tuned(folder, spec, statement, trials, jobs, say)
+            spec, failed = search.spec, search.failed
             statement = stated(spec)
+            for label, done in search.trials.items():
+                statement["entries"][label]["trials"] = [done, trials]
         open_results(folder, statement, write=jobs > 0)
-        if spec.trained and jobs:
-            runs = [[run_folder(f, *run) for f in (folder, spec.trained)] for run in spec.runs()]
-            if dropped := drop_outdated(runs, RECORD):
-                say(f"{dropped} runs are ranked again, since their models were trained again")
-        outcome = run_all(folder, spec, jobs, say) if jobs else Outcome()
-        for name, log in outcome.failed.items():
+        if spec.trained:
+            _outdated(folder, spec, jobs, say)
+        outcome = run_all(folder, spec, statement, jobs, say) if jobs else Outcome()
+        failed = {**failed, **outcome.failed}
+        for name, log in failed.items():
             say(f"failed: {name}: {log}")
         try:
-            say(write_report(folder, spec))
+            say(write_report(folder, spec, statement))
         except OSError as error:
             raise DataError(f"{folder}: no report: {error.strerror or error}") from None
-    return SOME_FAILED if outcome.failed else OK
+    return SOME_FAILED if failed else OK
+
+
+def _outdated(folder: Path, spec: Spec, jobs: int, say: Callable[[str], None]) -> None:
+    """Have models ranked again that were trained again since."""
+    from recbole_tema.benchmark.record import RECORD
+    from recbole_tema.benchmark.spec import run_folder
+    from recbole_tema.benchmark.trained import drop_outdated
+
+    runs = [(run_folder(folder, *run), run_folder(spec.trained, *run)) for run in spec.runs()]
+    count = drop_outdated(runs, RECORD, drop=jobs > 0)
+    if count and not jobs:
+        raise ConfigError(
+            f"--jobs=0 runs nothing, and the models of {count} runs were trained again since they "
+            "were ranked"
+        )
+    if count:
+        say(f"{count} runs are ranked again, since their models were trained again")
 
 
 def _make(folder: Path) -> None:

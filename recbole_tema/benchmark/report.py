@@ -1,6 +1,5 @@
 """What a benchmark leaves to read: tables, figures and one page, made of its finished runs."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from recbole_tema.benchmark.figures import METRIC, K, write_figures
 from recbole_tema.benchmark.metrics import BY_RANK
 from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
-from recbole_tema.benchmark.runner import STATEMENT
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
 from recbole_tema.errors import ConfigError
@@ -17,15 +15,17 @@ from recbole_tema.errors import ConfigError
 FIGURES = (METRIC, K)
 
 
-def write_report(folder: Path, spec: Spec) -> str:
+def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     """Write table.csv, table.md, table.tex, figures/ and report.html; the table, to print.
+
+    Args:
+        statement: What the folder belongs to (`spec.stated`).
 
     Raises:
         ConfigError: no configured metric can be had from ranks.
         DataError: no run is finished, or a file of one is damaged.
     """
-    results = read_results(folder, spec)
-    statement = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
+    results = read_results(folder, spec, statement)
     metrics = metrics_of(keys_of(results, statement))
     summary = results.summary(list(dict.fromkeys([*metrics, FIGURES])))
     asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
@@ -83,6 +83,13 @@ def facts(results: Results, statement: dict) -> list[str]:
             "the models are those of another benchmark, whose protocol chose their best epochs; "
             "times and machines are of their training"
         ]
+    found = {row.label: statement["entries"][row.label].get("trials") for row in results.rows}
+    if any(found.values()):
+        shown = (
+            f"{label} by {counts[0]} of {counts[1]} trials" if counts else f"{label} by none"
+            for label, counts in found.items()
+        )
+        again.append(f"keys were searched on validation data: {', '.join(shown)}")
     ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
     return [
         f"{len(test):,} test targets ({domains}), the last event of each user; "

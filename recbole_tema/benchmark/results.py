@@ -1,6 +1,5 @@
 """The finished runs of a folder, and what they say together: means, intervals, tests."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +16,10 @@ from recbole_tema.benchmark.metrics import (
     paired_p,
     per_target,
 )
+from recbole_tema.benchmark.record import RECORD, read_record, statement_of
 from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
-from recbole_tema.benchmark.worker import CURVE, RECORD, read_curve
+from recbole_tema.benchmark.worker import CURVE, read_curve
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import LENGTH_BOUNDS, LENGTH_NAMES, popularity_thirds
 from recbole_tema.names import OUR_MODELS
@@ -174,11 +174,15 @@ class Results:
         return pd.DataFrame(lines)
 
 
-def read_results(folder: Path, spec: Spec) -> Results:
+def read_results(folder: Path, spec: Spec, statement: dict) -> Results:
     """What is finished of a benchmark.
 
+    Args:
+        statement: What the folder belongs to (`spec.stated`).
+
     Raises:
-        DataError: no run is finished, a file is damaged, or runs have ranked different targets.
+        DataError: no run is finished, a file is damaged, a run is of other keys or data, or runs
+            have ranked different targets.
     """
     rows, targets = [], {}
     for entry in spec.entries:
@@ -186,7 +190,8 @@ def read_results(folder: Path, spec: Spec) -> Results:
         ranks = {"valid": [], "test": []}
         for seed, parts in _finished(folder, entry, spec.seeds):
             for domain, where in parts.items():
-                row.records[seed, domain] = _read_record(where / RECORD)
+                stated = statement_of(statement, entry.label)
+                row.records[seed, domain] = read_record(where / RECORD, stated)
                 row.curves[seed, domain] = read_curve(where / CURVE)
             for phase, found in ranks.items():
                 table = _targets([where / f"{phase}.parquet" for where in parts.values()])
@@ -226,12 +231,3 @@ def _finished(folder: Path, entry: Entry, seeds) -> Iterator[tuple[int, dict[str
         }
         if all((where / RECORD).is_file() for where in parts.values()):
             yield seed, parts
-
-
-def _read_record(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path}: no JSON ({error}); delete the run's folder to have it run again"
-        ) from None

@@ -21,13 +21,23 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+import recbole_tema
 from recbole_tema.atomic import replace_file
-from recbole_tema.benchmark.spec import RUNS, Spec, as_json, differences, run_folder
-from recbole_tema.benchmark.worker import RECORD
+from recbole_tema.benchmark.record import RECORD, read_record, statement_of
+from recbole_tema.benchmark.spec import (
+    RUNS,
+    Spec,
+    as_json,
+    differences,
+    run_folder,
+    run_name,
+    unlike,
+)
 from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
 from recbole_tema.errors import ConfigError, DataError
 
 STATEMENT, LOG = "benchmark.json", "log.txt"
+PACKAGES = Path(recbole_tema.__file__).resolve().parents[1]  # where this package was found
 POLL = 0.2
 PATIENCE = 10  # seconds that a process has to end when it is told to
 
@@ -45,8 +55,13 @@ class Job:
     spec: str
 
     def is_done(self) -> bool:
-        """Whether it is finished."""
-        return (self.where / RECORD).is_file()
+        """Whether it is finished.
+
+        Raises:
+            DataError: a run of other keys or data is finished in its folder.
+        """
+        path = self.where / RECORD
+        return path.is_file() and bool(read_record(path, json.loads(self.spec)["stated"]))
 
 
 @dataclass
@@ -77,14 +92,25 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
         (folder / RUNS).mkdir(parents=True, exist_ok=True)
         if path.is_file():
             old = json.loads(path.read_text(encoding="utf-8"))
+            # A row of which nothing is done, as its keys were wrong, holds nobody to them.
+            entries = old["entries"].items()
+            old["entries"] = {label: e for label, e in entries if _has_begun(folder, label)}
             found = differences(old, new)
             if found:
                 shown = "\n  ".join(found[:10]) + ("\n  ..." if len(found) > 10 else "")
                 raise ConfigError(
                     f"{folder} holds results of something else:\n  {shown}\n"
+                    f"give another --results_dir, or what was given then{_or_delete(found, new)}"
+                )
+            for label, entry in new["entries"].items():  # how many trials chose its keys stays
+                new["entries"][label] = {**old["entries"].get(label, {}), **entry}
+            new["entries"] = {**old["entries"], **new["entries"]}
+            if found := unlike(new["entries"]):
+                shown = "\n  ".join(found[:10])
+                raise ConfigError(
+                    f"{folder} holds rows that were ranked otherwise:\n  {shown}\n"
                     "give another --results_dir, or what was given then"
                 )
-            new["entries"] = {**old["entries"], **new["entries"]}
         if write:
             with replace_file(path) as file:
                 file.write((json.dumps(new, indent=1) + "\n").encode())
@@ -94,6 +120,25 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
         raise DataError(f"{path}: no JSON ({error}); give another --results_dir") from None
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def _has_begun(folder: Path, label: str) -> bool:
+    """Whether a run of a row is finished, or has a checkpoint to go on from."""
+    runs = f"{_runs_of(label)}*"
+    found = [*(folder / RUNS).glob(runs), *folder.glob(runs)]  # of a search they lie in the folder
+    return any((run / RECORD).is_file() or any(run.glob("model/*.pth")) for run in found)
+
+
+def _runs_of(label: str) -> str:
+    return run_name(label, 0).removesuffix("0")
+
+
+def _or_delete(found: list[str], new: dict) -> str:
+    labels = [label for label in new["entries"] if any(f.startswith(f"{label}: ") for f in found)]
+    if sum(any(f.startswith(f"{label}: ") for label in labels) for f in found) < len(found):
+        return ""  # other data: no row of the folder is of any use
+    folders = ", ".join(f"{RUNS}/{_runs_of(label)}*" for label in labels)
+    return f", or delete what there is of these rows ({folders})"
 
 
 @contextmanager
@@ -110,17 +155,26 @@ def owned(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: another benchmark works in it; wait until it ends") from None
 
 
-def run_all(folder: Path, spec: Spec, jobs: int = 1, say: Callable[[str], None] = print) -> Outcome:
+def run_all(
+    folder: Path,
+    spec: Spec,
+    statement: dict,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+) -> Outcome:
     """Do what is missing of a benchmark's runs, at most `jobs` at a time; failures stop no other.
 
+    Args:
+        statement: What the folder belongs to (`spec.stated`).
+
     Raises:
-        DataError: a folder cannot be written.
+        DataError: a folder cannot be written, or holds a run of other keys or data.
     """
     wanted = [
         Job(
             f"{entry.label}, seed {seed}" + (f", to {domain}" if domain else ""),
             run_folder(folder, entry, seed, domain),
-            as_json(spec, entry, seed, domain),
+            as_json(spec, entry, seed, domain, statement_of(statement, entry.label)),
         )
         for entry, seed, domain in spec.runs()
     ]
@@ -133,7 +187,7 @@ def run_jobs(
     """Do the jobs that are not finished, at most `jobs` at a time.
 
     Raises:
-        DataError: a folder cannot be written.
+        DataError: a folder cannot be written, or holds a run of other keys or data.
     """
     waiting = [job for job in wanted if not job.is_done()]
     outcome = Outcome(done=len(wanted) - len(waiting))
@@ -174,12 +228,14 @@ def _start(job: Job, jobs: int) -> subprocess.Popen:
     if jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // jobs))
         environment.setdefault("OMP_NUM_THREADS", share)
+    # Python looks for modules where it is started: there, no other copy of this package may lie.
+    paths = [str(PACKAGES), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths)
     command = [sys.executable, "-W", "ignore", "-m", "recbole_tema.benchmark.worker"]
     command.append(str(job.where))
+    keys = {"env": environment, "cwd": job.where, "start_new_session": True}
     with log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **keys)
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:

@@ -10,7 +10,24 @@ from recbole_tema.errors import ConfigError, DataError
 
 RUNS = "runs"
 # Files of a dataset that a model can read.
-CONTENT = ("inter", "item", "itemtext", "itemimage", "itemllm", "userllm", "tag")
+CONTENT = (
+    *("inter", "item", "itemtext", "itemimage", "itemllm", "userllm", "tag"),
+    *("user", "kg", "link", "net"),
+)
+# Keys that say how a trained model is evaluated and nothing of how it was trained. valid_metric is
+# none of them: by it the best epoch was chosen.
+EVALUATION = (
+    *("eval_args", "eval_neg_seed", "eval_groups", "eval_batch_size"),
+    *("candidates", "exclude_history", "metrics", "topk", "metric_decimal_place"),
+)
+# By which keys two rows would have other targets, candidates or metrics.
+ALIKE = {
+    *{*EVALUATION} - {"eval_batch_size", "eval_groups", "metric_decimal_place"},
+    *("target_domain", "dataset", "data_path", "val_interval", "rm_dup_inter"),
+    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD"),
+}
+EACH = "each of "  # target_domain of a row that is trained for one domain after the other
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
     config = plain_config(TemaConfig(entry.model, spec.dataset, config_dict=keys))
     kept = {k: v for k, v in sorted(config.items()) if k not in {*NOT_IN_RUN_NAME, "seed"}}
     if entry.domains:
-        kept["target_domain"] = "each of " + ", ".join(entry.domains)
+        kept["target_domain"] = EACH + ", ".join(entry.domains)
     return json.loads(json.dumps(kept, sort_keys=True, default=str))
 
 
@@ -153,6 +170,22 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
+def unlike(entries: dict[str, dict[str, Any]]) -> list[str]:
+    """By which keys rows of a folder would not be ranked alike; one line each.
+
+    Args:
+        entries: Label -> entry of a statement (`stated`).
+    """
+    lines, first = [], next(iter(entries), None)
+    for label, entry in entries.items():
+        for key in sorted(ALIKE):
+            a, b = (e["keys"].get(key) for e in (entries[first], entry))
+            a, b = (None if str(v).startswith(EACH) else v for v in (a, b))
+            if a != b:
+                lines.append(f"{key} is {a!r} of {first}, {b!r} of {label}")
+    return lines
+
+
 def run_name(label: str, seed: int, domain: str | None = None) -> str:
     """Name of a run's folder."""
     name = f"{label}-seed{seed}" + (f"-to-{domain}" if domain is not None else "")
@@ -183,14 +216,24 @@ def check_entries(entries: list[Entry], seeds: list[int]) -> None:
 
 
 def as_json(
-    spec: Spec, entry: Entry, seed: int, domain: str | None = None, phases=("valid", "test")
+    spec: Spec,
+    entry: Entry,
+    seed: int,
+    domain: str | None,
+    stated: dict[str, Any],
+    phases=("valid", "test"),
 ) -> str:
-    """A run for its process; `phases` are those whose targets it ranks."""
+    """A run for its process.
+
+    Args:
+        stated: What it depends on (`record.statement_of`). phases: Whose targets it ranks.
+    """
     trained = spec.trained and str(run_folder(spec.trained, entry, seed, domain))
     return json.dumps(
         {**asdict(entry), "seed": seed, "dataset": spec.dataset, "data_path": str(spec.data_path)}
         | {"common": spec.keys, "phases": list(phases), "target_domain": domain}
         | {"trained": trained, "evaluation": spec.evaluation.get(entry.label, {})}
+        | {"stated": stated}
     )
 
 

@@ -7,15 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from recbole_tema.benchmark.spec import differences
+from recbole_tema.benchmark.spec import EVALUATION, differences
 from recbole_tema.errors import ConfigError, DataError
 
-# Keys that say how a trained model is evaluated and nothing of how it was trained. valid_metric is
-# none of them: by it the best epoch was chosen.
-EVALUATION = (
-    *("eval_args", "eval_neg_seed", "eval_groups", "eval_batch_size"),
-    *("candidates", "exclude_history", "metrics", "topk", "metric_decimal_place"),
-)
 # RecBole's, made from eval_args.
 DERIVED = ("valid_neg_sample_args", "test_neg_sample_args")
 # Of the machine and not of the results: as they are given now.
@@ -70,22 +64,24 @@ def evaluation_keys(trained: Path, statement: dict, path: Path) -> dict[str, dic
     return given
 
 
-def drop_outdated(runs: Iterable[tuple[Path, Path]], record: str) -> int:
-    """Let runs be ranked again whose model is not the one that they were ranked by; how many.
+def drop_outdated(runs: Iterable[tuple[Path, Path]], record: str, drop: bool = True) -> int:
+    """How many runs were ranked by a model that has been trained again since.
 
     Args:
         runs: (folder of the run, folder of its training). record: Name of their files.
+        drop: Let those runs be ranked again.
     """
-    dropped = 0
+    outdated = 0
     for ranked, trained in runs:
         try:
             source = json.loads((ranked / record).read_text(encoding="utf-8")).get(SOURCE)
             if source != _hash(trained / record):
-                (ranked / record).unlink()
-                dropped += 1
+                outdated += 1
+                if drop:
+                    (ranked / record).unlink()
         except (OSError, ValueError, AttributeError):
             continue  # not ranked yet, or not readable: both are told elsewhere
-    return dropped
+    return outdated
 
 
 def _hash(path: Path) -> str:

@@ -10,13 +10,13 @@ that was interrupted ends as one that was not.
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from recbole_tema.benchmark.record import RECORD
 from recbole_tema.benchmark.runner import Job, open_results, run_jobs
-from recbole_tema.benchmark.spec import Entry, Spec, as_json, run_name
+from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
-from recbole_tema.benchmark.worker import RECORD
 from recbole_tema.config_files import load_yaml, properties_dir
 from recbole_tema.errors import ConfigError, DataError
 
@@ -47,6 +47,20 @@ def space_of(model: str) -> dict:
     return space
 
 
+@dataclass
+class Search:
+    """What a search found.
+
+    Attributes:
+        spec: With the best keys of each entry; entries of which all trials failed are left out.
+        trials: Label -> trials that have a score. failed: Name of a trial -> its log.
+    """
+
+    spec: Spec
+    trials: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, Path] = field(default_factory=dict)
+
+
 def tuned(
     folder: Path,
     spec: Spec,
@@ -54,10 +68,11 @@ def tuned(
     trials: int,
     jobs: int,
     say: Callable[[str], None],
-) -> Spec:
-    """The spec with the best keys that `trials` trials of each entry found.
+) -> Search:
+    """The best keys that the first `trials` trials of each entry found.
 
-    The first trial has the keys that are given, so that a search never ends worse than none.
+    The first trial has the keys that are given, so that a search never ends worse than none. A
+    trial that failed is tried again with the same keys when the search is asked for again.
 
     Args:
         statement: What is searched (`spec.stated`).
@@ -65,42 +80,56 @@ def tuned(
     Raises:
         ConfigError: a space is refused, or gives a key that is given too, or the folder holds
             trials of other data, keys or spaces.
-        DataError: Optuna is missing, all trials of an entry failed, or the folder cannot be
-            written.
+        DataError: Optuna is missing, all trials of all entries failed, the dataset has nothing to
+            validate on, or the folder cannot be written.
     """
     open_results(folder / FOLDER, _with_spaces(statement))
     studies = {entry.label: _study(folder, spec, entry) for entry in spec.entries}
+    search = Search(spec)
     for number in range(trials):
         wanted, asked = [], {}
         for entry in spec.entries:
             keys = _keys_of_trial(studies[entry.label], spec, entry, number)
             if keys is None:
                 continue
-            asked[entry.label] = entry, []
+            asked[entry.label] = []
+            kept = replace(entry, keys=keys)
+            depends = {"content": statement["content"], "keys": resolved(spec, kept)}
             for domain in entry.targets:
                 name = f"{entry.label}, trial {number + 1} of {trials}"
                 name += f", to {domain}" if domain else ""
                 run = run_name(entry.label, spec.seeds[0], domain)
                 where = folder / FOLDER / f"{run}-trial{number}"
-                kept = replace(entry, keys=keys)
-                text = as_json(spec, kept, spec.seeds[0], domain, phases=("valid",))
+                text = as_json(spec, kept, spec.seeds[0], domain, depends, phases=("valid",))
                 wanted.append(Job(name, where, text))
-                asked[entry.label][1].append(where)
+                asked[entry.label].append(where)
         if wanted and not jobs:
             raise ConfigError(
                 f"--jobs=0 runs nothing, and trial {number + 1} of {trials} is not finished"
             )
         if wanted:
-            run_jobs(wanted, jobs, f"trials {number + 1} of {trials}", lambda text: None)
-        for entry, places in asked.values():
-            _tell(studies[entry.label], number, places)
+            title = f"trials {number + 1} of {trials}"
+            search.failed |= run_jobs(wanted, jobs, title, lambda text: None).failed
+        for label, places in asked.items():
+            if all((where / RECORD).is_file() for where in places):
+                studies[label].tell(number, _score(places))
     found = []
     for entry in spec.entries:
-        keys, score = _best(studies[entry.label], folder, spec, entry)
+        scored = _scored(studies[entry.label], trials)
+        if not scored:
+            say(f"failed: all trials of {entry.label}; it is left out")
+            continue
+        search.trials[entry.label] = len(scored)
+        best = max(scored, key=lambda trial: (trial.value, -trial.number))
+        keys, score = dict(best.user_attrs["keys"]), best.value
         shown = ", ".join(f"{key} {value}" for key, value in keys.items()) or "the given keys"
-        say(f"{entry.label}: best validation score {score:.4f} with {shown}")
+        few = "" if len(scored) == trials else f" ({len(scored)} of {trials} trials have a score)"
+        say(f"{entry.label}: best validation score {score:.4f} with {shown}{few}")
         found.append(replace(entry, keys={**entry.keys, **keys}))
-    return replace(spec, entries=tuple(found))
+    if not found:
+        raise DataError(f"all trials failed; see the logs in {folder / FOLDER}")
+    search.spec = replace(spec, entries=tuple(found))
+    return search
 
 
 def _with_spaces(statement: dict) -> dict:
@@ -181,22 +210,19 @@ def _log(found: dict) -> bool:
     return bool(found.get("log", False))
 
 
-def _tell(study, number: int, places: list[Path]) -> None:
-    """The score of a trial; of runs for several domains their mean."""
-    import optuna
+def _score(places: list[Path]) -> float:
+    """The score of a trial that has finished, more is better; of runs for several domains their
+    mean."""
+    records = [json.loads((where / RECORD).read_text(encoding="utf-8")) for where in places]
+    scores = [record["best_valid_score"] for record in records]
+    if None in scores:
+        raise DataError(
+            f"{places[scores.index(None)]}: no validation target, so nothing to tune by"
+        )
+    score = sum(scores) / len(scores)
+    return score if records[0]["bigger_is_better"] else -score
 
-    paths = [where / RECORD for where in places]
-    if not all(path.is_file() for path in paths):
-        study.tell(number, state=optuna.trial.TrialState.FAIL)
-        return
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    score = sum(record["best_valid_score"] for record in records) / len(records)
-    study.tell(number, score if records[0]["bigger_is_better"] else -score)
 
-
-def _best(study, folder: Path, spec: Spec, entry: Entry) -> tuple[dict, float]:
-    scored = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
-    if not scored:
-        raise DataError(f"all trials of {entry.label} failed; see the logs in {folder / FOLDER}")
-    best = max(scored, key=lambda trial: (trial.value, -trial.number))
-    return dict(best.user_attrs["keys"]), best.value
+def _scored(study, trials: int) -> list:
+    """Those of the first `trials` trials that have a score."""
+    return [t for t in study.get_trials(deepcopy=False)[:trials] if t.value is not None]

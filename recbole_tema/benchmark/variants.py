@@ -14,6 +14,7 @@ NEEDS = {
     "use_text": ("itemtext",),
     "use_image": ("itemimage",),
     "beta": ("userllm",),
+    "use_id": ("tag", "itemtext", "itemimage"),  # else nothing is left to make items of
 }
 
 
@@ -37,18 +38,22 @@ def ablation(model: str, keys: dict, folder: Path, dataset: str) -> list[Entry]:
             f"--ablation: no variants of '{model}' ({path}); there are those of "
             f"{', '.join(ablations())}"
         )
-    entries = [Entry(model, model, dict(keys))]
+    entries, seen = [Entry(model, model, dict(keys))], []
     for name, changed in load_yaml(path).items():
         if not isinstance(changed, dict) or not changed:
             raise ConfigError(f"{path}: '{name}' names no keys that differ")
-        if all(_is_idle(key, folder, dataset) for key in changed):
+        felt = {k: v for k, v in changed.items() if not _is_idle(k, keys, folder, dataset)}
+        if not felt or felt in seen:
             continue
+        seen.append(felt)
         entries.append(Entry(f"{model} {name}", model, {**keys, **changed}))
     return entries
 
 
-def _is_idle(key: str, folder: Path, dataset: str) -> bool:
+def _is_idle(key: str, keys: dict, folder: Path, dataset: str) -> bool:
     needed = NEEDS.get(key, ())
+    if key == "use_id" and keys.get("selected_features"):
+        return False
     return bool(needed) and not any((folder / f"{dataset}.{end}").is_file() for end in needed)
 
 

