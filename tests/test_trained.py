@@ -91,6 +91,8 @@ def test_a_model_that_was_trained_again_is_ranked_again(done, small_root, tmp_pa
     # As if another machine had trained it: its facts are told, not those of the ranking.
     there.write_text(json.dumps({**json.loads(there.read_text()), "threads": 77}))
     capsys.readouterr()
+    assert main([*asked, "--jobs=0"]) == 2
+    assert "the models of 1 runs were trained again since" in capsys.readouterr().err
     assert main(asked) == 0
     assert "1 runs are ranked again" in capsys.readouterr().out
     after = json.loads(path.read_text())

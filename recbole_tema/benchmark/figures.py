@@ -185,7 +185,7 @@ def _curves(made, results: Results, _summary, width: float) -> None:
             found = [curve for (_, domain), curve in sorted(row.curves.items()) if domain == target]
             for turn, curve in enumerate(found):
                 epochs = [point["epoch"] + 1 for point in curve]
-                scores = [np.nan if point["valid"] is None else point["valid"] for point in curve]
+                scores = [point["valid"] for point in curve]
                 style = {"color": _style(number)[0], "linestyle": LINES[number // len(COLOURS) % 4]}
                 style |= {"linewidth": 1.2, "alpha": 1.0 if turn == 0 else 0.4}
                 style["marker"] = "o" if len(curve) == 1 else None

@@ -85,7 +85,7 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
 
     Raises:
         ConfigError: it belongs to others; the message says what differs.
-        DataError: it cannot be read or written.
+        DataError: it cannot be read or written, or holds a run of other keys or data.
     """
     path = folder / STATEMENT
     try:
@@ -111,6 +111,9 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
                     f"{folder} holds rows that were ranked otherwise:\n  {shown}\n"
                     "give another --results_dir, or what was given then"
                 )
+        for label in new["entries"]:
+            for done in (folder / RUNS).glob(f"{_runs_of(label)}*/{RECORD}"):
+                read_record(done, statement_of(new, label))
         if write:
             with replace_file(path) as file:
                 file.write((json.dumps(new, indent=1) + "\n").encode())

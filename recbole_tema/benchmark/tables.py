@@ -4,9 +4,10 @@ import pandas as pd
 
 SHOWN = ("hit@10", "ndcg@10", "mrr@10")
 MARK, WORSE = "*", "†"
-TEST = (
-    "paired t-test over users, Holm-corrected, p < 0.05, and over seeds too (Mann-Whitney U, "
-    "p ≤ 0.05; with fewer than three each, every seed above every other)"
+TEST = "paired t-test over users, Holm-corrected, p < 0.05"
+BY_SEED = (
+    ", and over seeds too (Mann-Whitney U, p ≤ 0.05; with fewer than three each, every seed above "
+    "every other)"
 )
 FEW = 3  # seeds, below which a table says that it has few
 
@@ -18,18 +19,20 @@ def note(summary: pd.DataFrame, reference: str | None) -> str:
     if not summary["reference"].any():
         why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
         return f"{text}Nothing is tested against {reference or 'a baseline'}: {why}."
+    seeds = summary.groupby("model", sort=False)["seeds"].first()
+    test = TEST + (BY_SEED if seeds.max() > 1 else "")
     if reference is None:
         text += f"{MARK}: better than the best baseline"
         text += " at the same share" if "overlap_ratio" in summary else ""
-        text += f", {TEST}."
+        text += f", {test}."
     else:
-        text += f"{MARK}: better, {WORSE}: worse than {reference}, {TEST}."
-    seeds = summary.groupby("model", sort=False)["seeds"].first()
-    few = [model for model, count in seeds.items() if count < FEW]
+        text += f"{MARK}: better, {WORSE}: worse than {reference}, {test}."
+    few = [model for model, number in seeds.items() if number < FEW]
     if few:
+        count = "one seed" if seeds.max() == 1 else f"fewer than {FEW} seeds"
         whose = "All rows are" if len(few) == len(seeds) else f"{', '.join(few)}:"
         text += (
-            f" {whose} of fewer than {FEW} seeds: the tests are of these trained models, and "
+            f" {whose} of {count}: the tests are of these trained models, and "
             "training with other seeds moves the means too."
         )
     return text

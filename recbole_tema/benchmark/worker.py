@@ -141,7 +141,7 @@ def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
     def after_epoch(epoch, score):
         seconds = time.perf_counter() - started
         with open(curve, "a", encoding="utf-8") as file:
-            line = {"epoch": int(epoch), "valid": _number(score), "seconds": round(seconds, 3)}
+            line = {"epoch": int(epoch), "valid": float(score), "seconds": round(seconds, 3)}
             file.write(json.dumps(line) + "\n")
 
     result = run_recbole_tema(
