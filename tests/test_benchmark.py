@@ -460,7 +460,7 @@ def test_a_search_goes_on_where_it_was(small_root, tmp_path, capsys):
     assert (once / "table.csv").read_bytes() == table
     more = [word.replace("tune=3", "tune=4") for word in plain]
     assert main([*more, "--jobs=0"]) == 2
-    assert "--jobs=0 runs nothing, and trial 4 of 4 is not finished" in capsys.readouterr().err
+    assert "--jobs=0 runs nothing, and trial 4 of 4 of BPR has not begun" in capsys.readouterr().err
     # Trials of other keys are no trials of these.
     other = words(small_root, twice, **{**keys, "epochs": "2"}, tune="3")
     trials = {path: path.read_bytes() for path in twice.rglob("run.json")}

@@ -152,6 +152,9 @@ def test_a_failed_trial_is_tried_again_and_counted(small_root, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "(1 of 2 trials have a score)" in said and "failed: BPR, trial 2 of 2" in said
     assert "BPR by 1 of 2 trials" in (folder / "report.html").read_text()
+    # A report alone is of what is there.
+    assert main([*asked, "--jobs=0"]) == 0
+    assert "(1 of 2 trials have a score)" in capsys.readouterr().out
     in_the_way.unlink()
     # The trial may choose other keys for the row; what there is of it then has to go.
     shutil.rmtree(folder / "runs" / "BPR-seed2020")

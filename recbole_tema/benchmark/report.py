@@ -98,6 +98,7 @@ def facts(results: Results, statement: dict) -> list[str]:
         + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")
         + (", without the user's past ones" if keys.get("exclude_history") else ""),
         *again,
-        f"{len(results.rows)} models, seeds {', '.join(map(str, seeds))}",
+        f"{len(results.rows)} models, seed{'s' if len(seeds) > 1 else ''} "
+        + ", ".join(map(str, seeds)),
         f"dataset {statement['dataset']}, SHA-256 of its files {statement['content'][:16]}",
     ]

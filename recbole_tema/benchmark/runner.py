@@ -94,7 +94,7 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
             old = json.loads(path.read_text(encoding="utf-8"))
             # A row of which nothing is done, as its keys were wrong, holds nobody to them.
             entries = old["entries"].items()
-            old["entries"] = {label: e for label, e in entries if _has_begun(folder, label)}
+            old["entries"] = {label: e for label, e in entries if has_begun(folder, label)}
             found = differences(old, new)
             if found:
                 shown = "\n  ".join(found[:10]) + ("\n  ..." if len(found) > 10 else "")
@@ -125,7 +125,7 @@ def open_results(folder: Path, new: dict, write: bool = True) -> None:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
-def _has_begun(folder: Path, label: str) -> bool:
+def has_begun(folder: Path, label: str) -> bool:
     """Whether a run of a row is finished, or has a checkpoint to go on from."""
     runs = f"{_runs_of(label)}*"
     found = [*(folder / RUNS).glob(runs), *folder.glob(runs)]  # of a search they lie in the folder

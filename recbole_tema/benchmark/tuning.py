@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recbole_tema.benchmark.record import RECORD
-from recbole_tema.benchmark.runner import Job, open_results, run_jobs
+from recbole_tema.benchmark.runner import Job, has_begun, open_results, run_jobs
 from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.config_files import load_yaml, properties_dir
@@ -83,13 +83,22 @@ def tuned(
         DataError: Optuna is missing, all trials of all entries failed, the dataset has nothing to
             validate on, or the folder cannot be written.
     """
-    open_results(folder / FOLDER, _with_spaces(statement))
+    open_results(folder / FOLDER, _with_spaces(statement), write=jobs > 0)
+    for entry in spec.entries:
+        if jobs and not has_begun(folder / FOLDER, entry.label):
+            _journal(folder, spec, entry).unlink(missing_ok=True)  # it may be of another space
     studies = {entry.label: _study(folder, spec, entry) for entry in spec.entries}
     search = Search(spec)
     for number in range(trials):
         wanted, asked = [], {}
         for entry in spec.entries:
-            keys = _keys_of_trial(studies[entry.label], spec, entry, number)
+            study = studies[entry.label]
+            if not jobs and number >= len(study.get_trials(deepcopy=False)):
+                raise ConfigError(
+                    f"--jobs=0 runs nothing, and trial {number + 1} of {trials} of {entry.label} "
+                    "has not begun"
+                )
+            keys = _keys_of_trial(study, spec, entry, number)
             if keys is None:
                 continue
             asked[entry.label] = []
@@ -103,15 +112,11 @@ def tuned(
                 text = as_json(spec, kept, spec.seeds[0], domain, depends, phases=("valid",))
                 wanted.append(Job(name, where, text))
                 asked[entry.label].append(where)
-        if wanted and not jobs:
-            raise ConfigError(
-                f"--jobs=0 runs nothing, and trial {number + 1} of {trials} is not finished"
-            )
-        if wanted:
+        if wanted and jobs:
             title = f"trials {number + 1} of {trials}"
             search.failed |= run_jobs(wanted, jobs, title, lambda text: None).failed
         for label, places in asked.items():
-            if all((where / RECORD).is_file() for where in places):
+            if jobs and all((where / RECORD).is_file() for where in places):
                 studies[label].tell(number, _score(places))
     found = []
     for entry in spec.entries:
@@ -141,6 +146,10 @@ def _with_spaces(statement: dict) -> dict:
     return {**statement, "entries": entries}
 
 
+def _journal(folder: Path, spec: Spec, entry: Entry) -> Path:
+    return folder / FOLDER / f"{run_name(entry.label, spec.seeds[0])}.journal"
+
+
 def _study(folder: Path, spec: Spec, entry: Entry):
     try:
         import optuna
@@ -156,10 +165,10 @@ def _study(folder: Path, spec: Spec, entry: Entry):
             f"{', '.join(both)} of {entry.label} is given and searched; leave it out, or take it "
             "out of properties/hyper"
         )
-    place = folder / FOLDER
+    path = _journal(folder, spec, entry)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(place / f"{run_name(entry.label, spec.seeds[0])}.journal"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        backend = JournalFileBackend(str(path))
         return optuna.create_study(
             storage=JournalStorage(backend),
             study_name=entry.label,
@@ -167,7 +176,7 @@ def _study(folder: Path, spec: Spec, entry: Entry):
             load_if_exists=True,
         )
     except OSError as error:
-        raise DataError(f"{place} cannot be written: {error.strerror or error}") from None
+        raise DataError(f"{path.parent} cannot be written: {error.strerror or error}") from None
 
 
 def _keys_of_trial(study, spec: Spec, entry: Entry, number: int) -> dict | None:
