@@ -175,7 +175,7 @@ def test_a_table_says_when_it_has_few_seeds_or_no_reference():
     summary = found.summary([("ndcg", 10)])
     assert "seeds moves the means" not in note(summary, None)
     found.rows[1].ranks["test"] = found.rows[1].ranks["test"][:1]
-    assert "twin: of fewer than 3 seeds" in note(found.summary([("ndcg", 10)]), None)
+    assert "twin is of fewer than 3 seeds" in note(found.summary([("ndcg", 10)]), None)
     assert "All rows are of fewer than 3" in note(results(MODELS).summary([("ndcg", 10)]), None)
     found.reference = "LLM4CDSR"
     alone = note(found.summary([("ndcg", 10)]), "LLM4CDSR")

@@ -30,7 +30,8 @@ def note(summary: pd.DataFrame, reference: str | None) -> str:
     few = [model for model, number in seeds.items() if number < FEW]
     if few:
         count = "one seed" if seeds.max() == 1 else f"fewer than {FEW} seeds"
-        whose = "All rows are" if len(few) == len(seeds) else f"{', '.join(few)}:"
+        whose = "All rows" if len(few) == len(seeds) else ", ".join(few)
+        whose += " is" if len(few) == 1 < len(seeds) else " are"
         text += (
             f" {whose} of {count}: the tests are of these trained models, and "
             "training with other seeds moves the means too."
