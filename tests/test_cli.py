@@ -180,7 +180,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_root):
             assert time.monotonic() < waiting, "no checkpoint after 90 s"
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130

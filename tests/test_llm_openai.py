@@ -925,7 +925,7 @@ def test_ctrl_c_keeps_what_is_paid_for_and_ends():
             process.send_signal(signal.SIGINT)
             time.sleep(0.3)
             held.set()
-            told, _ = process.communicate(timeout=120)
+            told, _ = process.communicate(timeout=40)
     assert process.returncode == 0
     stopped, threads, *got = told.splitlines()[-1].split()
     assert (stopped, threads) == ("stopped", "1")

@@ -17,6 +17,8 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
     return torch.ones(25_000_000).sum().item()  # 100 MB
+for _ in range(10):  # the first ones still leave holes that are a little too small
+    step()
 before = faults()
 assert [step() for _ in range({steps})] == [25_000_000] * {steps}
 print(changed, faults() - before)
@@ -47,9 +49,8 @@ def test_freed_memory_is_used_again():
     assert changed == "True"
     # Each step maps its 100 MB anew, where nothing is done; a page may be a huge one.
     assert given_back > STEPS * 100_000_000 // max(page, 2**21)
-    # Where the blocks lie differs by process: some steps still find every hole a little too
-    # small and take a new block, some of them late.
-    assert kept < given_back / 3
+    # Of so many steps, since in some processes one of the later ones still takes a new block.
+    assert kept < given_back / 10
 
 
 @pytest.mark.parametrize(

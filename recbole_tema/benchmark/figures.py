@@ -36,7 +36,7 @@ TITLES = {
 
 def titles(results: Results) -> dict[str, str]:
     """The figures that a benchmark has."""
-    if any("overlap_ratio" in row.keys for row in results.rows):
+    if any(row.share is not None for row in results.rows):
         return {"ratio": "By share of overlapping users in the training data", **TITLES}
     return TITLES
 
@@ -109,7 +109,7 @@ def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     for row in results.rows:
         name = row.label.rpartition(OVERLAP)[0] or row.label
         line = part.loc[row.label]
-        point = row.keys.get("overlap_ratio", 1.0), line["mean"], line["low"], line["high"]
+        point = row.share, line["mean"], line["low"], line["high"]
         lines.setdefault(name, []).append(point)
     for number, (name, points) in enumerate(lines.items()):
         share, mean, low, high = np.array(sorted(points)).T

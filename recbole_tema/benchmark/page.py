@@ -25,15 +25,14 @@ def page(
     summary: pd.DataFrame,
     statement: dict,
     facts: list[str],
-    asked: pd.DataFrame | None = None,
+    asked: pd.DataFrame,
 ) -> str:
     """The page as text.
 
     Args:
-        summary: For the figures. asked: Its lines of metrics that were asked for; None: all.
+        summary: For the figures. asked: Its lines of metrics that were asked for.
         statement: What the folder belongs to (`spec.stated`). facts: Sentences for its head.
     """
-    asked = summary if asked is None else asked
     name = escape(results.dataset)
     told = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     figures = "".join(
@@ -71,7 +70,8 @@ def _table(summary: pd.DataFrame, reference: str | None) -> str:
         seeds = next(iter(cells[model].values()))["seeds"]
         body += f"<tr><td>{escape(model)}</td><td>{seeds}</td>{row}</tr>"
     return (
-        f"<table><thead><tr><th></th><th></th>{spans}</tr><tr><th>model</th><th>seeds</th>{heads}</tr></thead>"
+        f"<table><thead><tr><th></th><th></th>{spans}</tr>"
+        f"<tr><th>model</th><th>seeds</th>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
 

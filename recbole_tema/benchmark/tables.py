@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from recbole_tema.benchmark.results import SHARE
+
 SHOWN = ("hit@10", "ndcg@10", "mrr@10")
 MARK, WORSE = "*", "†"
 TEST = "paired t-test over users, Holm-corrected, p < 0.05"
@@ -15,7 +17,7 @@ FEW = 3  # seeds, below which a table says that it has few
 def note(summary: pd.DataFrame, reference: str | None) -> str:
     """What the marks of a table mean, and what its tests say nothing of."""
     text = "Mean over seeds (± standard deviation). Best in bold, second underlined"
-    text += " of each share. " if "overlap_ratio" in summary else ". "
+    text += " of each share. " if SHARE in summary else ". "
     if not summary["reference"].any():
         why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
         return f"{text}Nothing is tested against {reference or 'a baseline'}: {why}."
@@ -23,7 +25,7 @@ def note(summary: pd.DataFrame, reference: str | None) -> str:
     test = TEST + (BY_SEED if seeds.max() > 1 else "")
     if reference is None:
         text += f"{MARK}: better than the best baseline"
-        text += " at the same share" if "overlap_ratio" in summary else ""
+        text += " at the same share" if SHARE in summary else ""
         text += f", {test}."
     else:
         text += f"{MARK}: better, {WORSE}: worse than {reference}, {test}."
@@ -66,7 +68,7 @@ def grid(summary: pd.DataFrame):
     """(slices, metrics, models, cells): cells[model][slice, metric] -> its line of the summary,
     with `place`, 1 for the best of the column and 2 for the second."""
     shown = summary[summary["metric"].isin(shown_metrics(summary))].copy()
-    compared = [name for name in ("slice", "metric", "overlap_ratio") if name in shown]
+    compared = [name for name in ("slice", "metric", SHARE) if name in shown]
     ranked = shown.groupby(compared)["mean"].rank(method="min", ascending=False)
     shown["place"] = ranked.astype(int)
     cells: dict[str, dict] = {}
