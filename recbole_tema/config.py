@@ -4,6 +4,9 @@ import copy
 import os
 from logging import getLogger
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import torch
 from recbole.config import Config
 from recbole.utils import ModelType

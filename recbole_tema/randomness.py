@@ -3,6 +3,9 @@
 import random
 from contextlib import contextmanager
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.utils import init_seed

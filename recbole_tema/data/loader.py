@@ -94,7 +94,7 @@ class SequenceTrainLoader:
         order = rng.permutation(len(windows.user))
         batch = (np.cumsum(windows.n_targets[order]) - 1) // self.batch_size
         for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
-            rows = rows[np.argsort(-windows.length[rows])]
+            rows = rows[np.argsort(-windows.length[rows], kind="stable")]
             yield self._interaction(windows, self._part(windows, rows), own)
 
     def _part(self, windows, rows):
