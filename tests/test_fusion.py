@@ -9,23 +9,40 @@ from recbole_tema.model.fusion import (
     Fusion,
     Projection,
     TagTable,
+    initial_vectors,
     principal_components,
     tag_matrix,
     tag_weights,
 )
 
 
-def test_components_are_sklearns_up_to_sign_and_scale():
+def test_components_are_sklearns_up_to_sign():
     torch.manual_seed(0)
     matrix = torch.randn(30, 8) @ torch.randn(8, 8)
     present = torch.ones(30, dtype=torch.bool)
     present[[0, 7]] = False
     found = principal_components(matrix, present, 4)
     expected = torch.from_numpy(PCA(4).fit_transform(matrix[present].double().numpy()))
-    expected = expected / expected.std()
+    started = initial_vectors(matrix, present, 4, 0.05)
+    assert torch.allclose(started, found * (0.05 / found[present].std(correction=1)), atol=1e-6)
     assert torch.allclose(found[present].abs().double(), expected.abs(), atol=1e-4)
     assert found[~present].abs().sum() == 0
     assert principal_components(matrix, present, 12).shape == (30, 12)
+
+
+def test_a_rotation_or_more_dimensions_change_no_component():
+    """Lengths and angles of centred vectors stay, whatever space they lie in."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(100, 6, generator=generator, dtype=torch.float64)
+    matrix = matrix - matrix.mean(0)
+    present = torch.ones(100, dtype=torch.bool)
+    found = []
+    for width in (6, 9, 40):
+        basis, _ = torch.linalg.qr(torch.randn(width, 6, generator=generator, dtype=torch.float64))
+        found.append(principal_components(matrix @ basis.T, present, 8))
+        assert torch.allclose(found[-1] @ found[-1].T, matrix @ matrix.T, atol=1e-10)
+    assert torch.allclose(found[0], found[1], atol=1e-10)
+    assert torch.allclose(found[0], found[2], atol=1e-10)
 
 
 def test_tag_vectors_by_hand():

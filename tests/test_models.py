@@ -13,7 +13,7 @@ from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.tema import REPEAT_UNIT, TEMA
 
-from .conftest import make_dataset
+from .conftest import make_dataset, write
 
 
 def build(settings, model="TEMA", name="tiny", **keys):
@@ -93,6 +93,36 @@ def test_llm4cdsr_trains(settings, name, keys):
         losses.append(terms[0].item())
     assert losses[-1] < losses[0]
     check_scores(model, prepared)
+
+
+def test_vectors_wider_than_llm_size_mean_what_they_meant(settings, tmp_path):
+    """The same vectors in spaces of 16, 24 and 40 dimensions: the same model, the same losses."""
+    generator = torch.Generator().manual_seed(1)
+    narrow = torch.nn.functional.normalize(torch.randn(30, 16, generator=generator), dim=1)
+    narrow = (narrow - narrow.mean(0)).double()
+    built = {}
+    for width in (16, 24, 40):
+        basis, _ = torch.linalg.qr(torch.randn(width, 16, generator=generator, dtype=torch.float64))
+        folder = make_dataset(tmp_path / str(width))
+        rows = [
+            (f"{domain}{i}", " ".join(map(repr, (narrow[15 * d + i] @ basis.T).tolist())))
+            for d, domain in enumerate(("book", "film"))
+            for i in range(15)
+        ]
+        write(folder / "tiny.itemllm", ["llm_iid:token", "llm_emb:float_seq"], rows)
+        keys = {**settings, "data_path": str(tmp_path / str(width)), "llm_size": 16}
+        built[width] = build(keys, "LLM4CDSR", "tiny")
+    for model, _, _ in built.values():
+        assert model.llm.shape[1] == 16
+        there = model.llm[model.llm_present].double()
+        assert torch.allclose(there.norm(dim=1).sort()[0], narrow.norm(dim=1).sort()[0], atol=1e-6)
+    losses = []
+    for width in (24, 40):
+        model, prepared, _ = built[width]
+        model.eval()
+        model.alpha = 0  # its items are drawn anew each time
+        losses.append(total(model.calculate_loss(next(iter(prepared.train_data)))).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def check_scores(model, prepared):

@@ -6,7 +6,11 @@ from torch.nn import functional as F
 
 
 def principal_components(matrix, present, size):
-    """Principal components of the rows that are there, scaled to unit standard deviation.
+    """Scores of the rows that are there on their first principal components, unscaled.
+
+    Lengths of the centred rows and their inner products stay what they were, as far as the
+    components reach. The signs are fixed by the rows' own scores, so that vectors which are rotated,
+    or embedded into more dimensions by an orthogonal map, have the same scores.
 
     Args:
         matrix: ``(n, d)``. present: ``(n,)`` bool. size: number of components.
@@ -18,13 +22,26 @@ def principal_components(matrix, present, size):
     centred = rows - rows.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     leading = vectors.flip(1)[:, :size]
-    # The sign of an eigenvector is arbitrary: fix it, so that every run starts alike.
-    sign = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))
-    components = centred @ (leading * sign)
-    scaled = components / components.std().clamp(min=1e-12)
+    scores = centred @ leading
+    # The sign of an eigenvector is arbitrary: the row that lies farthest out is on the positive side.
+    if len(scores):
+        scores = scores * torch.sign(scores.gather(0, scores.abs().argmax(0, keepdim=True)))
     result = matrix.new_zeros(len(matrix), size)
-    result[present, : scaled.size(1)] = scaled.to(matrix.dtype)
+    result[present, : scores.size(1)] = scores.to(matrix.dtype)
     return result
+
+
+def initial_vectors(matrix, present, size, std):
+    """Starting values of learned vectors: principal components at a standard deviation of ``std``.
+
+    Args:
+        matrix, present, size: As for :func:`principal_components`. std: over all components.
+
+    Returns:
+        ``(n, size)``; absent rows are 0.
+    """
+    scores = principal_components(matrix, present, size)
+    return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
 
 
 def tag_weights(tag_ids, weights, weighting, known=None):

@@ -10,7 +10,7 @@ from recbole_tema.errors import DataError
 from recbole_tema.model.base import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import init_as_recbole
-from recbole_tema.model.fusion import principal_components
+from recbole_tema.model.fusion import initial_vectors, principal_components
 from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
@@ -74,7 +74,9 @@ class LLM4CDSR(CrossDomainRecommender):
                 f"is not in {config['data_path']}"
             )
         size = config["llm_size"]
-        self.pca = principal_components(self.llm, self.llm_present, self.hidden_size)
+        self.local_start = initial_vectors(
+            self.llm, self.llm_present, self.hidden_size, config["local_scale"]
+        )
         if size and self.llm.size(1) > size:
             self.llm = principal_components(self.llm, self.llm_present, size)
         self.adapter = Adapter(self.llm.size(1), self.hidden_size)
@@ -97,8 +99,8 @@ class LLM4CDSR(CrossDomainRecommender):
         nn.init.normal_(self.empty, std=std)
         # An item without an LLM vector keeps its random start: zeros would score 0 for everybody.
         present = self.llm_present
-        self.local_items.weight.data[present] = self.pca[present] * config["local_scale"]
-        del self.pca
+        self.local_items.weight.data[present] = self.local_start[present]
+        del self.local_start
 
     # ---------------------------------------------------------------- threads
 

@@ -15,7 +15,7 @@ from recbole_tema.model.fusion import (
     Fusion,
     Projection,
     TagTable,
-    principal_components,
+    initial_vectors,
     tag_matrix,
     tag_weights,
 )
@@ -154,9 +154,11 @@ class TEMA(CrossDomainRecommender):
             nn.init.normal_(self.empty, std=std)
         if self.use_id and config["id_init"] == "text_pca":
             if "text" in self.projections:
-                start = principal_components(self.text, self.text_present, self.hidden_size)
+                start = initial_vectors(
+                    self.text, self.text_present, self.hidden_size, config["id_scale"]
+                )
                 present = self.text_present & (start.abs().sum(1) > 0)
-                self.item_embedding.weight.data[present] = start[present] * config["id_scale"]
+                self.item_embedding.weight.data[present] = start[present]
             else:
                 getLogger().info("TEMA: id_init is text_pca, but no text is used: drawn at random")
 
