@@ -7,7 +7,6 @@ and heart, the first one listed on a tie.
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from dataset_tools.text_encoder import (
 from dataset_tools.update import HELD_OUT, training_events
 from dataset_tools.writer import write_dataset
 from recbole_tema.atomic import read_table, tag_text, tag_token
-from recbole_tema.errors import DataError
+from recbole_tema.names import recbole_dir
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +141,8 @@ def with_kept_tags(items: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_raw(suffix: str, required: dict[str, str]) -> pd.DataFrame:
-    """A raw table of the wheel, found without importing RecBole, which takes seconds."""
-    spec = find_spec("recbole")
-    if spec is None or spec.origin is None:
-        raise DataError(f"{NAME} is built from the package recbole, not installed: install it")
-    path = Path(spec.origin).parent / "dataset_example" / "ml-100k" / f"ml-100k.{suffix}"
-    return read_table(path, required)
+    """A raw table of RecBole's wheel."""
+    return read_table(recbole_dir() / "dataset_example" / "ml-100k" / f"ml-100k.{suffix}", required)
 
 
 def film_text(domain: str, title: str, year: str, genres: Sequence[str]) -> str:

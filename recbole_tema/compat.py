@@ -9,6 +9,8 @@ which nothing here imports.
 import numpy as np
 from scipy.sparse import dok_matrix
 
+from recbole_tema.names import recbole_dir
+
 # numpy 2 dropped these; `Config.compatibility_settings` reads all three.
 NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
 
@@ -31,4 +33,5 @@ def restore_names() -> list[str]:
     return absent
 
 
+recbole_dir()  # a RecBole that is missing or another one is told before it is imported
 restore_names()

@@ -5,6 +5,7 @@ import importlib
 import re
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,14 +30,28 @@ CDR_MODELS = (
 BUILTIN_DATASETS = ("ml-100k-genre",)
 DEFAULT_MODEL = "TEMA"
 DEFAULT_DATASET = "ml-100k-genre"
+RECBOLE_VERSION = "1.2.1"
+# Without --no-deps pip looks for ray<=2.6.3, which nothing here needs and Python 3.12 has not.
+INSTALL_RECBOLE = f"run: pip install --no-deps recbole=={RECBOLE_VERSION}"
 RECBOLE_MODEL_TYPES = ("sequential", "general", "context_aware", "knowledge_aware", "exlib")
 
 
+@lru_cache(maxsize=1)
 def recbole_dir() -> Path:
-    """Return RecBole's folder without importing it (that import takes seconds)."""
+    """Return RecBole's folder without importing it (that import takes seconds).
+
+    Raises:
+        ConfigError: RecBole is not there, or is of another version.
+    """
     spec = find_spec("recbole")
     if spec is None:
-        raise ConfigError("RecBole is not installed: pip install 'recbole==1.2.1'")
+        raise ConfigError(f"RecBole is not installed; {INSTALL_RECBOLE}")
+    found = version("recbole")
+    if found != RECBOLE_VERSION:
+        raise ConfigError(
+            f"RecBole {found} is installed, this package works with {RECBOLE_VERSION}; "
+            f"{INSTALL_RECBOLE}"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

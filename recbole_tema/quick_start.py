@@ -5,6 +5,9 @@ import os
 from logging import getLogger
 from pathlib import Path
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.utils import init_logger, init_seed, set_color

@@ -1,5 +1,8 @@
 """Scores for histories that were not in the dataset: the model as a service would call it."""
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction

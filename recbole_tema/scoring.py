@@ -2,6 +2,9 @@
 
 from logging import getLogger
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction

@@ -12,6 +12,9 @@ import os
 from pathlib import Path
 from time import perf_counter
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import torch
 from recbole.utils import get_trainer, set_color
 

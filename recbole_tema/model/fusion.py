@@ -9,8 +9,8 @@ def principal_components(matrix, present, size):
     """Scores of the rows that are there on their first principal components, unscaled.
 
     Lengths of the centred rows and their inner products stay what they were, as far as the
-    components reach. The signs are fixed by the rows' own scores, so that vectors which are rotated,
-    or embedded into more dimensions by an orthogonal map, have the same scores.
+    components reach. The signs are fixed by the rows' own scores, so that vectors which are
+    rotated, or embedded into more dimensions by an orthogonal map, have the same scores.
 
     Args:
         matrix: ``(n, d)``. present: ``(n,)`` bool. size: number of components.
@@ -23,7 +23,7 @@ def principal_components(matrix, present, size):
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     leading = vectors.flip(1)[:, :size]
     scores = centred @ leading
-    # The sign of an eigenvector is arbitrary: the row that lies farthest out is on the positive side.
+    # The sign of an eigenvector is arbitrary: the row that lies farthest out is positive.
     if len(scores):
         scores = scores * torch.sign(scores.gather(0, scores.abs().argmax(0, keepdim=True)))
     result = matrix.new_zeros(len(matrix), size)

@@ -1,0 +1,77 @@
+"""What newer numpy and scipy took from RecBole is there again, before RecBole is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recbole.utils import get_model
+from scipy.sparse import dok_matrix
+
+from recbole_tema import compat, run_recbole_tema
+
+PACKAGE = Path(compat.__file__).parent
+
+
+def loaded_after(statement):
+    """The names of the modules that a fresh Python has after a statement."""
+    script = f"import sys; {statement}; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_nothing_imports_recbole_before_it_is_made_to_fit():
+    """All modules one after the other: at each, RecBole is loaded only if `compat` is."""
+    parts = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    names = sorted(".".join(part.parts).removesuffix(".__init__") for part in parts)
+    assert len(names) > 50
+    script = """
+import builtins, importlib, sys
+real = builtins.__import__
+def watched(name, *rest, **named):
+    if name.split(".")[0] == "recbole" and "recbole_tema.compat" not in sys.modules:
+        raise AssertionError(f"{rest[0]['__name__']} imports {name} first")
+    return real(name, *rest, **named)
+builtins.__import__ = watched
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "recbole_tema"]:
+        del sys.modules[loaded]  # as if this module were the first
+    importlib.import_module(name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *names], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_what_recbole_does_not_need_is_not_loaded():
+    loaded = loaded_after("from recbole_tema import run_recbole_tema, TEMA, LLM4CDSR")
+    assert "recbole" in loaded
+    assert not loaded & {"ray", "thop", "plotly", "pkg_resources", "recbole.quick_start"}
+
+
+def test_names_and_a_library_that_has_them_is_left_alone(monkeypatch):
+    assert (np.float_, np.complex_, np.unicode_) == (np.float64, np.complex128, np.str_)
+    assert compat.restore_names() == []
+    kept = object()
+    monkeypatch.setattr(np, "float_", kept)
+    monkeypatch.setattr(dok_matrix, "_update", kept)
+    monkeypatch.delattr(np, "complex_")
+    assert compat.restore_names() == ["complex_"]
+    assert np.float_ is dok_matrix._update is kept
+
+
+def test_a_graph_is_filled_by_update():
+    matrix = dok_matrix((3, 3), dtype=np.float32)
+    matrix._update({(0, 1): 2.0, (2, 0): 1.0})
+    expected = [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+    assert matrix.tocoo().toarray().tolist() == expected
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "NGCF", "GCMC", "SpectralCF"])
+def test_graph_models_of_recbole_train(settings, model):
+    assert "_update" in Path(sys.modules[get_model(model).__module__].__file__).read_text()
+    keys = {key: settings[key] for key in settings if key != "hidden_size"} | {"epochs": 1}
+    result = run_recbole_tema(model, "tiny", config_dict=keys)
+    assert 0 <= result["test_result"]["ndcg@3"] <= 1
