@@ -11,11 +11,12 @@ CANDIDATES = $(if $(PYTHON),$(PYTHON),$(VENV)/bin/python \
 RIGHT_VERSION = import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or sys.exit(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-lowest lint format clean
+.PHONY: help install run test test-quick test-slow test-lowest lint format clean
 
 help:
 	@echo 'make run        train TEMA on the default dataset      ARGS="--epochs=20" adds arguments'
 	@echo 'make test       run the tests                          ARGS="-k name" adds arguments'
+	@echo 'make test-quick  run those of them that train little'
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make test-lowest  run the tests with the lowest versions that pyproject.toml admits'
 	@echo 'make install    only make the environment: .venv       VENV=folder  PYTHON=python3.13'
@@ -44,6 +45,11 @@ run: install
 
 test: install
 	@"$(VENV)/bin/python" -m pytest -q -m "not slow" -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+# For a second Python: without the tests that train often or start processes.
+test-quick: install
+	@"$(VENV)/bin/python" -m pytest -q -m "not slow and not long" -n logical --maxprocesses 4 \
+	    --dist loadfile $(ARGS)
 
 test-slow: install
 	@"$(VENV)/bin/python" -m pytest -q -m slow $(ARGS)
