@@ -14,10 +14,14 @@ from recbole_tema.randomness import seeded
 
 
 class EvalData:
-    """A phase's batches with the plan that ranks them; its length is the number of batches."""
+    """A phase's batches with the plan that ranks them; its length is the number of batches.
 
-    def __init__(self, loader, plan, groups=None):
-        self.loader, self.plan, self.groups = loader, plan, groups
+    Attributes:
+        groups: name -> ``(n_targets,)`` bool. notes: lines that say what these hold.
+    """
+
+    def __init__(self, loader, plan, groups=None, notes=()):
+        self.loader, self.plan, self.groups, self.notes = loader, plan, groups, notes
 
     def __len__(self):
         return len(self.loader)

@@ -28,7 +28,7 @@ class Trained:
     def __init__(self, popularity):
         self.popularity = popularity
 
-    def training_popularity(self):
+    def split_popularity(self):
         return self.popularity
 
 
