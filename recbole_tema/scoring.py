@@ -46,7 +46,8 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
     plan = eval_data.plan
     ranks = np.full(len(plan), -1, dtype=np.int64)
     if not len(plan):
-        getLogger().warning(f"{plan.phase}: no user has a target, so there are no metrics")
+        told = f"; exclude_history leaves {len(plan.left_out)} out" if len(plan.left_out) else ""
+        getLogger().warning(f"{plan.phase}: no user has a target, so there are no metrics{told}")
         return {}, ranks
     model.eval()
     needs_items = needs_topk_items(config)
