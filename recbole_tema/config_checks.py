@@ -167,7 +167,7 @@ RULES = {
     "eval_step": integer(0),
     "stopping_step": integer(0),
     "candidates": Rule(lambda v: v in ("in_domain", "all"), "in_domain or all"),
-    "exclude_history": BOOL,
+    "exclude_history": Rule(lambda v: isinstance(v, bool) or v == "auto", "auto, True or False"),
     "eval_neg_seed": integer(0),
     "eval_groups": Rule(
         lambda v: isinstance(v, list | tuple) and all(g in GROUPS for g in v),

@@ -8,7 +8,6 @@ from pathlib import Path
 import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
-import numpy as np
 import torch
 from recbole.utils import init_logger, init_seed, set_color
 
@@ -24,10 +23,14 @@ from recbole_tema.config_files import check_layers, load_yaml, merge_layer
 from recbole_tema.config_keys import keys_by_model
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID
-from recbole_tema.data.sequences import training_part
 from recbole_tema.distributed import from_main, is_main, rank
 from recbole_tema.errors import ConfigError, DataError
-from recbole_tema.evaluation import format_table, slice_counts, target_groups
+from recbole_tema.evaluation import (
+    format_table,
+    popularity_notes,
+    slice_counts,
+    target_groups,
+)
 from recbole_tema.memory import keep_freed_memory
 from recbole_tema.names import (
     CDR_MODELS,
@@ -123,7 +126,7 @@ def run_recbole_tema(
         trainer.end_run()
 
     counts = slice_counts(eval_data["test"].plan, eval_data["test"].groups)
-    table = format_table(valid_result, test_result, counts)
+    table = format_table(valid_result, test_result, counts, notes=eval_data["test"].notes)
     logger.info(set_color("best valid ", "yellow") + f": {dict(valid_result or {})}")
     logger.info(set_color("test result", "yellow") + f": {dict(test_result or {})}")
     logger.info("\n" + table)
@@ -161,6 +164,8 @@ def load_model(checkpoint, data_path=None, device=None):
     if device is not None:
         config["device"] = device
     dataset = _saved_dataset(config, state, checkpoint)
+    # As the model was evaluated, also where `auto` comes to something else on later events.
+    dataset.exclude_history = state.get("exclude_history", dataset.exclude_history)
     model = _saved_model(config, dataset.build()[0], state, checkpoint)
     model.dataset = dataset
     return config, dataset, model
@@ -338,9 +343,10 @@ def _saved_model(config, train_dataset, state, checkpoint):
 
 def _eval_data(config, dataset, prepared):
     """Phase -> :class:`EvalData`."""
-    groups = _groups(config, dataset, prepared.plans)
+    # Not what overlap_ratio and train_on leave: the groups are the same for all of them.
+    popularity = dataset.split_popularity()
     return {
-        phase: EvalData(prepared.eval_data[phase], plan, groups[phase])
+        phase: EvalData(prepared.eval_data[phase], plan, *_groups(config, plan, popularity))
         for phase, plan in prepared.plans.items()
     }
 
@@ -376,16 +382,11 @@ def _ensure_dataset(config):
         from_main(lambda: str(ensure_builtin(config["dataset"], folder.parent)))
 
 
-def _groups(config, dataset, plans):
-    if not config["eval_groups"]:
-        return dict.fromkeys(plans)
-    # Before overlap_ratio thins them: the groups are the same for every ratio.
-    events = training_part(dataset.sequences).items
-    popularity = np.bincount(events, minlength=dataset.item_num)
-    return {
-        phase: target_groups(plan, config["eval_groups"], popularity)
-        for phase, plan in plans.items()
-    }
+def _groups(config, plan, popularity):
+    """(name -> ``(n_targets,)`` bool, lines that say what the groups by popularity hold)."""
+    groups = target_groups(plan, config["eval_groups"], popularity)
+    thirds = {name: mask for name, mask in groups.items() if name.startswith("popularity=")}
+    return groups, popularity_notes(popularity[plan.targets], thirds)
 
 
 def _resume(config, trainer):

@@ -17,10 +17,14 @@ from recbole_tema.randomness import seeded
 
 
 class EvalData:
-    """A phase's batches with the plan that ranks them; its length is the number of batches."""
+    """A phase's batches with the plan that ranks them; its length is the number of batches.
 
-    def __init__(self, loader, plan, groups=None):
-        self.loader, self.plan, self.groups = loader, plan, groups
+    Attributes:
+        groups: name -> ``(n_targets,)`` bool. notes: lines that say what these hold.
+    """
+
+    def __init__(self, loader, plan, groups=None, notes=()):
+        self.loader, self.plan, self.groups, self.notes = loader, plan, groups, notes
 
     def __len__(self):
         return len(self.loader)
@@ -45,7 +49,8 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
     plan = eval_data.plan
     ranks = np.full(len(plan), -1, dtype=np.int64)
     if not len(plan):
-        getLogger().warning(f"{plan.phase}: no user has a target, so there are no metrics")
+        told = f"; exclude_history leaves {len(plan.left_out)} out" if len(plan.left_out) else ""
+        getLogger().warning(f"{plan.phase}: no user has a target, so there are no metrics{told}")
         return {}, ranks
     model.eval()
     needs_items = needs_topk_items(config)

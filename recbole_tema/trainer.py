@@ -110,6 +110,7 @@ class TrainerLayer:
             "events": self.events,
             "config": plain_config(self.config),
             "given": plain(self.config.external_config_dict),
+            "exclude_history": bool(self.dataset.exclude_history),
             "epoch": epoch,
             "state_dict": self.model.state_dict(),
             "other_parameter": other_parameter(self.model),

@@ -152,6 +152,45 @@ def test_a_mark_holds_over_seeds_too():
     assert not line["better"]
 
 
+def test_all_cells_that_a_table_can_mark_are_one_family():
+    """Holm's procedure by its definition, over metrics, slices and rows of the printed table."""
+    found = results({**MODELS, ("close", "TEMA"): 8.3}, n=800)
+    metrics = [(name, k) for k in (5, 10) for name in ("hit", "ndcg", "mrr")]
+    summary = found.summary(metrics, untested=[("ndcg", 20)])
+    alone, shown = {}, [("hit", 10), ("ndcg", 10), ("mrr", 10)]
+    for metric, k in shown:
+        for name, mask in found.slices.items():
+            users = {row.label: row.values(metric, k)[:, mask].mean(axis=0) for row in found.rows}
+            best = max(("SASRec", "Pop"), key=lambda label: users[label].mean())
+            for label in set(users) - {best}:
+                p = stats.ttest_rel(users[label], users[best]).pvalue
+                alone[label, name, f"{metric}@{k}"] = float(p)
+    assert len(alone) == 4 * 3 * 3
+    # A hypothesis is rejected at the level p if all of smaller p-values are: the largest of them.
+    wanted, smaller = {}, []
+    for place, (cell, p) in enumerate(sorted(alone.items(), key=lambda item: item[1])):
+        smaller.append(p * (len(alone) - place))
+        wanted[cell] = min(1.0, max(smaller))
+    lines = summary.set_index(["model", "slice", "metric"])
+    corrected = lines["p"].dropna()
+    assert corrected.to_dict() == pytest.approx(wanted) and len(corrected) == len(wanted)
+    told = lines["p_alone"].dropna()
+    assert {cell: told[cell] for cell in alone} == pytest.approx(alone)
+    assert len(told) == 4 * 3 * 7  # of the other metrics too
+    marked = lines[lines["better"]]
+    assert len(marked) and (marked["p"] < 0.05).all()
+    # A column alone would have marked more.
+    columns = {cell[1:] for cell in alone}
+    by_column = 0
+    for column in columns:
+        ps = sorted(p for cell, p in alone.items() if cell[1:] == column)
+        by_column += sum(
+            max(p * (4 - i) for i, p in enumerate(ps[: n + 1])) < 0.05 for n in range(4)
+        )
+    assert by_column > (corrected < 0.05).sum()
+    assert "Holm-corrected over all 36 tests of this table" in note(summary, None)
+
+
 def test_rows_of_a_study_of_overlap_are_compared_at_their_share():
     mean = {("TEMA", 0.25): 9, ("SASRec", 0.25): 14, ("TEMA", 1.0): 4, ("SASRec", 1.0): 3}
     names = {(f"{model}, overlap {share:g}", model): m for (model, share), m in mean.items()}
@@ -162,9 +201,9 @@ def test_rows_of_a_study_of_overlap_are_compared_at_their_share():
     line = summary[summary["slice"] == "overall"].set_index("model")
     assert line.loc["TEMA, overlap 0.25", "reference"] == "SASRec, overlap 0.25"
     assert line.loc["TEMA, overlap 0.25", "better"] and not line.loc["TEMA, overlap 1", "better"]
-    # Alone at its share it is tested alone: no correction for rows of other shares.
     users = [row.values("ndcg", 10).mean(axis=0) for row in found.rows]
-    assert line.loc["TEMA, overlap 0.25", "p"] == paired_p(users[0], users[1])
+    assert line.loc["TEMA, overlap 0.25", "p_alone"] == paired_p(users[0], users[1])
+    assert summary["p"].notna().sum() == 2 * 3  # of all shares and slices, corrected together
     text = markdown(summary)
     assert "of each share" in text and "at the same share" in text
     assert text.splitlines()[2].count("**") + text.splitlines()[3].count("**") == 2 * 3

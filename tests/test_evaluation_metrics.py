@@ -28,7 +28,7 @@ class Trained:
     def __init__(self, popularity):
         self.popularity = popularity
 
-    def training_popularity(self):
+    def split_popularity(self):
         return self.popularity
 
 
@@ -105,7 +105,9 @@ def test_trec_eval_and_scikit_learn_agree(config, settings):
     scores = distinct_scores(rng, len(plan), plan.n_items)
     # Something to find: half of the targets end near the top.
     half = np.arange(0, len(plan), 2)
-    scores[half, plan.targets[half]] = plan.n_items - torch.from_numpy(rng.geometric(0.2, 75)) - 0.5
+    scores[half, plan.targets[half]] = (
+        plan.n_items - torch.from_numpy(rng.geometric(0.2, len(half))) - 0.5
+    )
     relevant, run, auc = {}, {}, []
     for row, target in enumerate(plan.targets):
         among = sorted(candidates_of(plan, lists, row, settings.get("exclude_history", False)))

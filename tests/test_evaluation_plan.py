@@ -53,10 +53,47 @@ def test_validation_knows_nothing_of_the_test_item():
     assert plan.n_candidates.tolist() == [2]
 
 
-def test_a_target_that_the_user_had_before_stays_a_candidate():
-    plan = make_plan([[1, 3, 3]], DOMAINS, exclude_history=True)
-    assert plan.n_candidates.tolist() == [3]
-    assert plan.ranks(torch.tensor([SCORES]), [0]).tolist() == [1]
+@pytest.mark.parametrize("mode", ["full", "uni2"])
+def test_a_target_that_the_user_had_before_is_no_test_case(mode):
+    # Of domain 1: 3 again. Of domain 2: 6 again, and 7, which is new. 5 comes again in between.
+    lists = [[1, 3, 3], [6, 1, 6], [1, 2, 3], [5, 5, 1, 7]]
+    plan = make_plan(lists, DOMAINS, mode=mode, exclude_history=True)
+    assert plan.users.tolist() == [3, 4] and plan.targets.tolist() == [3, 7]
+    assert plan.left_out.tolist() == [1, 2]
+    assert [plan.of_domains([d]).left_out.tolist() for d in (1, 2)] == [[1], [2]]
+    assert [plan.of_domains([d]).users.tolist() for d in (1, 2)] == [[3], [4]]
+    kept = make_plan(lists, DOMAINS, mode=mode)
+    assert kept.users.tolist() == [1, 2, 3, 4] and not len(kept.left_out)
+
+
+@settings(deadline=None)
+@given(
+    seeds,
+    st.sampled_from(["in_domain", "all"]),
+    st.sampled_from(["full", "uni7"]),
+    st.sampled_from(["valid", "test"]),
+)
+def test_copying_the_past_is_worth_nothing_without_it(seed, candidates, mode, phase):
+    """It ends where a model does that scores all items alike, also where much comes again."""
+    rng = np.random.default_rng(seed)
+    lists, domains = random_case(rng, n_users=30, n_items=12, longest=9)
+    keys = {"candidates": candidates, "mode": mode, "phase": phase}
+    plan = make_plan(lists, domains, **keys, exclude_history=True)
+    scores = torch.zeros(len(plan), plan.n_items)
+    for row, user in enumerate(plan.users):
+        past = lists[user - 1][: -1 if phase == "test" else -2]
+        assert plan.targets[row] not in past
+        scores[row, past] = 1.0
+    copied = plan.ranks(scores, all_rows(plan))
+    assert torch.equal(copied, plan.ranks(torch.zeros_like(scores), all_rows(plan)))
+    whole = make_plan(lists, domains, **keys)
+    assert len(plan) + len(plan.left_out) == len(whole)
+    if mode == "uni7":  # the same negatives and ties as with the past
+        rows = np.flatnonzero(np.isin(whole.users, plan.users))
+        assert np.array_equal(plan.negatives, whole.negatives[rows])
+        scores = torch.from_numpy(rng.integers(0, 3, (len(whole), plan.n_items))).float()
+        ranks = plan.ranks(scores[rows], all_rows(plan))
+        assert torch.equal(ranks, whole.ranks(scores, all_rows(whole))[rows])
 
 
 @settings(deadline=None)
@@ -298,9 +335,9 @@ def test_recommended_items_are_the_best_candidates():
     lists, domains = random_case(rng, n_users=30, n_items=80)
     for values in ({}, {"exclude_history": True}, {"candidates": "all"}, {"mode": "uni9"}):
         plan = make_plan(lists, domains, **values)
-        scores = distinct_scores(rng, 30, plan.n_items)
-        top = plan.topk_items(scores, range(30), 5)
-        ranks = plan.ranks(scores, range(30))
+        scores = distinct_scores(rng, len(plan), plan.n_items)
+        top = plan.topk_items(scores, all_rows(plan), 5)
+        ranks = plan.ranks(scores, all_rows(plan))
         for row, target in enumerate(plan.targets):
             if plan.negatives is not None:
                 among = {target, *plan.negatives[row].tolist()}

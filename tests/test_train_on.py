@@ -23,7 +23,7 @@ def prepared(settings, model, **keys):
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("model", ["TEMA", "SASRec", "BPR"])
 def test_targets_of_one_domain_keep_their_candidates(settings, model, mode, exclude):
-    keys = {"eval_args": {"mode": mode}, "exclude_history": exclude and mode == "full"}
+    keys = {"eval_args": {"mode": mode}, "exclude_history": exclude}
     whole = run_recbole_tema(model, "tiny", config_dict={**settings, **keys, "epochs": 1})
     ranked = rank_checkpoint(whole["model_file"])
     for domain in ("book", "film"):

@@ -34,7 +34,7 @@ def done(small_root, tmp_path_factory):
 @pytest.mark.parametrize(
     "protocol",
     [
-        {"exclude_history": "True", "candidates": "all", "topk": "[3, 10]"},
+        {"exclude_history": "False", "candidates": "all", "topk": "[3, 10]"},
         {"eval_args": "{mode: uni20}", "eval_neg_seed": "7"},
     ],
 )

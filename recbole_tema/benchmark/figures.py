@@ -143,6 +143,12 @@ def _grouped(made, results: Results, grouping: str, width: float) -> None:
         f"{name}\n{count:,}" + ("" if crowded else " target" if count == 1 else " targets")
         for name, count in zip(names, counts, strict=True)
     ]
+    if grouping == "popularity":  # what the thirds hold: targets, then the bounds
+        labels = [
+            line.replace(" training", "").replace(": ", "\n").replace(" of ", "\n")
+            for line in results.popularity_notes
+        ]
+        panel.set_xlabel("events: training events of the target item")
     if crowded:
         panel.set_xlabel("and number of targets")
     panel.set_xticks(range(len(names)), labels)

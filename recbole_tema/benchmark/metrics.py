@@ -7,6 +7,7 @@ import numpy as np
 
 LEVEL = 0.05  # of a test that holds
 BY_RANK = ("hit", "ndcg", "mrr", "recall", "precision", "map")
+SHOWN = ("hit@10", "ndcg@10", "mrr@10")
 
 
 def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
@@ -28,6 +29,12 @@ def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
     if name == "ndcg":
         return np.where(inside, 1 / np.log2(ranks + 1), 0.0)
     raise ValueError(f"{name} is no metric of ranks")
+
+
+def shown(names: Sequence[str]) -> list[str]:
+    """The metrics that fit a page: those at 10 where there are, else the first three."""
+    there = list(dict.fromkeys(names))
+    return [name for name in SHOWN if name in there] or there[:3]
 
 
 def bootstrap_interval(

@@ -27,7 +27,7 @@ def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     """
     results = read_results(folder, spec, statement)
     metrics = metrics_of(keys_of(results, statement))
-    summary = results.summary(list(dict.fromkeys([*metrics, FIGURES])))
+    summary = results.summary(metrics, untested=[FIGURES])
     asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
     table = markdown(asked, spec.reference)
     texts: dict[str, Callable[[], str]] = {
@@ -77,12 +77,27 @@ def facts(results: Results, statement: dict) -> list[str]:
     domains = ", ".join(
         f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
     )
+    given = keys.get("exclude_history")
+    records = results.rows[0].records
+    excluded = next(iter(records.values()), {}).get("exclude_history", given is True)
+    # Of sampled negatives none ever is one of the user's own items.
+    past = "the user's past ones among them" if mode == "full" else "none of the user's own"
+    past = "without the user's past ones" if excluded else past
     again = []
+    # Of one seed: all have the same targets.
+    left_out = sum(
+        record.get("left_out", {}).get("test", 0)
+        for (seed, _), record in records.items()
+        if seed == seeds[0]
+    )
+    if left_out:
+        again.append(f"{left_out:,} more targets, which their users had before, are left out")
+    again.append("; ".join(results.popularity_notes))
     if statement.get("ranked_again"):
-        again = [
+        again.append(
             "the models are those of another benchmark, whose protocol chose their best epochs; "
             "times and machines are of their training"
-        ]
+        )
     found = {row.label: statement["entries"][row.label].get("trials") for row in results.rows}
     if any(found.values()):
         shown = (
@@ -96,7 +111,7 @@ def facts(results: Results, statement: dict) -> list[str]:
         f"{int(test['overlap'].sum()):,} of them with a history in several domains",
         f"candidates: {ranked} items "
         + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")
-        + (", without the user's past ones" if keys.get("exclude_history") else ""),
+        + f", {past} (exclude_history {given})",
         *again,
         f"{len(results.rows)} models, seed{'s' if len(seeds) > 1 else ''} "
         + ", ".join(map(str, seeds)),

@@ -15,13 +15,19 @@ from recbole_tema.benchmark.metrics import (
     holm,
     paired_p,
     per_target,
+    shown,
 )
 from recbole_tema.benchmark.record import RECORD, read_record, statement_of
 from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, read_curve
 from recbole_tema.errors import DataError
-from recbole_tema.evaluation.groups import LENGTH_BOUNDS, LENGTH_NAMES, popularity_thirds
+from recbole_tema.evaluation.groups import (
+    LENGTH_BOUNDS,
+    LENGTH_NAMES,
+    popularity_notes,
+    popularity_thirds,
+)
 from recbole_tema.names import OUR_MODELS
 
 TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
@@ -104,28 +110,44 @@ class Results:
             for name, buckets in found.items()
         }
 
-    def summary(self, metrics, seed: int = 2020) -> pd.DataFrame:
+    @cached_property
+    def popularity_notes(self) -> list[str]:
+        """What the groups by popularity hold: a line each, targets and bounds."""
+        popularity = self.targets["test"]["popularity"].to_numpy()
+        return popularity_notes(popularity, self.groupings["popularity"])
+
+    def summary(self, metrics, untested=(), seed: int = 2020) -> pd.DataFrame:
         """One line for each row of the table, slice and metric.
 
         Args:
-            metrics: (name, k) of each metric. seed: Of the bootstrap.
+            metrics: (name, k) of each metric that a table can show: those that it does
+                (`metrics.shown`) are tested, and corrected by Holm, together.
+            untested: (name, k) of more metrics. seed: Of the bootstrap.
 
         Returns:
             model, slice, metric (`ndcg@10`), targets, seeds, mean (over seeds), std (over seeds,
             NaN for one), low, high (95 % bootstrap interval over users of their mean over seeds),
             reference (the best baseline of the slice and metric, or the row that all are tested
-            against), p (paired test against it, corrected by Holm over the rows; NaN for itself
-            and where there is none), better, worse (p < 0.05, and the means of the seeds are,
-            `metrics.above_by_seed`). In a study of shares of overlapping users also overlap_ratio,
-            the share: rows are compared with rows of theirs.
+            against), p_alone (paired test against it; NaN for itself and where there is none), p
+            (corrected by Holm over all cells of the metrics shown; NaN for other metrics), better,
+            worse (p < 0.05, and the means of the seeds are, `metrics.above_by_seed`). In a study
+            of shares of overlapping users also overlap_ratio, the share: rows are compared with
+            rows of theirs.
         """
+        wanted = list(dict.fromkeys([*metrics, *untested]))
         lines = [
-            self._of_slice(rows, name, mask, metric, k, seed)
-            for metric, k in metrics
+            line
+            for metric, k in wanted
             for name, mask in self.slices.items()
             for rows in self.by_share.values()
+            for line in self._of_slice(rows, name, mask, metric, k, seed)
         ]
-        found = pd.concat(lines, ignore_index=True)
+        found = pd.DataFrame(lines)
+        in_table = found["metric"].isin(shown([f"{name}@{k}" for name, k in metrics]))
+        family = in_table & found["p_alone"].notna()
+        found.loc[family, "p"] = holm(found.loc[family, "p_alone"].tolist())
+        for side in ("better", "worse"):  # of every seed so far
+            found[side] &= found["p"] < LEVEL
         return found if found[SHARE].notna().any() else found.drop(columns=[SHARE])
 
     @property
@@ -136,7 +158,8 @@ class Results:
             found.setdefault(row.share, []).append(row)
         return found
 
-    def _of_slice(self, rows, name, mask, metric, k, seed) -> pd.DataFrame:
+    def _of_slice(self, rows, name, mask, metric, k, seed) -> list[dict]:
+        """The lines of some rows, of which `p`, and `better` and `worse` by it, are left open."""
         values = {row.label: row.values(metric, k)[:, mask] for row in rows}
         means = {label: float(found.mean()) for label, found in values.items()}
         by_seed = {label: found.mean(axis=1) for label, found in values.items()}
@@ -146,13 +169,11 @@ class Results:
         others = [label for label in values if best is not None and label != best]
         # A user's value is the mean over the seeds, so that a user counts once.
         users = {label: found.mean(axis=0) for label, found in values.items()}
-        raw = [paired_p(users[label], users[best]) for label in others]
-        p = dict(zip(others, holm(raw), strict=True))
+        alone = {label: paired_p(users[label], users[best]) for label in others}
         lines = []
         for row in rows:
             label, found = row.label, values[row.label]
             low, high = bootstrap_interval(users[label], seed)
-            holds = label in p and p[label] < LEVEL
             lines.append(
                 {
                     "model": label,
@@ -165,13 +186,14 @@ class Results:
                     "low": low,
                     "high": high,
                     "reference": best or "",
-                    "p": p.get(label, np.nan),
-                    "better": holds and above_by_seed(by_seed[label], by_seed[best]),
-                    "worse": holds and above_by_seed(by_seed[best], by_seed[label]),
+                    "p_alone": alone.get(label, np.nan),
+                    "p": np.nan,
+                    "better": label in alone and above_by_seed(by_seed[label], by_seed[best]),
+                    "worse": label in alone and above_by_seed(by_seed[best], by_seed[label]),
                     SHARE: np.nan if row.share is None else row.share,
                 }
             )
-        return pd.DataFrame(lines)
+        return lines
 
 
 def read_results(folder: Path, spec: Spec, statement: dict) -> Results:

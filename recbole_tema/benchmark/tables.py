@@ -2,11 +2,11 @@
 
 import pandas as pd
 
+from recbole_tema.benchmark.metrics import shown
 from recbole_tema.benchmark.results import SHARE
 
-SHOWN = ("hit@10", "ndcg@10", "mrr@10")
 MARK, WORSE = "*", "†"
-TEST = "paired t-test over users, Holm-corrected, p < 0.05"
+TEST = "paired t-test over users, Holm-corrected over all {} tests of this table, p < 0.05"
 BY_SEED = (
     ", and over seeds too (Mann-Whitney U, p ≤ 0.05; with fewer than three each, every seed above "
     "every other)"
@@ -22,7 +22,7 @@ def note(summary: pd.DataFrame, reference: str | None) -> str:
         why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
         return f"{text}Nothing is tested against {reference or 'a baseline'}: {why}."
     seeds = summary.groupby("model", sort=False)["seeds"].first()
-    test = TEST + (BY_SEED if seeds.max() > 1 else "")
+    test = TEST.format(int(summary["p"].notna().sum())) + (BY_SEED if seeds.max() > 1 else "")
     if reference is None:
         text += f"{MARK}: better than the best baseline"
         text += " at the same share" if SHARE in summary else ""
@@ -58,23 +58,18 @@ def csv_text(summary: pd.DataFrame) -> str:
     return summary.to_csv(index=False, lineterminator="\n")
 
 
-def shown_metrics(summary: pd.DataFrame) -> list[str]:
-    """The metrics that fit a page: those at 10 where there are, else the first three."""
-    there = list(dict.fromkeys(summary["metric"]))
-    return [name for name in SHOWN if name in there] or there[:3]
-
-
 def grid(summary: pd.DataFrame):
     """(slices, metrics, models, cells): cells[model][slice, metric] -> its line of the summary,
     with `place`, 1 for the best of the column and 2 for the second."""
-    shown = summary[summary["metric"].isin(shown_metrics(summary))].copy()
-    compared = [name for name in ("slice", "metric", SHARE) if name in shown]
-    ranked = shown.groupby(compared)["mean"].rank(method="min", ascending=False)
-    shown["place"] = ranked.astype(int)
+    metrics = shown(summary["metric"])
+    part = summary[summary["metric"].isin(metrics)].copy()
+    compared = [name for name in ("slice", "metric", SHARE) if name in part]
+    ranked = part.groupby(compared)["mean"].rank(method="min", ascending=False)
+    part["place"] = ranked.astype(int)
     cells: dict[str, dict] = {}
-    for line in shown.to_dict("records"):
+    for line in part.to_dict("records"):
         cells.setdefault(line["model"], {})[line["slice"], line["metric"]] = line
-    return list(dict.fromkeys(shown["slice"])), shown_metrics(summary), list(cells), cells
+    return list(dict.fromkeys(part["slice"])), metrics, list(cells), cells
 
 
 def markdown(summary: pd.DataFrame, reference: str | None = None) -> str:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.data.sequences import training_part
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import spans_domains
 
@@ -24,10 +23,9 @@ def target_table(ranks, plan, dataset) -> pd.DataFrame:
     Returns:
         user, item: their ids in the atomic files. domain: of the target. rank: from 1.
         candidates: how many were ranked. history: events before the target. overlap: whether they
-        lie in several domains. popularity: training events of the target.
+        lie in several domains. popularity: training events of the target, before any are thinned.
     """
-    events = training_part(dataset.sequences).items
-    popularity = np.bincount(events, minlength=dataset.item_num)
+    popularity = dataset.split_popularity()
     names = np.asarray(["", *plan.domain_names], dtype=object)
     return pd.DataFrame(
         {

@@ -75,6 +75,8 @@ def _run(folder: Path) -> None:
     )
     for phase, (_, ranks, plan, dataset) in ranked.items():
         write_targets(target_table(ranks, plan, dataset), folder / f"{phase}.parquet")
+        record["exclude_history"] = dataset.exclude_history  # what `auto` came to
+        record.setdefault("left_out", {})[phase] = len(plan.left_out)
     _check(spec)
     record |= {
         STATED: fingerprint(spec["stated"]),

@@ -14,10 +14,17 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.sequences import build_sequences, thin_overlap, training_part
+from recbole_tema.data.sequences import (
+    build_sequences,
+    count_repeats,
+    thin_overlap,
+    training_part,
+)
 from recbole_tema.errors import ConfigError, DataError
 
 PROFILE_ID = FEATURE_FILES["userllm"][0]
+# exclude_history auto: True where fewer than this share of the training events are repeats.
+FEW_REPEATS = 0.001
 
 
 class CrossDomainMixin:
@@ -30,6 +37,7 @@ class CrossDomainMixin:
         sequences: every user's merged sequence (:class:`~recbole_tema.data.sequences.Sequences`).
         train_sequences: its training part, thinned where ``overlap_ratio`` is below 1, and of the
             target domain alone where ``train_on`` is ``target``.
+        exclude_history: what the key of this name comes to, True or False.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
     """
 
@@ -201,6 +209,7 @@ class CrossDomainMixin:
             {name: self.inter_feat.pop(name).to_numpy()[order] for name in columns}, copy=False
         )
         self.train_sequences = training_part(self.sequences)
+        self._set_exclude_history()
         ratio = self.config["overlap_ratio"]
         self.train_mask, self.thinned_users = None, None
         if ratio is not None and ratio < 1.0:
@@ -223,6 +232,19 @@ class CrossDomainMixin:
                 f"train_on target: {mask.sum()} of {len(mask)} training events are in "
                 f"{self.config['target_domain']}"
             )
+
+    def _set_exclude_history(self):
+        """Resolve ``exclude_history: auto``; before training data is thinned, alike for all."""
+        wanted, events = self.config["exclude_history"], len(self.train_sequences.items)
+        repeats = count_repeats(self.train_sequences, self.item_num)
+        few = repeats < FEW_REPEATS * events
+        self.exclude_history = few if wanted == "auto" else wanted
+        why = "fewer than one in a thousand" if few else "one in a thousand or more"
+        getLogger().info(
+            f"exclude_history is {self.exclude_history} "
+            + (f"(auto): {why}, " if wanted == "auto" else "(as given): ")
+            + f"{repeats} of {events} training events, repeat an item of the user's own past"
+        )
 
     def _set_tags(self):
         self.tags = None
@@ -309,8 +331,16 @@ class CrossDomainMixin:
         return matrix, present
 
     def training_popularity(self):
-        """``(n_items,)`` int64 number of training events of each item."""
+        """``(n_items,)`` int64 number of training events of each item, as a model learns from."""
         return np.bincount(self.train_sequences.items, minlength=self.item_num)
+
+    def split_popularity(self):
+        """``(n_items,)`` int64 number of events of each item in the training part of the split.
+
+        Whatever ``overlap_ratio`` and ``train_on`` take out of it: for the evaluation, in which it
+        is the same for every model.
+        """
+        return np.bincount(training_part(self.sequences).items, minlength=self.item_num)
 
     def _log_summary(self):
         lengths = self.sequences.lengths[1:]

@@ -197,13 +197,20 @@ def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
         mode=config["eval_args"]["mode"][phase],
         neg_seed=config["eval_neg_seed"],
         sequences=(sequences.items, sequences.offsets),
-        exclude_history=config["exclude_history"],
+        exclude_history=dataset.exclude_history,
         phase=phase,
     )
-    if dataset.target_domain is None:
-        return plan
-    # Drawn for all and then cut, so that a target's candidates are the same in every run.
-    return plan.part((plan.target_domain == dataset.target_domain) != of_source)
+    if dataset.target_domain is not None:
+        # Drawn for all and then cut, so that a target's candidates are the same in every run.
+        numbers = np.arange(1, len(dataset.domain_names) + 1)
+        plan = plan.of_domains(numbers[(numbers == dataset.target_domain) != of_source])
+    if len(plan.left_out):
+        getLogger().info(
+            f"{SOURCE_VALID if of_source else phase}: {len(plan.left_out)} of "
+            f"{len(plan.left_out) + len(plan)} targets left out, which their users had before "
+            f"(exclude_history)"
+        )
+    return plan
 
 
 def _recbole_train_loader(config, dataset, built):

@@ -100,6 +100,14 @@ def training_part(sequences: Sequences) -> Sequences:
     )
 
 
+def count_repeats(sequences: Sequences, n_items: int) -> int:
+    """Number of events whose item the same user has had in an earlier event."""
+    # What is no first event of its (user, item) pair.
+    pairs = sequences.users() * n_items + sequences.items
+    pairs.sort()
+    return int(np.count_nonzero(pairs[1:] == pairs[:-1]))
+
+
 def domain_counts(sequences: Sequences, item_domain: np.ndarray, n_domains: int) -> np.ndarray:
     """``(n_users, n_domains)`` number of events of each user in each domain (domains from 1)."""
     n_users = len(sequences.offsets) - 1

@@ -69,6 +69,25 @@ def popularity_thirds(popularity: np.ndarray) -> np.ndarray:
     return np.minimum((3 * middle / max(len(popularity), 1)).astype(np.int64), 2)[block]
 
 
+def popularity_notes(popularity: np.ndarray, buckets) -> list[str]:
+    """What buckets by popularity hold, a line each: their targets and the bounds.
+
+    Args:
+        popularity: ``(n,)`` training events of each target item. buckets: name -> ``(n,)`` bool,
+            none of them empty.
+
+    >>> popularity_notes(np.array([4, 0, 9]), {"low": np.array([True, True, False])})
+    ['low: 2 targets of 0 to 4 training events']
+    """
+    lines = []
+    for name, mask in buckets.items():
+        low, high = int(popularity[mask].min()), int(popularity[mask].max())
+        events = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        count = f"{int(mask.sum()):,} target{'' if mask.sum() == 1 else 's'}"
+        lines.append(f"{name}: {count} of {events} training event{'' if high == 1 else 's'}")
+    return lines
+
+
 def spans_domains(plan: EvalPlan) -> np.ndarray:
     """``(n,)`` bool: the events before the target lie in two or more domains."""
     rows, items = plan.history_events()

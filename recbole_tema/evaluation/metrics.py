@@ -63,7 +63,7 @@ def evaluate_ranks(
         groups: name -> ``(n,)`` bool, from ``groups.target_groups``.
         topk_items: ``(n, max(topk))`` recommended items, only for metrics that look at them
             (ItemCoverage, GiniIndex, ...). These are given overall, not per domain or group.
-        dataset: its ``training_popularity()`` ``(n_items,)`` is asked for by AveragePopularity
+        dataset: its ``split_popularity()`` ``(n_items,)`` is asked for by AveragePopularity
             and TailPercentage alone.
 
     Returns:
@@ -140,7 +140,7 @@ def _add_item_data(data, names, plan, topk_items, dataset):
     data.set("data.num_items", plan.n_items)
     counted = any("data.count_items" in metric_information[name] for name in names)
     if counted and dataset is not None:
-        popularity = np.asarray(dataset.training_popularity())
+        popularity = np.asarray(dataset.split_popularity())
         trained = np.flatnonzero(popularity)
         counts = zip(trained.tolist(), popularity[trained].tolist(), strict=True)
         data.set("data.count_items", Counter(dict(counts)))

@@ -29,14 +29,17 @@ class EvalPlan:
             that all models and model seeds meet the same candidates.
         sequences: (items ``(n_events,)``, offsets ``(n_users + 1,)``) every user's whole merged
             sequence, oldest event first, indexed by user id.
-        exclude_history: whether the items before the target stop being candidates in ``full``
-            mode. The target itself stays one where the user has had it before.
+        exclude_history: leave out of the candidates the items that the user had before the target
+            (``uniN`` draws none of them anyway). A target that the user had before is no test case
+            then, in any mode: it would be the only former item among its candidates.
         phase: ``valid``, the last event but one of a user, or ``test``, the last event.
 
     Attributes:
         users, targets, target_domain: ``(n,)`` int64.
         n_candidates: ``(n,)`` int64, the target included.
         negatives: ``(n, N)`` int32 padded with 0 at the end, or None in ``full`` mode.
+        left_out: ``(m,)`` int64 domains of the targets that ``exclude_history`` leaves out; they
+            are none of the n.
 
     Raises:
         ConfigError: ``candidates`` or ``mode`` has no meaning.
@@ -80,30 +83,48 @@ class EvalPlan:
             if exclude_history:
                 self._excluded = self._history_items()
                 self.n_candidates = self.n_candidates - np.diff(self._excluded[0])
+        self.left_out = np.empty(0, dtype=np.int64)
+        if exclude_history:
+            # After the draws, so that they are those of the same target without exclude_history.
+            repeated = self._repeated()
+            self.left_out = self.target_domain[repeated]
+            self._keep(~repeated)
         self._log_empty_domains()
 
     def __len__(self):
         return len(self.users)
 
-    def part(self, wanted: np.ndarray) -> "EvalPlan":
-        """The plan of some of its rows, with the candidates and draws that they have here.
+    def of_domains(self, numbers) -> "EvalPlan":
+        """The plan of the targets in some domains, with the candidates and draws they have here.
 
         Args:
-            wanted: ``(n,)`` bool.
+            numbers: of the domains, from 1.
         """
-        rows = np.flatnonzero(wanted)
         found = copy.copy(self)
-        found.users, found.targets = self.users[rows], self.targets[rows]
-        found.target_domain, found._row_pool = self.target_domain[rows], self._row_pool[rows]
-        found._draws = self._draws[torch.from_numpy(rows)]
-        found.n_candidates = self.n_candidates[rows]
+        found.left_out = self.left_out[np.isin(self.left_out, numbers)]
+        found._keep(np.isin(self.target_domain, numbers))
+        return found
+
+    def _keep(self, wanted):
+        """Drop the rows where ``wanted`` ``(n,)`` is false."""
+        rows = np.flatnonzero(wanted)
+        self.users, self.targets = self.users[rows], self.targets[rows]
+        self.target_domain, self._row_pool = self.target_domain[rows], self._row_pool[rows]
+        self._draws = self._draws[torch.from_numpy(rows)]
+        self.n_candidates = self.n_candidates[rows]
         if self.negatives is not None:
-            found.negatives = self.negatives[rows]
+            self.negatives = self.negatives[rows]
         if self._excluded is not None:
             offsets, items = self._excluded
             counts = np.diff(offsets)
             kept = np.repeat(wanted, counts)
-            found._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
+            self._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
+
+    def _repeated(self):
+        """``(n,)`` bool: the user had the target before."""
+        rows, items = self.history_events()
+        found = np.zeros(len(self), dtype=bool)
+        found[rows[items == self.targets[rows]]] = True
         return found
 
     @property

@@ -11,7 +11,7 @@ PREFERRED_K = 10
 WIDTH = 100
 
 
-def format_table(valid_result, test_result, counts, metrics="main") -> str:
+def format_table(valid_result, test_result, counts, metrics="main", notes=()) -> str:
     """Rows: overall, domains, groups. Columns: metrics of each phase, and the number of targets.
 
     Args:
@@ -20,6 +20,7 @@ def format_table(valid_result, test_result, counts, metrics="main") -> str:
             (test, unless ``test_result`` is None).
         metrics: ``main`` for NDCG, hit and MRR at 10 (else at the first k there is), ``all`` for
             every metric in blocks by k, or a list of keys (``["ndcg@10", "hit@5"]``).
+        notes: lines to stand below, as ``EvalData.notes``.
 
     Returns:
         Text of several lines; blocks are at most 100 columns wide where one metric fits at all.
@@ -30,11 +31,13 @@ def format_table(valid_result, test_result, counts, metrics="main") -> str:
         return ""
     names = _slices(results, counts)
     keys = [key for key in next(iter(results.values())) if "/" not in key]
+    below = "".join(f"\n{line}" for line in notes)
     if metrics != "all":
-        return _block(results, counts, names, _main(keys) if metrics == "main" else metrics)
+        block = _block(results, counts, names, _main(keys) if metrics == "main" else metrics)
+        return block + below
     first_column = max(map(len, names))
     blocks = _blocks(keys, len(results), WIDTH - first_column - len("targets") - 4)
-    return "\n\n".join(_block(results, counts, names, block) for block in blocks)
+    return "\n\n".join(_block(results, counts, names, block) for block in blocks) + below
 
 
 def _slices(results, counts):
