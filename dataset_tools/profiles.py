@@ -188,8 +188,8 @@ def profile_dataset(
     parts = user_parts(training_events(dataset.events), cluster_of, options)
     if not parts:
         raise DataError(
-            f"{dataset.path('inter')}: no user has an event before the last two, of an item with a "
-            "title and a vector; there is nothing to tell of anyone"
+            f"{dataset.path('inter')}: no user has a training event of an item with a title "
+            "and a vector; there is nothing to tell of anyone"
         )
     try:
         profiles = write_profiles(dataset, session, parts)

@@ -14,7 +14,12 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.sequences import build_sequences, thin_overlap, training_part
+from recbole_tema.data.sequences import (
+    build_sequences,
+    split_targets,
+    thin_overlap,
+    training_part,
+)
 from recbole_tema.errors import ConfigError, DataError
 
 PROFILE_ID = FEATURE_FILES["userllm"][0]
@@ -315,10 +320,11 @@ class CrossDomainMixin:
     def _log_summary(self):
         lengths = self.sequences.lengths[1:]
         logger = getLogger()
-        few = int(((lengths > 0) & (lengths < 3)).sum())
+        tested, validated = (len(split_targets(self.sequences, p)[0]) for p in ("test", "valid"))
+        few = int((lengths > 0).sum()) - tested
         if few:
             logger.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
-        three = int((lengths == 3).sum())
+        three = tested - validated
         if three:
             logger.info(f"{three} users with 3 events have a test target but no validation target")
         absent = [
