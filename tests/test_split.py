@@ -52,9 +52,7 @@ def recboles(config):
     data = SequentialDataset(config)
     tokens = np.array(data.field2id_token["item_id"])
     every = set(tokens[data.inter_feat["item_id"].to_numpy()])  # a row an event, before `build`
-    train, valid, test = (
-        set(tokens[part.inter_feat["item_id"].numpy()]) for part in data.build()
-    )
+    train, valid, test = (set(tokens[part.inter_feat["item_id"].numpy()]) for part in data.build())
     assert not train & (valid | test)
     return every - valid - test, train
 
@@ -76,9 +74,10 @@ def test_every_part_trains_on_recboles_events(tmp_path_factory, times):
     first = found.groupby("user_id")["item_id"].first()
     assert expected - aimed_at == set(first)
 
-    users, means = mean_profiles(dataset.events, dataset.column("item_id"), np.eye(len(dataset.items)))
+    ids = dataset.column("item_id")
+    users, means = mean_profiles(dataset.events, ids, np.eye(len(ids)))
     assert set(users) == set(found["user_id"])
-    assert {dataset.column("item_id")[i] for i in np.flatnonzero(means.any(0))} == expected
+    assert {ids[i] for i in np.flatnonzero(means.any(0))} == expected
 
     part = ours.build()[0].inter_feat["item_id"].numpy()
     assert set(ours.id2token("item_id", part)) == expected

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -38,7 +38,7 @@ class Time(click.ParamType):
         except ValueError:
             self.fail(f"{text!r} is no date such as 2018-01-31, and no seconds", param, ctx)
         if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=timezone.utc)
+            moment = moment.replace(tzinfo=UTC)
         return moment.timestamp()
 
 

@@ -118,18 +118,26 @@ def load(engine: Engine, folder: Path, name: str) -> None:
         "CREATE TABLE ev AS SELECT raw.user_id AS user, raw.item_id AS item, domain, "
         "try_cast(timestamp AS DOUBLE) AS t, raw._number AS row, row_number() OVER "
         "(PARTITION BY raw.user_id ORDER BY try_cast(timestamp AS DOUBLE) DESC, raw._number DESC) "
-        "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n "
+        "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n, "
+        f"{_part_of(engine)} AS part "
         "FROM (SELECT _number, user_id, item_id, timestamp FROM raw) raw "
         "LEFT JOIN one ON one.item_id = raw.item_id"
     )
     engine.drop("raw")
-    lengths = np.array([n for (n,) in engine.rows("SELECT DISTINCT n FROM ev ORDER BY n")])
-    engine.do("ALTER TABLE ev ADD COLUMN part VARCHAR DEFAULT 'train'")
+
+
+def _part_of(engine: Engine) -> str:
+    """SQL for the part of an event: of its user's `n` events the one `fromend` from the end."""
+    counts = engine.rows("SELECT DISTINCT count(*) AS n FROM raw GROUP BY user_id ORDER BY n")
+    lengths = np.array([n for (n,) in counts], np.int64)
+    cases = []
     for phase in PHASES:
         rows, places = target_positions(lengths, phase)
-        targets = ", ".join(f"({n}, {n - 1 - p})" for n, p in zip(lengths[rows], places, strict=True))
-        if targets:
-            engine.do(f"UPDATE ev SET part = '{phase}' WHERE (n, fromend) IN ({targets})")
+        pairs = np.stack([lengths[rows], lengths[rows] - 1 - places], 1).tolist()
+        if pairs:
+            held = ", ".join(f"({n}, {fromend})" for n, fromend in pairs)
+            cases.append(f"WHEN (n, fromend) IN ({held}) THEN '{phase}'")
+    return f"CASE {' '.join(cases)} ELSE 'train' END" if cases else "'train'"
 
 
 def describe(engine: Engine, folder: Path, name: str) -> Description:

@@ -1,6 +1,6 @@
 """A description as tables of text."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from tabulate import tabulate
 
@@ -14,7 +14,7 @@ def moment(seconds: float | None) -> str:
         return "-"
     if seconds < LOOKS_LIKE_SECONDS or seconds > 1e10:
         return f"{seconds:g}"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def rows(found: Description) -> tuple[list[str], list[list[str]]]:

@@ -184,7 +184,7 @@ class Endpoint:
         await self._enter()
         try:
             response = await asyncio.wait_for(send(), self.limits.timeout_s)
-        except (asyncio.TimeoutError, openai.APITimeoutError) as error:
+        except (TimeoutError, openai.APITimeoutError) as error:
             raise self._timeout(error) from None
         except openai.APIConnectionError as error:
             reason = f"{self.address} cannot be reached: {self._cause(error)}"
