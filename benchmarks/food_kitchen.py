@@ -7,7 +7,7 @@ FOLDER holds ``interactions.csv.gz`` (user_id, item_id, timestamp) and ``items.c
 domain, title), the data published with LLMCDSR (TOIS 2025). The filter: 5-core users and items to
 the fixpoint; for the subset of the overlapping users and the first 1,500 single-domain users of
 each domain in file order. Item vectors are MiniLM's of "domain: title"; a user's profile is the
-mean over the user's events without the last two.
+mean over the user's training events.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dataset_tools.movielens import mean_profiles
 from dataset_tools.text_encoder import encode_texts
 from dataset_tools.writer import write_dataset
 from recbole_tema.paths import default_data_path
@@ -48,18 +49,6 @@ def core(events: pd.DataFrame) -> pd.DataFrame:
         events = events[dense]
 
 
-def profiles(events: pd.DataFrame, items: list, vectors: np.ndarray):
-    """(users, ``(n, d)`` mean vectors) over each user's events without the last two."""
-    ordered = events.sort_values(["user_id", "timestamp"], kind="stable")
-    from_end = ordered.groupby("user_id").cumcount(ascending=False)
-    past = ordered[from_end >= 2]
-    row = past["item_id"].map({item: i for i, item in enumerate(items)}).to_numpy()
-    codes, users = pd.factorize(past["user_id"])
-    total = np.zeros((len(users), vectors.shape[1]))
-    np.add.at(total, codes, vectors[row])
-    return list(users), (total / np.bincount(codes)[:, None]).astype(np.float32)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--csv", required=True, type=Path, help="folder of the two CSV files")
@@ -89,14 +78,14 @@ def main():
         items,
         item_text=(tokens, vectors),
         item_llm=(tokens, vectors),
-        user_llm=profiles(events, tokens, vectors),
+        user_llm=mean_profiles(events, tokens, vectors),
         card={
             "source": "Amazon Food-Kitchen as published with LLMCDSR (TOIS 2025)",
             "filters": filters,
             "generated": {
                 "clip_text": "all-MiniLM-L6-v2 of 'domain: title'",
                 "llm_emb": "all-MiniLM-L6-v2 of 'domain: title'",
-                "profile_emb": "mean of llm_emb over the user's events without the last two",
+                "profile_emb": "mean of llm_emb over the user's training events",
             },
         },
         force=args.force,

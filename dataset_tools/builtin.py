@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from dataset_tools import movielens
 from dataset_tools.card import card_path, changed_files, missing_files, read_card
+from dataset_tools.generated import say_replaced
 from dataset_tools.text_encoder import encoder_available
 from dataset_tools.update import Dataset, finish_update, install, read_dataset, update_dataset
 from dataset_tools.writer import FEATURE_FIELDS, SUFFIXES, naming_folder, staging_folder
@@ -58,6 +59,7 @@ def ensure_builtin(name: str, data_path: str | Path, force: bool = False) -> Pat
         with FileLock(data_path / f".{name}.lock"):
             reason = "asked for" if force else rebuild_reason(name, folder)
             if reason:
+                say_replaced(folder, name)
                 log.info("building %s in %s: %s", name, folder, reason)
                 _build(name, folder, keep=not force)
     except OSError as error:

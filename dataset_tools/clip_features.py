@@ -8,7 +8,7 @@ from dataset_tools.clip.encoders import BATCH_SIZE, Encoder, load_encoder
 from dataset_tools.clip.features import image_vectors, text_vectors
 from dataset_tools.clip.fetching import Missing, fetch_images, write_missing
 from dataset_tools.clip.images import image_folder
-from dataset_tools.generated import digest, note_of, reason_to_skip
+from dataset_tools.generated import counted, digest, note_of, reason_to_skip, say_refused
 from dataset_tools.item_embeddings import item_words
 from dataset_tools.update import Dataset, update_dataset
 from recbole_tema.errors import DataError
@@ -81,11 +81,14 @@ def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
     rows = [row for row, text in enumerate(texts) if text]
     if not rows:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to encode")
+    say_refused(dataset, "clip_text")
     matrix = text_vectors(encoder, [texts[row] for row in rows])
     note = note_of(f"{encoder.name} of domain, texts and tags", inputs)
     tokens = [items[row] for row in rows]
     update_dataset(dataset, features={"itemtext": (tokens, matrix)}, generated={"clip_text": note})
-    return f"{dataset.path('itemtext')}: {len(rows)} of {len(items)} items"
+    others = {"without a title": len(items) - len(rows)}
+    done = counted(len(rows), len(items), "items have text vectors", others)
+    return f"{dataset.path('itemtext')}: {done}"
 
 
 def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: bool) -> str:
@@ -113,6 +116,7 @@ def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: boo
     if skip and not force and not again:
         return skip
     encoder.require_images()  # before a download of hours
+    say_refused(dataset, "clip_image")
     if options.images is not None:
         missing = {item: Missing("", "no file") for item in items if item not in paths}
     else:
@@ -136,4 +140,6 @@ def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: boo
         features={"itemimage": (ids, matrix)},
         generated={"clip_image": note_of(encoder.name, inputs)},
     )
-    return f"{dataset.path('itemimage')}: {len(ids)} of {len(items)} items; others in {listed}"
+    others = {f"in {listed}, with the reason": len(items) - len(ids)}
+    done = counted(len(ids), len(items), "items have image vectors", others)
+    return f"{dataset.path('itemimage')}: {done}"

@@ -6,11 +6,19 @@ somebody chose: other models, prompts or options need `--force`.
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from glob import escape
+from pathlib import Path
 
 from dataset_tools.update import Dataset
+from dataset_tools.writer import FEATURE_FIELDS
+from recbole_tema.names import READERS
 
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = Path("saved")  # RecBole's `checkpoint_dir`, in the current folder
 BY_MODEL = "language model "  # begins the note of every field that one made
 _INPUTS = re.compile(r", inputs ([0-9a-f]+)\Z")
 
@@ -31,11 +39,27 @@ def note_of(made_by: str, inputs: str) -> str:
     return f"{made_by}, inputs {inputs}"
 
 
-def was_limited(dataset: Dataset, run: str) -> bool:
-    """Whether the card's note on a `run` says that it was a trial of the first items or users."""
+def trial_of(limit: int | None, total: int) -> int | None:
+    """`--limit` where it leaves some of the `total` items or users out; None where it does not."""
+    return limit if limit is not None and limit < total else None
+
+
+def trial_there(dataset: Dataset, run: str, total: int) -> int | None:
+    """How many first items or users the card's note on a `run` is of; None where all `total`."""
     stated = dataset.card.get(run)
     options = stated.get("options") if isinstance(stated, dict) else None
-    return isinstance(options, dict) and options.get("limit") is not None
+    limit = options.get("limit") if isinstance(options, dict) else None
+    return trial_of(limit if isinstance(limit, int) else None, total)
+
+
+def counted(n: int, total: int, what: str, others: Mapping[str, int]) -> str:
+    """`n` of `total` in words, and what the others are; the numbers of `others` add up to them.
+
+    >>> counted(10, 341, "items have tags", {"beyond --limit": 331, "without a title": 0})
+    '10 of 341 items have tags; the others: 331 beyond --limit'
+    """
+    parts = [f"{count:,} {reason}" for reason, count in others.items() if count]
+    return f"{n:,} of {total:,} {what}" + (f"; the others: {', '.join(parts)}" if parts else "")
 
 
 def reason_to_skip(
@@ -46,7 +70,7 @@ def reason_to_skip(
     there: bool,
     maker: str,
     inputs: str,
-    trial: bool = False,
+    trial: int | None = None,
     limit: int | None = None,
 ) -> str | None:
     """Why a command without `--force` leaves a field as it is; None where it has work to do.
@@ -58,12 +82,20 @@ def reason_to_skip(
         there: Whether the dataset has the field's files or columns.
         maker: What the field's note begins with where the present command made it.
         inputs: Digest of the texts that it would be made of.
-        trial: Whether what is there is a trial of `--limit`.
-        limit: The present command's `--limit`: a trial never takes the place of a whole field.
+        trial: How many items or users what is there is a trial of; None: all.
+        limit: The same of the present command: a trial never takes the place of a whole field, nor
+            of a larger trial.
     """
     note = dataset.generated(field)
-    if not there or trial:
+    if not there:
         return None
+    if trial is not None:
+        if limit is None or limit >= trial:
+            return None
+        return (
+            f"{dataset.name} has {what} of a larger trial, --limit {trial}, than --limit {limit}; "
+            "--force replaces them"
+        )
     if not note:
         return (
             f"{dataset.name} has {what} of its own: the card names no maker; --force replaces them"
@@ -78,3 +110,42 @@ def reason_to_skip(
         return None
     outgrown = ", made of other texts than there are now" if changed else ""
     return f"{dataset.name} has {what}: {note}{outgrown}; --force makes them anew"
+
+
+def say_refused(dataset: Dataset, *fields: str) -> None:
+    """Say, before the work, whose checkpoints `fields` will orphan: a model knows what it read."""
+    files = {field: suffix for suffix, (_, field, _) in FEATURE_FIELDS.items()}
+    there = {
+        field: dataset.path(files[field]).is_file() if field in files else field in dataset.items
+        for field in fields
+    }
+    done = [
+        f"{', '.join(names)} {'will be replaced' if old else 'will be added'}"
+        for old in (True, False)
+        if (names := [field for field in fields if there[field] == old])
+    ]
+    readers = sorted({model for field in fields for model in READERS[field]})
+    log.warning(
+        "%s: %s; checkpoints of %s, and of models whose selected_features name one of these, that "
+        "were trained before will be refused%s",
+        *(dataset.folder, " and ".join(done), ", ".join(readers)),
+        checkpoints(dataset.name, readers),
+    )
+
+
+def say_replaced(folder: Path, name: str) -> None:
+    """The same of a whole dataset, if there is one in `folder`."""
+    if (folder / f"{name}.inter").is_file():
+        log.warning(
+            "%s will be replaced; checkpoints of models that were trained on it before will be "
+            "refused where its users, items, domains or a field that they read become others%s",
+            *(folder, checkpoints(name)),
+        )
+
+
+def checkpoints(name: str, models: Iterable[str] = ("*",)) -> str:
+    """Those of dataset `name` in the current folder's `saved`, as the end of a sentence."""
+    found = sorted(
+        str(path) for model in models for path in CHECKPOINTS.glob(f"{model}-{escape(name)}-seed*")
+    )
+    return f": {', '.join(path for path in found if path.endswith('.pth'))}" if found else ""

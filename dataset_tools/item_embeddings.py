@@ -4,7 +4,14 @@ import logging
 
 import numpy as np
 
-from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip
+from dataset_tools.generated import (
+    BY_MODEL,
+    counted,
+    digest,
+    note_of,
+    reason_to_skip,
+    say_refused,
+)
 from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.requests import Embedding
 from dataset_tools.llm.session import NotAsked, Session
@@ -67,6 +74,8 @@ def embed_dataset(
     rows = [row for row, text in enumerate(texts) if text]
     if not rows:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to embed")
+    if not session.dry:
+        say_refused(dataset, "llm_emb")
     try:
         answers = session.ask("embed", [Embedding(texts[row]) for row in rows])
     except NotAsked:
@@ -89,8 +98,12 @@ def embed_dataset(
         features={"itemllm": (tokens, matrix)},
         generated={"llm_emb": note_of(note, inputs)},
     )
-    width = matrix.shape[1]
-    return f"{dataset.path('itemllm')}: {len(tokens)} of {len(items)} items, {width} wide"
+    others = {
+        "without a title": len(items) - len(rows),
+        "without an answer of the model": len(rows) - len(tokens),
+    }
+    what = f"items have vectors of {matrix.shape[1]} numbers"
+    return f"{dataset.path('itemllm')}: {counted(len(tokens), len(items), what, others)}"
 
 
 def centred(matrix: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from dataset_tools.text_encoder import (
     encoder_available,
     missing_packages,
 )
-from dataset_tools.update import HELD_OUT, training_events
+from dataset_tools.update import training_events
 from dataset_tools.writer import write_dataset
 from recbole_tema.atomic import read_table, tag_text, tag_token
 from recbole_tema.names import recbole_dir
@@ -29,13 +29,17 @@ log = logging.getLogger(__name__)
 
 NAME = "ml-100k-genre"
 BUILDER_VERSION = 2
-FORMER_NOTES = ("genres and decade", "1 / number of tags")  # of fields, by older versions
+FORMER_NOTES = (  # of fields, by older versions
+    "genres and decade",
+    "1 / number of tags",
+    "mean of llm_emb over the user's events without the last 2",
+)
 THRILL_GENRES = frozenset(
     ["Action", "Adventure", "Crime", "Film-Noir", "Horror"]
     + ["Mystery", "Sci-Fi", "Thriller", "War", "Western"]
 )
 CLIP_TEXT_NOTE = f"{MODEL_NAME} of 'domain: title (year), genres'"
-PROFILE_NOTE = f"mean of llm_emb over the user's events without the last {HELD_OUT}"
+PROFILE_NOTE = "mean of llm_emb over the user's training events"
 TAG_NOTE = f"{MODEL_NAME} of the tag"
 
 
@@ -185,10 +189,9 @@ def _text_features(events: pd.DataFrame, items: pd.DataFrame) -> dict:
 def mean_profiles(
     events: pd.DataFrame, items: Sequence[str], vectors: np.ndarray
 ) -> tuple[list[str], np.ndarray]:
-    """Users and the mean vector (n, d) of each one's items without the last two events.
+    """Users and the mean vector (n, d) of the items of each one's training events.
 
-    Validation and test events must not leak into a profile. A user of two events or fewer has no
-    training event, and no row.
+    Validation and test targets must not leak into a profile.
     """
     past = training_events(events)
     codes, users = pd.factorize(past["user_id"], sort=True)

@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 
 from dataset_tools.clip.encoders import load_encoder
-from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip, was_limited
+from dataset_tools.generated import (
+    BY_MODEL,
+    counted,
+    digest,
+    note_of,
+    reason_to_skip,
+    say_refused,
+    trial_of,
+    trial_there,
+)
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
 from dataset_tools.llm.requests import Answer, Completion, Embedding
 from dataset_tools.llm.session import NotAsked, Session
@@ -42,7 +51,8 @@ class ProfileOptions:
 def has_profiles(dataset: Dataset) -> bool:
     """Whether the users' vectors are of profiles that a language model wrote, of all users."""
     made = dataset.generated("profile_emb").startswith(BY_MODEL)
-    return made and not was_limited(dataset, "profiling") and dataset.path("userllm").is_file()
+    trial = trial_there(dataset, "profiling", dataset.events["user_id"].nunique())
+    return made and trial is None and dataset.path("userllm").is_file()
 
 
 def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
@@ -160,6 +170,7 @@ def profile_dataset(
     """
     table = dataset.feature("itemllm") or dataset.feature("itemtext")
     inputs = profile_digest(dataset, table) if table is not None else ""
+    n_users = dataset.events["user_id"].nunique()
     skip = reason_to_skip(
         dataset,
         "profile_emb",
@@ -167,8 +178,8 @@ def profile_dataset(
         there=dataset.path("userllm").is_file(),
         maker=f"{BY_MODEL}{session.backend.identity},",
         inputs=inputs,
-        trial=was_limited(dataset, "profiling"),
-        limit=options.limit,
+        trial=trial_there(dataset, "profiling", n_users),
+        limit=trial_of(options.limit, n_users),
     )
     if skip and not force:
         return skip
@@ -185,12 +196,15 @@ def profile_dataset(
     cluster_of = {
         item: int(c) for item, c in zip(table.tokens, clusters, strict=True) if item in titled
     }
-    parts = user_parts(training_events(dataset.events), cluster_of, options)
+    training = training_events(dataset.events)
+    parts = user_parts(training, cluster_of, options)
     if not parts:
         raise DataError(
-            f"{dataset.path('inter')}: no user has an event before the last two, of an item with a "
-            "title and a vector; there is nothing to tell of anyone"
+            f"{dataset.path('inter')}: no user has a training event of an item with a title "
+            "and a vector; there is nothing to tell of anyone"
         )
+    if not session.dry:
+        say_refused(dataset, "profile_emb")
     try:
         profiles = write_profiles(dataset, session, parts)
         if not profiles and not session.dry:
@@ -223,8 +237,14 @@ def profile_dataset(
         notes={"profiling": {"options": dict(vars(options))}},
         reports={f"{dataset.name}.profiles.tsv": "".join(["user_id\tprofile\n", *lines])},
     )
-    n_users = dataset.events["user_id"].nunique()
-    return f"{dataset.path('userllm')}: profiles of {len(users)} of {n_users} users"
+    known = training.loc[training["item_id"].isin(cluster_of), "user_id"].nunique()
+    others = {
+        "without a training event of an item with a title and a vector": n_users - known,
+        "beyond --limit": known - len(parts),
+        "without an answer of the model": len(parts) - len(users),
+    }
+    done = counted(len(users), n_users, "users have profiles", others)
+    return f"{dataset.path('userllm')}: {done}"
 
 
 def _by_model(session: Session, profiles: dict[str, str]) -> tuple[Sequence[str], np.ndarray]:

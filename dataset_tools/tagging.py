@@ -1,16 +1,27 @@
 """Give a dataset its tags: the pipeline of `tags/`, the text vectors of the tags, the files."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
 
 from dataset_tools.clip.encoders import load_encoder
-from dataset_tools.generated import BY_MODEL, digest, note_of, reason_to_skip, was_limited
+from dataset_tools.generated import (
+    BY_MODEL,
+    counted,
+    digest,
+    note_of,
+    reason_to_skip,
+    say_refused,
+    trial_of,
+    trial_there,
+)
 from dataset_tools.llm.session import NotAsked, Session
 from dataset_tools.tags.generate import item_fields
+from dataset_tools.tags.listing import COMMON, RARE
 from dataset_tools.tags.pipeline import Tagged, TagOptions, make_tags
+from dataset_tools.tags.refine import VAGUE
 from dataset_tools.tags.report import edit_log, report
 from dataset_tools.update import Dataset, update_dataset
 from recbole_tema.atomic import tag_text, tag_token
@@ -18,12 +29,14 @@ from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
+FITS_NONE = "fit no item"
 PIPELINE_ENCODER = "minilm"  # the thresholds of cosines in `tags/` are for its vectors
 
 
 def has_llm_tags(dataset: Dataset) -> bool:
     """Whether the tags are a language model's, of all items, complete with their vectors."""
-    made = dataset.generated("tags").startswith(BY_MODEL) and not was_limited(dataset, "tagging")
+    made = dataset.generated("tags").startswith(BY_MODEL)
+    made = made and trial_there(dataset, "tagging", len(dataset.items)) is None
     return made and "tags" in dataset.items and dataset.path("tag").is_file()
 
 
@@ -57,11 +70,13 @@ def tag_dataset(
         there=any(dataset.column("tags")),
         maker=f"{BY_MODEL}{session.backend.identity},",
         inputs=inputs,
-        trial=was_limited(dataset, "tagging"),
-        limit=options.limit,
+        trial=trial_there(dataset, "tagging", len(dataset.items)),
+        limit=trial_of(options.limit, len(dataset.items)),
     )
     if skip and not force:
         return skip if session.dry else _with_vectors(dataset, text_encoder, skip)
+    if not session.dry:
+        say_refused(dataset, "tags", "tag_weights", "tag_emb")
     encoder = load_encoder(text_encoder)
     near = encoder if text_encoder == PIPELINE_ENCODER else load_encoder(PIPELINE_ENCODER)
     try:
@@ -72,10 +87,7 @@ def tag_dataset(
         return "every answer is kept: nothing would be asked"
     used = sorted({tag for row in tagged.rows for tag in row})
     if not used:
-        raise DataError(
-            f"{dataset.path('item')}: no tag is left of what the model said "
-            f"({dict(tagged.raw.refused)}); lower --min_items, or use a better model"
-        )
+        raise DataError(f"{dataset.path('item')}: {why_none(tagged, options)}")
     edits = ("same",) if session.backend.likelihoods else ("refine",)
     made_by = BY_MODEL + session.made_by("tag", *edits, "more_tags", "match")
     update_dataset(
@@ -93,14 +105,48 @@ def tag_dataset(
             f"{dataset.name}.tag-edits.tsv": edit_log(tagged),
         },
     )
-    n_items = sum(bool(row) for row in tagged.rows)
-    return f"{dataset.path('item')}: {n_items} of {len(tagged.rows)} items have {len(used)} tags"
+    n_items, total = sum(map(bool, tagged.rows)), len(tagged.rows)
+    beyond = total - (trial_of(options.limit, total) or total)
+    others = {
+        "beyond --limit": beyond,
+        "without a title": tagged.raw.silent,
+        "without a tag that fits": total - n_items - beyond - tagged.raw.silent,
+    }
+    what = f"items have tags, {len(used):,} different ones"
+    return f"{dataset.path('item')}: {counted(n_items, total, what, others)}"
+
+
+def why_none(tagged: Tagged, options: TagOptions) -> str:
+    """Why no item has a tag: where the tags went, in numbers that add up, and what to do."""
+    edits = Counter(
+        why.partition(":")[0] if edit == "drop" else edit for _, edit, _, _, why in tagged.tags.log
+    )
+    said = tagged.sizes[0][1] + edits.pop("add", 0)
+    if not said:
+        return (
+            "the model gave no tag that can be used "
+            f"({dict(tagged.raw.refused) or 'no item has a title'}); use a better model"
+        )
+    advice = {
+        RARE: f"of fewer than {tagged.min_items} items; lower --min_items",
+        COMMON: f"of more than {options.max_share:.0%} of the items; raise --max_share or --limit",
+        VAGUE: "by the rounds of refinement; lower --rounds",
+        FITS_NONE: "lower --threshold, or use a better model",
+    }
+    merged = edits.pop("merge", 0)
+    went = {**edits, FITS_NONE: len(tagged.tags.counts)}
+    parts = [f"{merged:,} merged into others"] if merged else []
+    for reason, n in sorted(went.items(), key=lambda pair: -pair[1]):
+        if n:
+            parts.append(f"{n:,} {reason} ({advice.get(reason, 'dropped')})")
+    return f"no tag is left of {said:,} that the model gave: {', '.join(parts)}"
 
 
 def _with_vectors(dataset: Dataset, text_encoder: str, skip: str) -> str:
     """`skip`, after tags without NAME.tag have got their vectors, which TEMA needs."""
     if dataset.path("tag").is_file():
         return skip
+    say_refused(dataset, "tag_emb")
     rows = [[tag_text(token) for token in text.split()] for text in dataset.column("tags")]
     used = sorted({tag for row in rows for tag in row})
     encoder = load_encoder(text_encoder)

@@ -27,10 +27,9 @@ from dataset_tools.writer import (
 from recbole_tema.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.errors import DataError
 from recbole_tema.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
+from recbole_tema.split import train_lengths
 
 log = logging.getLogger(__name__)
-
-HELD_OUT = 2  # the last events of a user are for validation and test
 
 
 @dataclass
@@ -219,12 +218,13 @@ def _move_in(folder: Path, name: str) -> None:
     sync_folder(folder)
 
 
-def training_events(events: pd.DataFrame, held_out: int = HELD_OUT) -> pd.DataFrame:
-    """Each user's events without the last `held_out`, in the order of time, ties in file order.
+def training_events(events: pd.DataFrame) -> pd.DataFrame:
+    """Each user's training events, in the order of time, ties in file order.
 
-    The last two events of a sequence are the validation and the test target: nothing generated
-    for a user may come from them. A user of `held_out` events or fewer has none left.
+    Nothing generated for a user may come from the validation or the test target.
     """
     ordered = events.sort_values("timestamp", kind="stable")
-    left = ordered.groupby("user_id").cumcount(ascending=False)
-    return ordered[left.to_numpy() >= held_out]
+    of_user = ordered.groupby("user_id")
+    place = of_user.cumcount().to_numpy()
+    lengths = of_user["timestamp"].transform("size").to_numpy()
+    return ordered[place < train_lengths(lengths)]

@@ -15,6 +15,12 @@ OUR_MODELS = {
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }
+# Fields that tools generate -> the models of this package that read them. Any model reads a field
+# that `selected_features` names.
+READERS = {
+    **dict.fromkeys(("tags", "tag_weights", "tag_emb", "clip_text", "clip_image"), ("TEMA",)),
+    **dict.fromkeys(("llm_emb", "profile_emb"), ("LLM4CDSR",)),
+}
 # Run in place of RecBole's own: with a fault mended, or the same at less work; each says which.
 REPLACED_MODELS = {
     "Pop": "recbole_tema.model.pop",

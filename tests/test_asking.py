@@ -12,6 +12,7 @@ from collections import Counter, deque
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -117,7 +118,55 @@ def test_a_unit_that_lacks_one_is_answered_whole_and_the_kept_answers_stay(tmp_p
     kept = [[float(i)] * 32 for i in range(8)]
     right = direct(wanted)
     assert values(answers) == [*kept[:3], right[3], *kept[4:], *right[8:]]
-    assert (tally.from_store, tally.calls, tally.kept) == (7, 8, 5)
+    assert (tally.from_store, tally.calls, tally.again, tally.kept) == (7, 8, 3, 5)
+    told = "12 requests: 7 answered from the store, 5 by the model, 0 without an answer. Sent to "
+    assert str(tally).startswith(f"{told}the model: 8, 3 of them again with their batch (")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 14), st.integers(1, 5), st.sets(st.integers(0, 13)), st.sets(st.integers(0, 13)),
+    st.booleans(),
+)  # fmt: skip
+def test_the_numbers_of_a_run_add_up(n, size, kept, faulty, lasting):
+    """Over two runs, of answers that are kept, faulty, lastingly so, and asked with their batch."""
+    wanted = requests(n)
+    told = {wanted[i].text for i in faulty if i < n}
+    with TemporaryDirectory() as folder:
+        with AnswerStore(folder) as store:
+            rows = [
+                (key_of("hash", wanted[i]), wanted[i], Answer(np.ones(32, np.float32)))
+                for i in kept
+                if i < n
+            ]
+            if rows:
+                store.put(rows, "t", "hash")
+        for _ in range(2):
+            backend, tally = Faulty(told, lasting, size), Tally()
+            with AnswerStore(folder, readonly=True) as store:
+                forecast = estimate(backend, wanted, store)
+            ask_all(Path(folder), wanted, backend, tally=tally)
+            faults = tally.faults.total()
+            assert tally.requests == n == tally.from_store + tally.kept + faults
+            assert tally.calls == tally.kept + faults - tally.failed + tally.again
+            assert tally.calls == len(backend.asked) == forecast.calls
+            assert forecast.lacking == tally.calls - tally.again
+            assert forecast.kept + forecast.lacking == n
+            listed = [int(x.replace(",", "")) for x in re.findall(r"\((\d+)\)", str(tally))]
+            assert sum(listed) == faults
+
+
+class Faulty(HashBackend):
+    """Gives faults to some texts, each with a reason of its own."""
+
+    def __init__(self, faulty, lasting, size):
+        super().__init__(size=size)
+        self.faulty, self.lasting = faulty, lasting
+
+    def one(self, request, together):
+        if request.text in self.faulty:
+            return Answer(None, fault=f"no {request.text}", lasting=self.lasting)
+        return super().one(request, together)
 
 
 def test_faults_are_told_counted_and_asked_again(tmp_path, caplog):
@@ -127,7 +176,8 @@ def test_faults_are_told_counted_and_asked_again(tmp_path, caplog):
         answers = ask_all(tmp_path, wanted, HashBackend(size=1, faults=["text 4"]), tally=tally)
     assert [a.fault for a in answers] == [None] * 4 + ["an empty answer"] + [None] * 4
     assert tally.faults == {"an empty answer": 1} and tally.kept == 8
-    assert "9 asked" in caplog.text and "1 faults: an empty answer (1)" in caplog.text
+    told = "0 answered from the store, 8 by the model, 1 without an answer. Sent to the model: 9 ("
+    assert told in caplog.text and "Without an answer: an empty answer (1)" in caplog.text
     again = HashBackend(size=1)
     assert values(ask_all(tmp_path, wanted, again)) == direct(wanted, size=1)
     assert again.asked == [wanted[4]]
@@ -394,9 +444,9 @@ def test_an_estimate_is_what_the_run_then_takes(tmp_path):
     assert forecast.calls == tally.calls == 20
     # "You tag." "tea" "hot, green" "item i": 2 + 1 + 2 + 2 words; 8 tokens to write at most
     cost = 20.0 * 7 + 2 * 20 * 8
-    assert forecast == Estimate(30, 10, 20, 20 * 7, 20 * 8, cost, 20 * 8, cost)
+    assert forecast == Estimate(30, 10, 20, 20, 20 * 7, 20 * 8, cost, 20 * 8, cost)
     assert str(forecast) == (
-        "calls: 20 (10 of 30 answers are kept)\ntokens in: about 140\n"
+        "calls: 20 (20 of 30 requests are to be asked)\ntokens in: about 140\n"
         "tokens out: at most about 160\ncost: at most about 460.00"
     )
 
@@ -405,11 +455,11 @@ def test_estimates_of_scores_and_vectors(tmp_path):
     backend = HashBackend()
     with AnswerStore(tmp_path / "absent", readonly=True) as store:
         rated = [scoring("a b c", ("x", "y z"))]
-        assert estimate(backend, rated, store) == Estimate(1, 0, 1, 4 + 3, 0, None, 0, None)
+        assert estimate(backend, rated, store) == Estimate(1, 0, 1, 1, 4 + 3, 0, None, 0, None)
         backend.likelihoods = False
-        assert estimate(backend, rated, store, 3.0) == Estimate(1, 0, 1, 4, 16, None, 16, None)
+        assert estimate(backend, rated, store, 3.0) == Estimate(1, 0, 1, 1, 4, 16, None, 16, None)
         vectors = estimate(backend, [Embedding("a b")], store, price_in=500_000)
-        assert vectors == Estimate(1, 0, 1, 2, 0, 1.0, 0, 1.0)
+        assert vectors == Estimate(1, 0, 1, 1, 2, 0, 1.0, 0, 1.0)
         total = vectors + estimate(backend, rated, store, 3.0, 3.0)
         assert total.calls == 2 and total.cost == pytest.approx(1.0 + 60e-6)
     assert not (tmp_path / "absent").exists()

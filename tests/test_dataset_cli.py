@@ -143,18 +143,20 @@ def test_dry_run_asks_and_writes_nothing(root, backend, command):
     assert done.exit_code == 0, done.output
     assert not backend.asked and snapshot(root / NAME) == before
     if command != "profile":  # which item vectors come before
-        assert re.search(r"calls: 104 \(0 of 104 answers are kept\)", done.stdout)
+        assert re.search(r"calls: 104 \(104 of 104 requests are to be asked\)", done.stdout)
         assert "tokens in: about" in done.stdout and "cost: at most about" in done.stdout
 
 
 def test_embed_twice(root, backend):
     done = run("embed", NAME, "--data_path", root, "--pca", "3")
     assert done.exit_code == 0, done.output
-    assert "embed: 104 requests: 0 from the store, 104 asked" in done.stdout
-    assert "104 of 104 items, 3 wide" in done.stdout
+    assert (
+        "embed: 104 requests: 0 answered from the store, 104 by the model, 0 without" in done.stdout
+    )
+    assert "104 of 104 items have vectors of 3 numbers" in done.stdout
     n = len(backend.asked)
     again = run("embed", NAME, "--data_path", root, "--pca", "3", "--force")
-    assert "104 from the store, 0 asked" in again.stdout and len(backend.asked) == n
+    assert "104 answered from the store, 0 by the model" in again.stdout and len(backend.asked) == n
     assert "has item vectors: language model" in run("embed", NAME, "--data_path", root).stdout
     line = refused_after(root, "--pca", "65", "--force")
     assert "--pca 65" in line
@@ -192,5 +194,8 @@ def test_profile_after_embed(root, backend):
     assert run("embed", NAME, "--data_path", root).exit_code == 0
     words = ("--text_encoder", "llm", "--clusters", "4", "--limit", "5")
     done = run("profile", NAME, "--data_path", root, *words)
-    assert done.exit_code == 0 and "profiles of 5 of 30 users" in done.stdout
+    assert (
+        done.exit_code == 0
+        and "5 of 30 users have profiles; the others: 25 beyond --limit" in done.stdout
+    )
     assert re.search(r"^part: \d+ requests", done.stdout, re.M)

@@ -126,7 +126,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(plain, whole, tmp_pa
                 break
             continue
         assert outputs(tmp_path) == files, f"after {in_a_row} kills in a row"
-        from_store = sum(map(int, re.findall(r"(\d+) from the store", done)))
+        from_store = sum(map(int, re.findall(r"(\d+) answered from the store", done)))
         resumed, in_a_row = resumed + (in_a_row > 0 and from_store > 0), 0
         shutil.rmtree(tmp_path / NAME)
         shutil.copytree(plain / NAME, tmp_path / NAME)

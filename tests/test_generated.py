@@ -1,5 +1,7 @@
 """What a command leaves alone without --force, and what it makes anew by itself."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler, normalize
 
 from dataset_tools import text_encoder
-from dataset_tools.generated import digest
+from dataset_tools.generated import digest, say_replaced
 from dataset_tools.item_embeddings import centred, embed_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
@@ -17,8 +19,12 @@ from dataset_tools.profiles import ProfileOptions, profile_dataset
 from dataset_tools.tagging import tag_dataset
 from dataset_tools.tags.pipeline import TagOptions
 from dataset_tools.update import read_dataset, update_dataset
+from dataset_tools.writer import FEATURE_FIELDS
+from recbole_tema.errors import DataError
 from recbole_tema.feature_file import read_feature
+from recbole_tema.names import OUR_MODELS, READERS
 
+from .conftest import make_dataset, write
 from .word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
 
 needs_encoder = pytest.mark.skipif(
@@ -177,3 +183,112 @@ texts = st.lists(st.text(max_size=4), max_size=4)
 @given(st.lists(texts, max_size=3), st.lists(texts, max_size=3))
 def test_digests_differ_where_the_texts_do(a, b):
     assert (digest(*a) == digest(*b)) == (a == b)
+
+
+# ---- checkpoints
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A current folder with checkpoints, and what is logged there."""
+    here = tmp_path / "here"
+    (here / "saved").mkdir(parents=True)
+    for name in (f"TEMA-{NAME}-seed1-aa", f"LLM4CDSR-{NAME}-seed1-bb", f"SASRec-{NAME}-seed1-cc",
+                 f"TEMA-{NAME}2-seed1-dd"):  # fmt: skip
+        (here / "saved" / f"{name}.pth").touch()
+    monkeypatch.chdir(here)
+
+
+def test_whose_checkpoints_new_vectors_refuse_is_said_before_the_work(tmp_path, saved, caplog):
+    dataset = write_shop(tmp_path)
+
+    class Asked(WordBackend):
+        def answer(self, units):
+            assert "refused" in caplog.text
+            return super().answer(units)
+
+    embed(dataset, Asked(False))
+    told = [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    assert told == [
+        f"{dataset.folder}: llm_emb will be added; checkpoints of LLM4CDSR, and of models whose "
+        "selected_features name one of these, that were trained before will be refused: "
+        f"saved/LLM4CDSR-{NAME}-seed1-bb.pth"
+    ]
+    caplog.clear()
+    embed(dataset, Asked(False))  # nothing to do, nothing to say
+    assert "refused" not in caplog.text
+    embed(dataset, WordBackend(False), force=True)
+    assert "llm_emb will be replaced; checkpoints of LLM4CDSR" in caplog.text
+    caplog.clear()
+    profile(dataset, WordBackend(False))
+    assert "profile_emb will be added; checkpoints of LLM4CDSR" in caplog.text
+
+
+@needs_encoder
+def test_whose_checkpoints_new_tags_refuse(tmp_path, saved, caplog):
+    from dataset_tools.clip_features import ClipOptions, clip_dataset
+
+    dataset = write_shop(tmp_path)
+    with AnswerStore(dataset.folder / "llm-answers") as store:
+        session = Session(WordBackend(False), store, progress=False, dry=True)
+        tag_dataset(dataset, session, "minilm", TAGS, False)
+    assert "refused" not in caplog.text  # a dry run writes nothing
+    tag(dataset, WordBackend(False))
+    assert "tags, tag_weights, tag_emb will be added; checkpoints of TEMA, and" in caplog.text
+    assert f"saved/TEMA-{NAME}-seed1-aa.pth" in caplog.text and "-dd.pth" not in caplog.text
+    caplog.clear()
+    clip_dataset(dataset, "minilm", ClipOptions(), False)
+    assert "clip_text will be added; checkpoints of TEMA, and" in caplog.text
+
+
+def test_a_dataset_that_is_replaced_refuses_all_its_checkpoints(tmp_path, saved, caplog):
+    say_replaced(tmp_path / NAME, NAME)
+    assert not caplog.text
+    dataset = write_shop(tmp_path)
+    say_replaced(dataset.folder, NAME)
+    assert caplog.text.count(".pth") == 3 and "-dd.pth" not in caplog.text
+
+
+@pytest.mark.parametrize("field", READERS)
+def test_readers_of_a_field_are_the_models_that_change_with_it(tmp_path, field):
+    """By the models' own state: without the file of a field, a reader becomes another model."""
+    folder = make_dataset(tmp_path)
+    rows = [(f"book{i}", f"{i} 0.5 {-i}") for i in range(9)]
+    write(folder / "tiny.itemimage", ["image_iid:token", "clip_image:float_seq"], rows)
+    without = tmp_path / "without" / "tiny"
+    shutil.copytree(folder, without)
+    item = folder / "tiny.item"
+    if field in ("tags", "tag_weights"):
+        frame = pd.read_csv(item, sep="\t", dtype=str, keep_default_na=False)
+        (column,) = [c for c in frame if c.startswith(f"{field}:")]
+        frame.drop(columns=column).to_csv(without / "tiny.item", sep="\t", index=False)
+    else:
+        (suffix,) = [s for s, (_, value, _) in FEATURE_FIELDS.items() if value == field]
+        for path in without.glob(f"tiny.{suffix}*"):
+            path.unlink()
+    found = set()
+    for model in OUR_MODELS:
+        states = [state_of(model, where.parent) for where in (folder, without)]
+        if states[0] != states[1]:
+            found.add(model)
+    assert found == set(READERS[field])
+
+
+def state_of(model, data_path):
+    """Names, shapes and values of a new model's parameters and buffers; None: it is refused."""
+    import torch
+
+    from recbole_tema.config import TemaConfig
+    from recbole_tema.data import create_dataset
+
+    config = TemaConfig(model, "tiny", config_dict={"data_path": str(data_path)})
+    try:
+        train = create_dataset(config, config.model_class).build()[0]
+        torch.manual_seed(0)
+        made = config.model_class(config, train)
+    except DataError:
+        return None
+    return {
+        name: value.detach().numpy().tobytes()
+        for name, value in [*made.named_parameters(), *made.named_buffers()]
+    }

@@ -421,6 +421,61 @@ def test_an_answer_of_the_wrong_form_is_a_fault(request_, told, reason):
     assert [seen.body["seed"] for seen in server.seen] == [0, 1, 2]
 
 
+THOUGHT = 'Maybe {"tags": ["x", "y", "z"]}.'
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("request_", [completion(), completion(schema=SCHEMA)])
+def test_a_field_of_thoughts_is_never_the_answer(field, request_):
+    def reply(content):
+        message = {"role": "assistant", "content": content, field: THOUGHT}
+        return as_json({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    told = [reply('{"tags":["tea"]}'), reply(None), reply(""), reply(None)]
+    with serve(lambda seen: told[seen.place]) as server:
+        backend = backend_at(server.url, concurrency=1)
+        whole, without = ask(backend, request_)[0], ask(backend, request_)[0]
+    assert whole.value == '{"tags":["tea"]}'
+    assert without.value is None and "an empty answer" in without.fault
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "reasoning_text"])
+def test_parts_of_thoughts_are_never_the_answer(kind):
+    parts = [{"type": kind, "text": THOUGHT}, {"type": "text", "text": '{"tags":["tea"]}'}]
+    message = {"role": "assistant", "content": parts}
+    reply = as_json({"choices": [{"message": message, "finish_reason": "stop"}]})
+    with serve(lambda seen: reply) as server:
+        answers = ask(backend_at(server.url), completion(), completion(schema=SCHEMA))
+    assert [answer.value for answer in answers] == ['{"tags":["tea"]}'] * 2
+
+
+@pytest.mark.parametrize("ended", ["length", "max_tokens", "model_length"])
+@pytest.mark.parametrize("request_", [completion(), completion(schema=SCHEMA), scoring(3)])
+def test_thoughts_that_were_cut_off_are_a_cut_off_answer(request_, ended):
+    told = f"[THINK]{THOUGHT} [0.5, 0.5, 0.5]. Likes tea a lot."
+    with serve(lambda seen: chat(told, finish=ended)) as server:
+        answer = ask(backend_at(server.url), request_)[0]
+    assert answer.value is None and answer.lasting and "was cut off" in answer.fault
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("request_", [completion(), completion(schema=SCHEMA)])
+def test_thoughts_that_the_template_opened_and_a_cut_off_leaves_open(request_):
+    """Once a server has closed thoughts that it did not open, it is known to begin in them."""
+    told = [chat(f'{THOUGHT}</think>{{"tags":["tea"]}}'), cut(f"{THOUGHT} Likes it. And")]
+    with serve(lambda seen: told[seen.place]) as server:
+        backend = backend_at(server.url, concurrency=1)
+        whole, open_ = ask(backend, request_)[0], ask(backend, request_)[0]
+    assert whole.value == '{"tags":["tea"]}'
+    assert open_.value is None and open_.lasting and "was cut off" in open_.fault
+
+
+def test_thoughts_without_an_answer_behind_them():
+    with serve(lambda seen: chat(f"<think>{THOUGHT}</think>\n")) as server:
+        answer = ask(backend_at(server.url), completion())[0]
+    assert answer.value is None and "thoughts without an answer" in answer.fault
+
+
 def cut(text):
     """The answer that a server cuts off after `text`."""
     return chat(text, finish="length")

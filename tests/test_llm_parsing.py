@@ -18,6 +18,7 @@ from dataset_tools.llm.parsing import (
     tag_list,
 )
 from dataset_tools.llm.redact import LONGEST, redacted
+from dataset_tools.llm.thoughts import was_opened
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -181,11 +182,6 @@ def test_scores_of_any_text_are_scores_or_a_value_error(text, n):
     assert all(0 <= score <= 1 for score in found)
 
 
-def test_thinking_aloud_is_no_answer():
-    assert clean_text("<think>tea? no\npot?</think>\n\ncup") == "cup"
-    assert clean_text("<think>never ends") == ""
-
-
 KEY = "k3y-0123456789abcdefghij"
 
 
@@ -270,15 +266,119 @@ def test_of_a_text_that_was_cut_off_whole_sentences_or_words_are_taken(text, kep
         assert finished_text(text) == kept
 
 
+# ---- thoughts
+
+# What stands before the thoughts, between them and the answer, and behind it.
+MARKS = [
+    ("<think>", "</think>", ""),
+    ("\n<think>\n", "\n</think>\n\n", ""),
+    ("<THINK>", "</Think>", ""),
+    ("[THINK]", "[/THINK]", ""),
+    ("<thinking>", "</thinking>", ""),
+    ("<thought>", "</thought>", ""),
+    ("<reasoning>", "</reasoning>", ""),
+    ("<seed:think>", "</seed:think>", ""),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7", ""),
+    ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>\n<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("<think>", "</think><answer>", "</answer>"),
+    ("<|channel|>analysis<|message|>",
+     "<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>"),
+    ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>",
+     "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>", "<|end|>"),
+    ("analysisWell. ", "assistantfinal", ""),  # the same without its special tokens
+    ("<|channel>thought\n", "<channel|>", ""),
+    ("Here is my thought process:\n", "\nHere is my response:\n", ""),
+]  # fmt: skip
+OPENED = [(closes, after) for opens, closes, after in MARKS if "/think" in closes.lower()]
+DRAFT = 'Maybe {"tags": ["too vague", "also vague", "third idea"]}, or ["x", "y"]? No.'
+FINAL = '{"tags": ["tea", "herbs"]}'
+
+
+@pytest.mark.parametrize(("opens", "closes", "after"), MARKS)
+def test_thoughts_are_no_answer(opens, closes, after):
+    said = f"{opens}{DRAFT}{closes}{FINAL}{after}"
+    assert json_value(said) == json.loads(FINAL)
+    assert tag_list(said) == ["tea", "herbs"]
+    assert finished_json(f'{opens}{DRAFT}{closes}{{"tags": ["tea", "he') == {"tags": ["tea"]}
+    assert scores(f"{opens}[0.1, 0.2]{closes}[0.5, 0.25]{after}", 2) == [0.5, 0.25]
+    profile = f"{opens}Buys tea often.\n\nLikes it?{closes}Likes herbal tea.{after}"
+    assert clean_text(profile) == "Likes herbal tea."
+    # Longer than any answer may be.
+    assert clean_text(f"{opens}{'Hm. ' * 50_000}{closes}Likes herbal tea.{after}") == (
+        "Likes herbal tea."
+    )
+
+
+@pytest.mark.parametrize(("closes", "after"), OPENED)
+def test_thoughts_that_the_prompt_opened_are_no_answer(closes, after):
+    assert len(OPENED) >= 6
+    assert json_value(f"{DRAFT}{closes}{FINAL}{after}") == json.loads(FINAL)
+    assert clean_text(f"Buys tea often.{closes}Likes herbal tea.{after}") == "Likes herbal tea."
+    assert was_opened(f"{DRAFT}{closes}{FINAL}{after}") and not was_opened(FINAL)
+
+
+@pytest.mark.parametrize("opens", [opens for opens, _, _ in MARKS])
+def test_thoughts_that_never_end_have_no_answer(opens):
+    assert clean_text(f"{opens}{DRAFT}") == "" and tag_list(f"{opens}{DRAFT}") == []
+    for read in (json_value, finished_json, lambda text: scores(text, 2)):
+        with pytest.raises(ValueError):
+            read(f"{opens}[0.5, 0.25] {DRAFT}")
+    assert not was_opened(f"{opens}{DRAFT}")
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("<think>\nHm.\n</think>\n\ntea", "tea"),
         ("\n\n tea", "tea"),
-        ("Hm, what is it?\n</think>\ntea", "tea"),  # the prompt has opened the block
-        ("<think>Hm, wh", ""),
-        ("tea <think>no", "tea <think>no"),
+        ("I think of tea, and a thought of cake.", "I think of tea, and a thought of cake."),
+        ("think, analysis, final", "think, analysis, final"),
+        ("tea <think>or not", "tea"),
+        ("<think>a</think>tea<think>b", "tea"),
+        ("<think>a <think> b</think> c</think>tea", "tea"),  # they speak of their own marks
+        ('{"a": "</think>"} <think>{"b": ["longer than it"]}', '{"a": "</think>"}'),
     ],
 )
-def test_thinking_aloud_at_the_beginning_is_taken_off(text, clean):
+def test_what_is_left_of_a_text(text, clean):
     assert clean_text(text) == clean
+
+
+_words = [part for marks in MARKS for part in marks] + ["think", '"', "\\", "{", "[", "```", "x"]
+MARKED = st.lists(st.sampled_from(_words), max_size=6).map("".join)
+MARKED_JSON = st.recursive(
+    MARKED | st.integers(),
+    lambda inner: st.lists(inner, min_size=1) | st.dictionaries(MARKED, inner, min_size=1),
+    max_leaves=8,
+).filter(lambda value: isinstance(value, dict | list))
+
+
+@given(MARKED_JSON, st.sampled_from(MARKS), st.booleans(), st.booleans())
+@example(["</think>"], MARKS[0], False, True)
+def test_marks_within_json_are_text(value, marks, thinks, ascii_only):
+    opens, closes, after = marks
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    if thinks:
+        text = f"{opens}{DRAFT}{closes}{text}{after}"
+    assert json_value(text) == value
+    assert json_value(f"Sure!\n```json\n{text}\n```") == value
+    assert clean_text(clean_text(text)) == clean_text(text)
+
+
+@given(st.lists(MARKED, min_size=1, max_size=5), st.sampled_from(MARKS), st.booleans(), st.data())
+def test_marks_within_json_that_was_cut_off_are_text(tags, marks, thinks, data):
+    begins = f"{marks[0]}{DRAFT}{marks[1]}" if thinks else ""
+    written = [json.dumps(tag) for tag in tags]
+    cut = data.draw(st.integers(0, len(", ".join(written))))
+    whole = sum(len(", ".join(written[: n + 1])) <= cut for n in range(len(tags)))
+    try:
+        found = finished_json(f"{begins}[{', '.join(written)[:cut]}")
+    except ValueError:
+        found = []
+    assert found == tags[:whole]
+
+
+@pytest.mark.parametrize("piece", ["[", '["a",', "<think>", "</think>[", "final", '{"a": "<think>'])
+def test_marks_are_looked_for_in_bounded_time(piece):
+    started = process_time()
+    clean_text(piece * (200_000 // len(piece)) + "</think>tea")
+    assert process_time() - started < 5

@@ -173,15 +173,16 @@ def test_text_of_a_film():
     assert film_text("heart", "", "", []) == "heart: "
 
 
-def test_profiles_leave_out_the_last_two_events():
+def test_profiles_are_of_training_events():
     events = pd.DataFrame(
         [("u", "a", 5), ("u", "b", 1), ("u", "c", 3), ("v", "a", 1), ("v", "b", 1), ("v", "c", 1)]
         + [("w", "a", 1), ("w", "b", 2), ("u", "a", 2), ("x", "c", 9)],
         columns=["user_id", "item_id", "timestamp"],
     )
     users, means = mean_profiles(events, ["a", "b", "c"], np.eye(3, dtype=np.float32))
-    assert users == ["u", "v"]  # w and x have no training event
-    assert means.tolist() == [[0.5, 0.5, 0], [1, 0, 0]]  # u: b, a | c, a; v: a | b, c (file order)
+    assert users == ["u", "v", "w", "x"]
+    # u: b, a | c, a; v: a, b | c (file order); w and x are trained on alone.
+    assert means.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]]
 
 
 # ---- text vectors

@@ -10,10 +10,10 @@ from recbole_tema.data.sequences import (
     domain_counts,
     split_targets,
     thin_overlap,
-    train_lengths,
     training_part,
 )
 from recbole_tema.data.windows import cut_windows, prefix_windows
+from recbole_tema.split import train_lengths
 
 
 def sequences_of(lists):

@@ -1,7 +1,9 @@
 """`tag` from a dataset to its files, by models whose answers are known; and what loads them."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import load_prompt
 from dataset_tools.llm.requests import Completion, Scoring
 from dataset_tools.llm.session import Session
-from dataset_tools.tagging import has_llm_tags, tag_dataset
+from dataset_tools.tagging import has_llm_tags, tag_dataset, why_none
 from dataset_tools.tags.clean import clean_tag
+from dataset_tools.tags.listing import RARE
 from dataset_tools.tags.pipeline import TagOptions, generate, least_items, make_tags
 from dataset_tools.update import read_dataset
 from recbole_tema import run_recbole_tema
@@ -207,8 +210,64 @@ def test_limit_is_a_trial_that_does_not_count_as_done(tmp_path, encoder):
     asked = {user for user in backend.users(Completion) if "Food: " in user}
     assert len(asked) == 5 and not [user for user in backend.users() if "Kitchen: " in user]
     assert not has_llm_tags(dataset)
+    before = files(dataset.folder)
+    says, _ = tag(dataset, backend, TagOptions(max_share=1.0, limit=4))
+    assert "a larger trial, --limit 5, than --limit 4; --force" in says
+    assert files(dataset.folder) == before
     tag(dataset, backend)
     assert has_llm_tags(dataset) and all(cells(dataset.folder)["tags"])
+
+
+@needs_encoder
+def test_a_limit_that_leaves_no_item_out_is_no_trial(tmp_path, encoder):
+    dataset, backend = write_shop(tmp_path), WordBackend(False)
+    tag(dataset, backend, replace(OPTIONS, limit=104))
+    assert has_llm_tags(dataset)
+    before = files(dataset.folder)
+    assert "--force" in tag(dataset, backend, replace(OPTIONS, limit=5))[0]
+    assert files(dataset.folder) == before
+
+
+@needs_encoder
+def test_a_trial_of_three_items_says_how_many_have_tags(tmp_path, encoder):
+    dataset = write_shop(tmp_path)
+    says, _ = tag(dataset, WordBackend(False), TagOptions(limit=3))
+    items = cells(dataset.folder)
+    used = {token for tags in items["tags"] for token in tags.split()}
+    told = rf"(\d+) of 104 items have tags, {len(used)} different ones; the others: 101 beyond "
+    found = re.search(told + r"--limit(?:, (\d+) without a tag that fits)?$", says)
+    assert int(found[1]) == sum(map(bool, items["tags"])) > 0
+    assert int(found[1]) + 101 + int(found[2] or 0) == 104
+
+
+@needs_encoder
+@pytest.mark.parametrize(
+    ("options", "advice", "no_advice"),
+    [
+        (TagOptions(max_share=0.01, limit=30), "raise --max_share", "--min_items"),
+        (TagOptions(max_share=1e-9, limit=100), "raise --max_share", "--rounds"),
+    ],
+)
+def test_where_no_tag_is_left_the_cause_is_named(tmp_path, encoder, options, advice, no_advice):
+    dataset = write_shop(tmp_path)
+    with pytest.raises(DataError, match=advice) as error:
+        tag(dataset, WordBackend(False), options)
+    assert no_advice not in str(error.value)
+    said, parts = re.search(r"no tag is left of (\d+) that the model gave: (.*)", str(error.value))[
+        1, 2
+    ]
+    numbers = re.findall(r"(?:^|, )(\d+) (?:merged|too|vague|fit)", parts)
+    assert sum(map(int, numbers)) == int(said) > 0
+
+
+def test_the_cause_is_the_rare_ones_where_they_are_rare(tmp_path):
+    dataset = hard_shop(tmp_path)
+    tagged = made(dataset, WordBackend(False), TagOptions(max_share=1.0, rounds=0))
+    for name in sorted(tagged.tags.counts):
+        tagged.tags.drop("list", name, f"{RARE}: 1 items")
+    told = why_none(tagged, TagOptions())
+    assert f"of fewer than {tagged.min_items} items; lower --min_items" in told
+    assert "--max_share" not in told
 
 
 @needs_encoder
@@ -233,7 +292,7 @@ def test_faults_of_some_items_are_counted_and_the_rest_goes_on(tmp_path, encoder
 def test_a_model_that_says_nothing_leaves_the_dataset_as_it_was(tmp_path, encoder, says):
     dataset = write_shop(tmp_path)
     before = files(dataset.folder)
-    with pytest.raises(DataError, match=r"shop\.item: no tag is left.*use a better model"):
+    with pytest.raises(DataError, match=r"shop\.item: .*no tag.*use a better model"):
         tag(dataset, WordBackend(True, says=says))
     assert files(dataset.folder) == before
 

@@ -17,6 +17,7 @@ from dataset_tools.convert.filters import Filters, Step, apply, encode
 from dataset_tools.convert.intake import prepare
 from dataset_tools.convert.lines import Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
+from dataset_tools.generated import say_replaced
 from dataset_tools.writer import naming_folder, refuse_existing
 from recbole_tema.errors import DataError
 
@@ -86,6 +87,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
     """
     check_name(name)
     refuse_existing(folder, name, force)
+    say_replaced(folder, name)
     broken = Broken(conversion.strict)
     work, lock = _work_folder(folder, name)
     written = False

@@ -72,8 +72,8 @@ def findings(engine: Engine) -> list[dict[str, Any]]:
             WARNING,
             "users whose validation and test target have one time, so that the file's order "
             "decides which is which",
-            "SELECT user AS example FROM ev WHERE n >= 4 AND part != 'train' GROUP BY user "
-            "HAVING min(t) = max(t)",
+            "SELECT user AS example FROM ev WHERE part != 'train' GROUP BY user "
+            "HAVING count(*) > 1 AND min(t) = max(t)",
         ),
         _finding(
             engine,

@@ -1,8 +1,7 @@
 """Numbers of a dataset, by SQL over its atomic files.
 
-Sequences are as the trainer sees them: a user's events by time, ties in the order of the file; the
-last event is the test target, of users of three events or more, and the one before it the
-validation target, of users of four or more (RecBole's `LS: valid_and_test`).
+Sequences are as the trainer sees them: a user's events by time, ties in the order of the file, and
+their targets are those of `recbole_tema.split` (RecBole's `LS: valid_and_test`).
 """
 
 from collections.abc import Sequence
@@ -10,11 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataset_tools.convert.engine import Engine, identifier
 from dataset_tools.convert.lines import Broken, separated
 from dataset_tools.writer import FEATURE_FIELDS
 from recbole_tema.atomic import read_header
 from recbole_tema.errors import DataError
+from recbole_tema.split import PHASES, target_positions
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 LENGTH_EDGES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
@@ -117,12 +119,25 @@ def load(engine: Engine, folder: Path, name: str) -> None:
         "try_cast(timestamp AS DOUBLE) AS t, raw._number AS row, row_number() OVER "
         "(PARTITION BY raw.user_id ORDER BY try_cast(timestamp AS DOUBLE) DESC, raw._number DESC) "
         "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n, "
-        "CASE WHEN n >= 3 AND fromend = 0 THEN 'test' WHEN n >= 4 AND fromend = 1 THEN 'valid' "
-        "ELSE 'train' END AS part "
+        f"{_part_of(engine)} AS part "
         "FROM (SELECT _number, user_id, item_id, timestamp FROM raw) raw "
         "LEFT JOIN one ON one.item_id = raw.item_id"
     )
     engine.drop("raw")
+
+
+def _part_of(engine: Engine) -> str:
+    """SQL for the part of an event: of its user's `n` events the one `fromend` from the end."""
+    counts = engine.rows("SELECT DISTINCT count(*) AS n FROM raw GROUP BY user_id ORDER BY n")
+    lengths = np.array([n for (n,) in counts], np.int64)
+    cases = []
+    for phase in PHASES:
+        rows, places = target_positions(lengths, phase)
+        pairs = np.stack([lengths[rows], lengths[rows] - 1 - places], 1).tolist()
+        if pairs:
+            held = ", ".join(f"({n}, {fromend})" for n, fromend in pairs)
+            cases.append(f"WHEN (n, fromend) IN ({held}) THEN '{phase}'")
+    return f"CASE {' '.join(cases)} ELSE 'train' END" if cases else "'train'"
 
 
 def describe(engine: Engine, folder: Path, name: str) -> Description:
@@ -219,7 +234,7 @@ def _split(engine: Engine, domains: Sequence[str]) -> tuple[dict, dict]:
             targets[part][domain] = count
     split = dict.fromkeys(("train", "valid", "test"), 0)
     split |= dict(engine.rows("SELECT part, count(*) FROM ev GROUP BY part"))
-    evaluated = engine.value("SELECT count(DISTINCT user) FROM ev WHERE n >= 3")
+    evaluated = engine.value("SELECT count(DISTINCT user) FROM ev WHERE part = 'test'")
     users = engine.value("SELECT count(DISTINCT user) FROM ev")
     return split | {"evaluated": evaluated, "unevaluated": users - evaluated}, targets
 

@@ -60,8 +60,8 @@ def facts(found: Description) -> list[str]:
         f"have events in several domains{f': {pairs}' if pairs else ''}",
         f"{found.switches:.1%} of the steps in their sequences change the domain",
         f"leave-one-out: {split['train']:,} training events, {split['valid']:,} validation and "
-        f"{split['test']:,} test targets; {split['unevaluated']:,} users with fewer than 3 events "
-        "are trained on, not evaluated",
+        f"{split['test']:,} test targets; {split['unevaluated']:,} users have too few events for "
+        "a test target and are trained on only",
     ]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found.coverage.items())
     return [*lines, f"items (users for profile_emb) that have a field: {shares or 'none'}"]

@@ -40,11 +40,14 @@ class Tally:
     """What was asked and what came of it; add them up over several calls of `ask`.
 
     Attributes:
-        requests: Different requests.
-        from_store: Of these, how many the store had, or got from other shards.
-        calls: Requests that the backend answered.
-        kept: Answers that were stored.
+        requests: Different requests: those of the next three numbers, and after an interruption
+            some that were not asked yet.
+        from_store: How many the store had an answer to, or got one from other shards.
+        kept: How many got an answer now, which was stored.
         faults: Requests without a usable answer, by reason.
+        failed: Of these, how many have a lasting fault of an earlier run and were not asked again.
+        calls: Requests that the backend answered: those that lacked an answer, and `again`.
+        again: Requests whose answer was there, sent once more because their unit lacked another's.
         tokens_in: Tokens read in these calls.
         tokens_out: Tokens written.
         seconds: Time taken, waiting included.
@@ -52,9 +55,11 @@ class Tally:
 
     requests: int = 0
     from_store: int = 0
-    calls: int = 0
     kept: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    calls: int = 0
+    again: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
@@ -75,16 +80,28 @@ class Tally:
         return total
 
     def __str__(self) -> str:
+        faults = self.faults.total()
+        left = self.requests - self.from_store - self.kept - faults
+        parts = [
+            f"{self.from_store:,} answered from the store",
+            f"{self.kept:,} by the model",
+            f"{faults:,} without an answer",
+            *([f"{left:,} not asked yet"] if left > 0 else []),
+        ]
+        again = f", {self.again:,} of them again with their batch" if self.again else ""
         text = (
-            f"{self.requests:,} requests: {self.from_store:,} from the store, {self.calls:,} asked "
-            f"({self.tokens_in:,} tokens in, {self.tokens_out:,} out, {self.seconds:.1f} s), "
-            f"{self.kept:,} kept, {self.faults.total():,} faults"
+            f"{self.requests:,} requests: {', '.join(parts)}. Sent to the model: "
+            f"{self.calls:,}{again} ({self.tokens_in:,} tokens in, {self.tokens_out:,} out, "
+            f"{self.seconds:.1f} s)"
         )
+        if self.failed:
+            text += f". Failed in an earlier run and not sent again: {self.failed:,}"
         common = self.faults.most_common(REASONS_SHOWN)
         shown = [f"{reason} ({count:,})" for reason, count in common]
-        if len(self.faults) > len(common):
-            shown.append(f"{len(self.faults) - len(common):,} other reasons")
-        return f"{text}: {'; '.join(shown)}" if shown else text
+        rest = faults - sum(count for _, count in common)
+        if rest:
+            shown.append(f"other reasons ({rest:,})")
+        return f"{text}. Without an answer: {'; '.join(shown)}" if shown else text
 
 
 def ask(
@@ -122,6 +139,7 @@ def ask(
         job = plan(backend, requests, store)
         count.requests, count.from_store = len(job.unique), len(job.kept)
         widths = Widths(job.kept.values(), store)
+        count.failed = len(job.failed)
         if job.failed:
             log.info("%s: %s", task, _not_again(len(job.failed)))
         others.publish(job)
@@ -215,6 +233,7 @@ def _count(
     count: Tally, faults: dict[str, Answer], rows: Sequence[Row], answers: Sequence[Answer]
 ) -> None:
     count.calls += len(answers)
+    count.again += len(answers) - len(rows)
     count.tokens_in += sum(answer.tokens_in for answer in answers)
     count.tokens_out += sum(answer.tokens_out for answer in answers)
     for key, _, answer in rows:

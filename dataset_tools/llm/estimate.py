@@ -25,7 +25,8 @@ class Estimate:
     Attributes:
         requests: Different requests.
         kept: Of these, how many the store has, lasting faults included.
-        calls: Requests that would be asked.
+        lacking: Of the others, how many this process would ask; the rest is other shards'.
+        calls: Requests that would be sent: those, and others that share a unit with one.
         tokens_in: Tokens to read, about.
         tokens_out: Tokens to write, about.
         cost: In the currency of the prices; None where a price is missing.
@@ -35,6 +36,7 @@ class Estimate:
 
     requests: int = 0
     kept: int = 0
+    lacking: int = 0
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -47,8 +49,19 @@ class Estimate:
         return Estimate(*(None if None in pair else sum(pair) for pair in pairs))
 
     def __str__(self) -> str:
+        missing = self.requests - self.kept
+        others = [
+            f"{n:,} {what}"
+            for n, what in (
+                (missing - self.lacking, "of them by other shards"),
+                (self.calls - self.lacking, "others are sent again with their batch"),
+            )
+            if n
+        ]
         lines = [
-            f"calls: {self.calls:,} ({self.kept:,} of {self.requests:,} answers are kept)",
+            f"calls: {self.calls:,} ("
+            + ", ".join([f"{missing:,} of {self.requests:,} requests are to be asked", *others])
+            + ")",
             f"tokens in: about {self.tokens_in:,}",
             f"tokens out: {_range(self.tokens_out, self.most_out, ',')}",
         ]
@@ -90,7 +103,10 @@ def estimate(
     about, most = (sum(column) for column in zip(*lengths, strict=True)) if lengths else (0, 0)
     costs = [_cost((read, price_in), (written, price_out)) for written in (about, most)]
     known = len(job.kept) + len(job.failed)
-    return Estimate(len(job.unique), known, len(asked), read, about, costs[0], most, costs[1])
+    lacking = sum(len(job.lacking(unit)) for unit in job.todo)
+    return Estimate(
+        len(job.unique), known, lacking, len(asked), read, about, costs[0], most, costs[1]
+    )
 
 
 def _cost(*bill: tuple[int, float | None]) -> float | None:

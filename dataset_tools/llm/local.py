@@ -187,10 +187,11 @@ class LocalBackend:
         from dataset_tools.llm.local_answers import Row
 
         prompt = requests[0].prompt
-        ids = self._prompter.frame(prompt.system, prompt.examples).prefix
+        frame = self._prompter.frame(prompt.system, prompt.examples)
+        ids = frame.prefix
         owns = [self._own(request.prompt, request.max_tokens) for request in requests]
         rows = {
-            i: Row(own, requests[i].max_tokens, requests[i].stop)
+            i: Row(own, requests[i].max_tokens, requests[i].stop, frame.opens)
             for i, own in enumerate(owns)
             if not isinstance(own, Answer)
         }

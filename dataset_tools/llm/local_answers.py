@@ -7,9 +7,14 @@ import numpy as np
 import torch
 
 from dataset_tools.llm.local_forward import Forward, Prefix, causal
+from dataset_tools.llm.thoughts import is_mark, without_thoughts
 
 MAX_BATCH_TOKENS = 8192  # of a forward pass, fillings counted: it bounds the memory
 MAX_SCORED_TOKENS = 2048  # likewise where each token's logits are kept, (tokens, vocabulary)
+ONLY_THOUGHTS = (
+    "thoughts took the whole answer: choose a model that does not think aloud first, or serve this "
+    "one, with --backend openai and enough --max_tokens"
+)
 COMPACT_AT = 0.75  # rows are dropped from a batch when this share or less still goes on
 
 
@@ -20,8 +25,9 @@ class Row:
     Attributes:
         ids: The tokens of its own, to which the answer is the continuation.
         max_tokens: Longest answer.
-        stop: Texts that end it.
-        written: The answer's tokens so far.
+        stop: Texts that end it, once the thoughts before it have ended.
+        opened: The prompt ends within thoughts.
+        written: The answer's tokens so far, thoughts included.
         text: The answer, when it is done.
         fault: Why it has no answer.
     """
@@ -29,6 +35,7 @@ class Row:
     ids: list[int]
     max_tokens: int
     stop: tuple[str, ...]
+    opened: bool = False
     written: list[int] = field(default_factory=list)
     text: str | None = None
     fault: str | None = None
@@ -68,6 +75,11 @@ class Writer:
         self.forward, self.tokenizer = forward, tokenizer
         self.ends, self.repeat_penalty = ends, repeat_penalty
         self._is_word: dict[int, bool] = {}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {token for token, text in added.items() if text.special}
+        special |= set(tokenizer.all_special_ids)
+        # What marks thoughts has to be seen.
+        self._unseen = {token for token in special if not is_mark(tokenizer.decode([token]))}
 
     def write(self, prefix: Prefix, rows: Sequence[Row]) -> None:
         """Write the answers of `rows` into them."""
@@ -121,10 +133,13 @@ class Writer:
                 row.written.append(token)
                 if self.repeat_penalty and self._word(token):
                     seen[i, token] = True
-            text = self.tokenizer.decode(row.written, skip_special_tokens=True)
+            said = self.tokenizer.decode([t for t in row.written if t not in self._unseen])
+            text = without_thoughts(said, row.opened)
             cuts = [place for stop in row.stop if (place := text.find(stop)) >= 0]
             if cuts or token in self.ends or len(row.written) >= row.max_tokens:
                 row.text = text[: min(cuts, default=len(text))].strip()
+                if said.strip() and not text:
+                    row.fault = ONLY_THOUGHTS
 
     def _word(self, token: int) -> bool:
         if token not in self._is_word:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dataset_tools.llm.requests import Prompt
+from dataset_tools.llm.thoughts import ends_opened
 from recbole_tema.errors import BackendError
 
 MARK = "7f3aUSERTEXT9c1e"  # stands for the user's text while the template is filled in
@@ -25,12 +26,14 @@ class Frame:
         tail: Tokens after it, up to where the answer starts.
         before_text: What goes before the user's text (a space that its first word takes in).
         before_answer: What goes before an answer, likewise.
+        opens: The template ends within thoughts, which an answer then goes on with.
     """
 
     prefix: tuple[int, ...]
     tail: tuple[int, ...]
     before_text: str
     before_answer: str
+    opens: bool
 
 
 def clean(text: str) -> str:
@@ -100,7 +103,7 @@ class Prompter:
         # The template writes the start token itself.
         prefix = self._tokens(before, start=not self.chat)
         plain_gap = "" if self.chat else " "
-        return Frame(prefix, tail, gap, answer_gap or plain_gap)
+        return Frame(prefix, tail, gap, answer_gap or plain_gap, ends_opened(after))
 
     def _tokens(self, text: str, start: bool = False) -> tuple[int, ...]:
         ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -271,7 +271,7 @@ class _Run:
             texts = [message["content"] for message in body["messages"]]
             tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
             try:
-                value = chat_value(reply, request)
+                value = chat_value(reply, request, self.backend._dialect)
             except Unusable as error:
                 tokens_out += usage(reply, "completion_tokens", 0)
                 fault, lasting = self._safe(error), error.lasting

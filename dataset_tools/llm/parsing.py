@@ -7,13 +7,13 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
+from dataset_tools.llm.thoughts import BRACKET, MOST_BRACKETS, without_thoughts
 from recbole_tema.errors import DataError
 
 HOW_TO_GET = "pip install 'recbole-tema[features]'"
 LONGEST_TEXT = 100_000
 # json_repair takes time in the square of its input: of so much at worst a second or two.
 LONGEST_REPAIR = 4_000
-MOST_BRACKETS = 400
 MOST_STARTS = 64
 DEEPEST = 40  # levels of a JSON answer that was cut off
 MOST_TAGS = 100
@@ -23,13 +23,9 @@ LONGEST_TAG = 200
 SCORE_SLACK = 0.05
 LONGEST_SCORE = 40  # characters at the end of a line in which its score is looked for
 
-_THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
-# Some servers' templates open the block in the prompt, so that the answer only closes it.
-_THOUGHT = re.compile(r"\A(?:(?!<think).)*?</think(?:ing)?>", re.DOTALL)
 _SENTENCES = re.compile(
     r"\A.*(?:[.!?][\"')\u201d\u2019]*(?=\s|\Z)|[\u3002\uff01\uff1f])", re.DOTALL
 )
-_BRACKET = re.compile(r"[{\[]")
 _SCORE_LINE = re.compile(r"(?:^|[\s:=(|-])([01]?\.\d+|[01])\s*[),.;]?$")
 _LIST_MARK = re.compile(r"^\s*(?:(?:[-*+\u2022\u00b7\u2013\u2014>#]+|\(?\d{1,3}[.):](?!\d))\s*)+")
 _LABEL = re.compile(
@@ -42,14 +38,14 @@ _WRAPPING = " \t\"'`*_#.:()[]{}<>\\" + "\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _DECODER = json.JSONDecoder()
 
 
-def clean_text(text: str) -> str:
-    """A model's text without its thinking aloud at the start, and without lone surrogates.
+def clean_text(text: str, opened: bool = False) -> str:
+    """A model's final answer: without its thoughts (see `thoughts`) and lone surrogates.
 
     >>> clean_text("<think>Hm, tea.</think> green tea"), clean_text("Hm.\\n</think>\\n\\ntea")
     ('green tea', 'tea')
     """
-    text = text[:LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
-    return _THOUGHT.sub("", _THINKING.sub("", text)).strip()
+    text = without_thoughts(text, opened)[:LONGEST_TEXT]
+    return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def json_value(text: str) -> dict | list:
@@ -83,7 +79,7 @@ def json_value(text: str) -> dict | list:
 def _whole_value(text: str) -> dict | list | None:
     best, length, position = None, 0, 0
     for _ in range(MOST_STARTS):
-        start = _BRACKET.search(text, position)
+        start = BRACKET.search(text, position)
         if start is None:
             break
         position = start.end()
@@ -116,7 +112,7 @@ def _repaired_value(text: str) -> dict | list | None:
 
 
 def _bounded(text: str) -> str:
-    brackets = islice(_BRACKET.finditer(text), MOST_BRACKETS, None)
+    brackets = islice(BRACKET.finditer(text), MOST_BRACKETS, None)
     end = next(brackets, None)
     return text[: end.start()] if end else text
 
@@ -133,7 +129,7 @@ def finished_json(text: str) -> dict | list:
         ValueError: nothing is.
     """
     text = clean_text(text)
-    first = _BRACKET.search(text)
+    first = BRACKET.search(text)
     if first is None:
         raise ValueError("no JSON in the answer")
     text = text[first.start() :]

@@ -21,6 +21,7 @@ from dataset_tools.llm.parsing import (
     scores,
 )
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
+from dataset_tools.llm.thoughts import was_opened
 from recbole_tema.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ CUT_OFF = (
 )
 # What a server may not know, and what takes its place.
 OPTIONAL = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None, "stop": None}
+TEXT_PARTS = (None, "text", "output_text")  # kinds of parts of a message that are no thoughts
+CUT = ("length", "max_tokens", "model_length")  # what servers say of a cut-off answer
 _FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
 _REFUSES = re.compile(
     r"support|unrecogni|unknown|unexpected|permitted|allowed|extra|invalid|deprecated",
@@ -67,11 +70,14 @@ class Dialect:
         choice: "auto", or the only JSON output to use.
         output: How JSON is asked for: by schema, as any object, or by words alone.
         refused: Optional parameters that are left out.
+        opens: The server's template begins the answer within thoughts, so that a text that was cut
+            off before a closing mark holds none of the answer.
     """
 
     choice: str = "auto"
     output: str = field(init=False)
     refused: set[str] = field(default_factory=set)
+    opens: bool = False
 
     def __post_init__(self) -> None:
         self.output = JSON_OUTPUT[0] if self.choice == "auto" else self.choice
@@ -188,8 +194,8 @@ def _scores_schema(n: int) -> dict:
     }
 
 
-def chat_value(reply: dict, request: Completion | Scoring) -> str | list[float]:
-    """The text, JSON text or scores in a reply.
+def chat_value(reply: dict, request: Completion | Scoring, dialect: Dialect) -> str | list[float]:
+    """The text, JSON text or scores in a reply: of the final answer, not of thoughts before it.
 
     Of an answer that was cut off at its longest, what is complete is taken: whole entries of JSON,
     whole sentences or at least words of a text.
@@ -197,7 +203,7 @@ def chat_value(reply: dict, request: Completion | Scoring) -> str | list[float]:
     Raises:
         Unusable: there is none: empty, refused, filtered, or not of the form asked for.
     """
-    text, cut = _content(reply)
+    text, cut = _content(reply, dialect)
     try:
         if isinstance(request, Scoring):
             text = json.dumps(finished_json(text)) if cut else text
@@ -219,8 +225,11 @@ def chat_value(reply: dict, request: Completion | Scoring) -> str | list[float]:
     return text
 
 
-def _content(reply: dict) -> tuple[str, bool]:
-    """The text of the first choice, and whether it was cut off."""
+def _content(reply: dict, dialect: Dialect) -> tuple[str, bool]:
+    """The final answer of the first choice, and whether it was cut off.
+
+    Fields of a message beside its `content` (`reasoning_content`, `reasoning`) are thoughts.
+    """
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         error = reply.get("error")  # OpenRouter puts errors into a reply of status 200
@@ -237,15 +246,18 @@ def _content(reply: dict) -> tuple[str, bool]:
     if message.get("refusal"):
         raise Unusable(f"the model refused: {message['refusal']}", again=False, lasting=True)
     if isinstance(content, list):  # parts, as Mistral's reasoning models write
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
+        parts = [part for part in content if isinstance(part, dict)]
+        texts = [part.get("text") for part in parts if part.get("type") in TEXT_PARTS]
+        content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         raise Unusable(f"a {type(content).__name__} in place of the answer's text")
-    text, cut = clean_text(content or ""), ended == "length"
+    content, cut = content or "", ended in CUT
+    dialect.opens = dialect.opens or was_opened(content)
+    text = clean_text(content, opened=cut and dialect.opens)
     if cut and not text:  # all of it went into thinking
         raise Unusable(CUT_OFF, again=False, lasting=True)
     if not text:
-        raise Unusable("an empty answer")
+        raise Unusable("thoughts without an answer" if content.strip() else "an empty answer")
     return text, cut
 
 

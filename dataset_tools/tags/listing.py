@@ -8,6 +8,7 @@ import numpy as np
 
 from dataset_tools.tags.clean import merge_key
 
+RARE, COMMON = "too rare", "too common"  # why a tag was dropped
 BLOCK = 512  # tags that are compared with all others at once
 
 
@@ -102,13 +103,16 @@ def merge_near(tags: TagList, vectors: np.ndarray, order: Sequence[str], least: 
 def drop_extremes(tags: TagList, n_items: Mapping[str, int], min_items: int, max_share: float):
     """Drop tags of fewer than `min_items` items, or of more than `max_share` of all items.
 
-    A tag that most items of one domain have only tells the domain, which the model knows.
+    A tag that most items of one domain have only tells the domain, which the model knows. In a
+    trial of a few items one of them is a large share: a tag of `min_items` is not too common.
     """
     total = sum(n_items.values())
     for tag in sorted(tags.counts):
         used = tags.counts[tag]
         widest = max(used[d] / n_items[d] for d in n_items)
         if used.total() < min_items:
-            tags.drop("list", tag, f"too rare: {used.total()} items")
-        elif used.total() > max_share * total or widest > min(1.0, 2 * max_share):
-            tags.drop("list", tag, f"too common: {used.total()} items")
+            tags.drop("list", tag, f"{RARE}: {used.total()} items")
+        elif used.total() > min_items and (
+            used.total() > max_share * total or widest > min(1.0, 2 * max_share)
+        ):
+            tags.drop("list", tag, f"{COMMON}: {used.total()} items")

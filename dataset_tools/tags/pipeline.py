@@ -52,6 +52,7 @@ class Tagged:
         rows: Tags of each item (n), best first.
         weights: Their weights, which sum to 1 for each item.
         sizes: (what was done, size of the list, tags shared by domains), in order.
+        min_items: Fewest items of a tag, after `least_items`.
         stages: Counts for the report.
     """
 
@@ -60,6 +61,7 @@ class Tagged:
     rows: list[list[str]]
     weights: list[list[float]]
     sizes: list[tuple[str, int, int]]
+    min_items: int
     stages: dict[str, int] = field(default_factory=dict)
 
 
@@ -105,7 +107,7 @@ def make_tags(dataset: Dataset, session: Session, encode: Encode, options: TagOp
         if not edits:
             break
     rows, scored = match(dataset, session, encode, raw, tags, options)
-    result = Tagged(raw, tags, rows, scored, sizes)
+    result = Tagged(raw, tags, rows, scored, sizes, options.min_items)
     used = {tag for row in rows for tag in row}
     result.stages = {"tags that fit no item": len(set(tags.counts) - used)}
     return result

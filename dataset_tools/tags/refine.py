@@ -19,6 +19,7 @@ from dataset_tools.llm.requests import Answer, Completion, Prompt, Scoring
 from dataset_tools.tags.clean import clean_tag, merge_key, singular
 from dataset_tools.tags.listing import TagList
 
+VAGUE = "vague"  # why a tag was dropped
 PIECE = 120  # tags of one editing question
 MAX_DROPPED = 0.3  # share of a piece that one answer may drop: more is a misunderstanding
 MAX_MERGED = 0.6  # share of a piece that one answer may merge into others
@@ -141,7 +142,7 @@ def _read_drops(drops, piece: Sequence[str], edits: Edits, used: set) -> None:
     for tag in named:
         if tag not in used and tag not in kept:
             used.add(tag)
-            edits.drops.append((tag, "vague, by the model"))
+            edits.drops.append((tag, f"{VAGUE}: by the model"))
         else:
             edits.refused["a second edit of a tag"] += 1
 

@@ -27,7 +27,7 @@ def report(dataset: Dataset, tagged: Tagged, made_by: str) -> str:
         f"domain. Tags on the list that fit no item: {tagged.stages['tags that fit no item']}.",
         "## Coverage\n\n" + _coverage(dataset, tagged),
         "## Refused of the model's answers\n\n"
-        + _table(["reason", "times"], sorted(tagged.raw.refused.items(), key=lambda r: -r[1])),
+        + _table(["reason", "times", "of"], _refused(tagged.raw.refused)),
         f"## Most and least used\n\n{_extremes(used)}",
         f"## {SHOWN_ITEMS} items\n\n{_examples(dataset, tagged)}",
     ]
@@ -42,6 +42,14 @@ def edit_log(tagged: Tagged) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence) -> str:
     return tabulate(rows, headers=heads, tablefmt="github")
+
+
+def _refused(refused: Counter) -> list[tuple[str, int, str]]:
+    """(reason, how often, what was refused), the most frequent first."""
+    return [
+        (reason, count, "answers" if reason.startswith(("no answer", "an answer")) else "tags")
+        for reason, count in refused.most_common()
+    ]
 
 
 def _coverage(dataset: Dataset, tagged: Tagged) -> str:

@@ -14,6 +14,7 @@ from dataset_tools.tags.generate import RawTags, read_answers, tag_requests
 from dataset_tools.tags.listing import TagList
 from dataset_tools.tags.matching import match_requests, own_tags
 from dataset_tools.tags.refine import (
+    VAGUE,
     Edits,
     apply_edits,
     edit_requests,
@@ -85,7 +86,7 @@ def _judged(dataset, session, encode, raw, tags, options, number) -> Edits:
     merged = {tag for tag, _, _ in edits.merges}
     for tag, (gain, items) in _specificities(dataset, session, raw, tags, options, number).items():
         if gain <= 0 and items >= LEAST_PROBES and tag not in merged:
-            edits.drops.append((tag, f"vague: {gain:+.2f} log-probability over other items"))
+            edits.drops.append((tag, f"{VAGUE}: {gain:+.2f} log-probability over other items"))
     return edits
 
 

@@ -17,6 +17,7 @@ from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.data.sequences import (
     build_sequences,
     count_repeats,
+    split_targets,
     thin_overlap,
     training_part,
 )
@@ -345,10 +346,11 @@ class CrossDomainMixin:
     def _log_summary(self):
         lengths = self.sequences.lengths[1:]
         logger = getLogger()
-        few = int(((lengths > 0) & (lengths < 3)).sum())
+        tested, validated = (len(split_targets(self.sequences, p)[0]) for p in ("test", "valid"))
+        few = int((lengths > 0).sum()) - tested
         if few:
             logger.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
-        three = int((lengths == 3).sum())
+        three = tested - validated
         if three:
             logger.info(f"{three} users with 3 events have a test target but no validation target")
         absent = [

@@ -6,8 +6,9 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
-from recbole_tema.data.sequences import split_targets, train_lengths
+from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError
+from recbole_tema.split import train_lengths
 
 
 class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):

@@ -1,8 +1,10 @@
-"""Every user's merged sequence as flat arrays, and the leave-one-out split on them."""
+"""Every user's merged sequence as flat arrays, split by the rule of `recbole_tema.split`."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from recbole_tema.split import target_positions, train_lengths
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,6 @@ def build_sequences(users: np.ndarray, items: np.ndarray, times: np.ndarray, n_u
     return order, Sequences(np.ascontiguousarray(items[order], dtype=np.int64), offsets)
 
 
-def train_lengths(lengths: np.ndarray) -> np.ndarray:
-    """``(n_users,)`` number of leading events that belong to training.
-
-    RecBole's leave-one-out on its augmented rows: with 4 or more events the last two are the
-    validation and the test target; with 3, the last is the test target and there is no
-    validation target; with fewer, everything is training data.
-    """
-    return np.where(lengths >= 3, np.maximum(lengths - 2, 2), lengths)
-
-
 def split_targets(sequences: Sequences, phase: str):
     """Users that have a target in a phase, and the position of the target in their sequence.
 
@@ -83,14 +75,7 @@ def split_targets(sequences: Sequences, phase: str):
         (users, positions): both ``(n,)`` int64, users ascending; the history of the target is
         ``sequences.of(user)[:position]``.
     """
-    lengths = sequences.lengths
-    if phase == "test":
-        users = np.flatnonzero(lengths >= 3)
-        return users, lengths[users] - 1
-    if phase == "valid":
-        users = np.flatnonzero(lengths >= 4)
-        return users, lengths[users] - 2
-    raise ValueError(f"phase is {phase!r}, expected 'valid' or 'test'")
+    return target_positions(sequences.lengths, phase)
 
 
 def training_part(sequences: Sequences) -> Sequences:
