@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.atomic import TYPES, clean_text, parse_header, tag_token, token_fault
+from recbole_tema.atomic import TYPES, parse_header, plain_text, tag_token, token_fault
 from recbole_tema.errors import DataError
 
 # Types of the columns that the data contract names; others are guessed from their values.
@@ -179,7 +179,7 @@ def _guess_type(values: Sequence) -> str:
 def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     """The text of one item cell; a missing value is an empty cell."""
     if type(value) is str and not kind.startswith("float"):
-        return clean_text(value)
+        return plain_text(value)
     if _is_missing(value):
         return ""
     if kind.startswith("float"):
@@ -195,8 +195,8 @@ def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         if kind == "token":
             raise DataError(f"{where}, row {row}: {column} is a list, its type is one token")
-        return clean_text(" ".join("_".join(str(part).split()) for part in value))
-    return clean_text(str(value))
+        return plain_text(" ".join("_".join(str(part).split()) for part in value))
+    return plain_text(str(value))
 
 
 def number_text(value) -> str:
