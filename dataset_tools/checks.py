@@ -92,8 +92,9 @@ def _numbers(where: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     bad = ~np.isfinite(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
     if bad.any():
         row = int(bad.argmax())
+        found = values.tolist()[row]  # numpy's own numbers are shown with their type
         raise DataError(
-            f"{where}, row {row}: {column} is {values.iloc[row]!r}, not a finite number "
+            f"{where}, row {row}: {column} is {found!r}, not a finite number "
             f"({int(bad.sum())} such rows); correct or drop them"
         )
     return numbers

@@ -29,7 +29,7 @@ SPLIT_NAMES = {"train": 1, "valid": 2, "test": 3}
 SPLIT_NAMES |= {"training": 1, "validation": 2, "val": 2, "dev": 2, "testing": 3}
 DAYS = (
     *("%m %d, %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d %b %Y", "%d %B %Y"),
-    *("%d-%b-%Y", "%a, %d %b %Y", "%a %b %d %Y", "%Y.%m.%d", "%Y/%m/%d", "%d %b, %Y", "%d %B, %Y"),
+    *("%d-%b-%Y", "%a, %d %b %Y", "%a %b %d %Y", "%d %b, %Y", "%d %B, %Y"),
 )
 # Forms of dates that can be read in one way only: of no zone, of an offset, of a zone's name.
 # DuckDB reads them right if they are asked for apart. ISO 8601 is read without them.
@@ -53,6 +53,7 @@ AMOUNTS = {  # -> SQL of what float64 reads
 BAD_TIME = "time is no number or known date"
 BAD_SPLIT = f"split is none of {', '.join(SPLITS)}"
 NO_PRICE = READ_AS_MISSING | {"-", "\u2013", "\u2014"}
+YEAR_1900 = -2208988800  # seconds; an earlier date is none
 MILLISECONDS = 1e11  # seconds until the year 5138, milliseconds from 1973 on
 MICROSECONDS = 1e14
 NANOSECONDS = 1e17
@@ -106,11 +107,13 @@ def time_of(text: str, form: str | None = None) -> str:
     if form:
         return f"epoch(try_strptime(trim({text}), {quoted(form)}))"
     number = f"try_cast({text} AS DOUBLE)"
-    dates = [f"epoch(try_cast({text} AS TIMESTAMPTZ))"]  # UTC where it names no zone
+    plain = rf"regexp_replace({text}, '^\s*(\d{{4}})[./](\d\d?)[./](\d\d?)', '\1-\2-\3')"
+    dates = [f"epoch(try_cast({plain} AS TIMESTAMPTZ))"]  # UTC where it names no zone
     for forms in DATES:
         listed = ", ".join(map(quoted, forms))
         dates.append(f"epoch(try_strptime(trim({text}), [{listed}]))")
-    date = f"coalesce({', '.join(dates)})"
+    # DuckDB takes 3-4-15 for a day of the year 3.
+    date = f"coalesce({', '.join(f'if({one} >= {YEAR_1900}, {one}, NULL)' for one in dates)})"
     return f"CASE WHEN isfinite({number}) THEN {number} WHEN {number} IS NULL THEN {date} END"
 
 

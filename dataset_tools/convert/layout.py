@@ -131,11 +131,21 @@ def layout_of(path: Path, tables: Tables, role: str) -> Layout:
     if suffix in JSON:
         return Layout("json")
     lines = _first_lines(path)
-    if suffix not in DELIMITERS and not tables.delimiter and lines[:1] and lines[0][:1] in "{[":
+    if (
+        suffix not in DELIMITERS
+        and not tables.delimiter
+        and lines[:1]
+        and lines[0].lstrip()[0] in "{["
+    ):
         log.info("%s: taken for JSON, by its first character", path)
         return Layout("json")
     names = tables.headers.get(role)
-    delimiter = tables.delimiter or DELIMITERS.get(suffix)
+    delimiter = own = DELIMITERS.get(suffix)
+    if tables.delimiter:
+        delimiter = tables.delimiter
+        if own and lines and own in lines[0] and delimiter not in lines[0]:
+            log.info("%s: no %r in line 1: read as its name tells", path, delimiter)
+            delimiter = own
     if role == "interactions" and not names:
         found = _sequences(path, lines, delimiter, tables)
         if found:

@@ -85,21 +85,23 @@ class Broken:
         """Refuse `path`, of which `sound` lines were taken, if too many others were left out.
 
         Raises:
-            DataError: they are more than `most` of its lines.
+            DataError: they are more than `most` of its lines, or all.
         """
         found = self._found.get(path, [])
         lost = sum(count for count, _, _ in found)
-        if lost <= self.most * (lost + sound):
+        total = lost + sound
+        if not lost or (sound and lost <= self.most * total):
             return
         _, what, remedy = max(found, key=lambda part: part[0])
-        more = f" and {len(found) - 1} other reasons" if found[1:] else ""
-        share = min(1.0, math.ceil(100 * lost / (lost + sound)) / 100)
+        what += f", and {len(found) - 1} other reasons" if found[1:] else ""
         remedy = remedy or "mend the file"
-        if sound:
-            remedy += f", or go on without these lines: --max_broken {share:g}"
+        if not sound:
+            raise DataError(f"{path}: all of its {total:,} lines are broken: {what}; {remedy}")
+        share = math.ceil(100 * lost / total) / 100
         raise DataError(
-            f"{path}: {lost:,} of its {lost + sound:,} lines are broken, more than --max_broken "
-            f"{self.most:g} admits: {what}{more}; {remedy}"
+            f"{path}: {lost:,} of its {total:,} lines are broken, more than --max_broken "
+            f"{self.most:g} admits: {what}; {remedy}, or go on without these lines: "
+            f"--max_broken {share:g}"
         )
 
     def leave_empty(self, path: Path, what: str, count: int, example: str) -> None:

@@ -151,7 +151,10 @@ def _take_films(
         f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
         "CREATE OR REPLACE TABLE domain_of AS "
         f"SELECT {item} AS id, first(genre_domain ORDER BY _number) AS genre_domain "
-        f"FROM films GROUP BY {item}"
+        f"FROM films GROUP BY {item};"
+        # A film that stands twice has one domain.
+        "UPDATE films SET genre_domain = domain_of.genre_domain FROM domain_of "
+        f"WHERE id = films.{item}"
     )
     columns = {"title": title, "year": year, "category": categories_of("g")}
     take_items(

@@ -84,6 +84,11 @@ def _check_columns(tables: Tables) -> None:
     given = {f"--column {ours}": ours for ours in tables.columns}
     for role, names in tables.headers.items():
         given |= {f"{OPTIONS[role]}, column": name for name in names if name not in NAMES}
+    for option, name in given.items():
+        if name not in NAMES and name != LEFT_OUT:
+            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+            raise ConfigError(f"{option} '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
+    for role, names in tables.headers.items():
         twice = {name for name in names if name != LEFT_OUT and list(names).count(name) > 1}
         if twice:
             raise ConfigError(f"{OPTIONS[role]} names '{min(twice)}' twice")
@@ -91,10 +96,6 @@ def _check_columns(tables: Tables) -> None:
         lacking = [name for name in needed if name not in names]
         if lacking:
             raise ConfigError(f"{OPTIONS[role]} names no '{lacking[0]}' ({', '.join(names)})")
-    for option, name in given.items():
-        if name not in NAMES and name != LEFT_OUT:
-            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
-            raise ConfigError(f"{option} '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
 
 
 def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str]:
