@@ -94,15 +94,18 @@ def changed_files(folder: str | Path, card: Mapping[str, Any]) -> list[str]:
 def count_domains(events: pd.DataFrame, items: pd.DataFrame) -> dict[str, Any]:
     """Users, items and events, overall and per domain, and the users of more than one domain.
 
-    `items` counts the rows of NAME.item; `users` those with an event.
+    `items` counts the rows of NAME.item, `items_without_events` those of them that no event is of;
+    `users` those with an event.
     """
     domain = events["item_id"].map(items.set_index("item_id")["domain"])
     domains_of_user = domain.groupby(events["user_id"]).nunique()
     item_counts = items["domain"].value_counts()
+    idle = items.loc[~items["item_id"].isin(set(events["item_id"])), "domain"].value_counts()
     per_domain = {
         name: {
             "users": int(events.loc[domain == name, "user_id"].nunique()),
             "items": int(item_counts[name]),
+            "items_without_events": int(idle.get(name, 0)),
             "events": int(np.count_nonzero(domain == name)),
         }
         for name in sorted(item_counts.index)
@@ -110,6 +113,7 @@ def count_domains(events: pd.DataFrame, items: pd.DataFrame) -> dict[str, Any]:
     return {
         "users": len(domains_of_user),
         "items": len(items),
+        "items_without_events": int(idle.sum()),
         "events": len(events),
         "overlapping_users": int((domains_of_user > 1).sum()),
         "domains": per_domain,

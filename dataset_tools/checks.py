@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.atomic import TYPES, clean_text, parse_header, tag_token, token_fault
+from recbole_tema.atomic import TYPES, parse_header, plain_text, tag_token, token_fault
 from recbole_tema.errors import DataError
 
 # Types of the columns that the data contract names; others are guessed from their values.
@@ -92,8 +92,9 @@ def _numbers(where: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     bad = ~np.isfinite(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
     if bad.any():
         row = int(bad.argmax())
+        found = values.tolist()[row]  # numpy's own numbers are shown with their type
         raise DataError(
-            f"{where}, row {row}: {column} is {values.iloc[row]!r}, not a finite number "
+            f"{where}, row {row}: {column} is {found!r}, not a finite number "
             f"({int(bad.sum())} such rows); correct or drop them"
         )
     return numbers
@@ -179,7 +180,7 @@ def _guess_type(values: Sequence) -> str:
 def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     """The text of one item cell; a missing value is an empty cell."""
     if type(value) is str and not kind.startswith("float"):
-        return clean_text(value)
+        return plain_text(value)
     if _is_missing(value):
         return ""
     if kind.startswith("float"):
@@ -195,8 +196,8 @@ def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         if kind == "token":
             raise DataError(f"{where}, row {row}: {column} is a list, its type is one token")
-        return clean_text(" ".join("_".join(str(part).split()) for part in value))
-    return clean_text(str(value))
+        return plain_text(" ".join("_".join(str(part).split()) for part in value))
+    return plain_text(str(value))
 
 
 def number_text(value) -> str:

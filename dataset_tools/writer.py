@@ -22,7 +22,7 @@ from dataset_tools.checks import (
     checked_items,
     number_text,
 )
-from recbole_tema.atomic import replace_file, sync_folder
+from recbole_tema.atomic import cell_of, replace_file, sync_folder
 from recbole_tema.errors import DataError
 from recbole_tema.feature_file import TWIN_SUFFIX, write_feature
 
@@ -120,7 +120,8 @@ def write_dataset(
 def write_cells(cells: pd.DataFrame, kinds: Mapping[str, str], path: Path) -> None:
     """Write checked item cells (see `checked_items`) as NAME.item."""
     heads = [f"{column}:{kinds[column]}" for column in cells.columns]
-    _write_rows(path, heads, [cells[column].tolist() for column in cells.columns])
+    columns = [map(cell_of, cells[column].tolist()) for column in cells.columns]
+    _write_rows(path, heads, columns)
 
 
 def _write_events(events: pd.DataFrame, path: Path) -> None:

@@ -7,6 +7,7 @@ This module is the only home of that format; feature matrices build on it in `fe
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 import unicodedata
@@ -29,6 +30,7 @@ READ_AS_MISSING = frozenset(
 )
 PADDING_TOKEN = "[PAD]"  # RecBole's own id for padding
 STALE_SECONDS = 3600
+QUOTED = re.compile(r'"((?:[^"]|"")*)"(?!")')  # the quoted part of a cell that opens with one
 CHECKED_BYTES = 1 << 20  # what is checked at once fits a CPU's cache
 
 
@@ -138,8 +140,8 @@ def check_rows(path: str | Path) -> int:
 
     Raises:
         DataError: no rows, a row with another number of cells than the header, a NUL byte, text
-            that is not UTF-8, or a cell whose opening double quote is not closed in that cell
-            (RecBole's CSV reader would swallow the lines after it).
+            that is not UTF-8, or a cell whose opening double quote is not closed before the next
+            tab or line end (a CSV reader, RecBole's too, would read on into other cells).
     """
     with open_atomic(path) as file:
         n_tabs = len(parse_header(file.readline(), path)) - 1
@@ -184,6 +186,13 @@ def _is_plain(block: bytes, n_tabs: int) -> bool:
 def _check_line(path: str | Path, number: int, line: bytes, n_tabs: int) -> None:
     where = f"{path}, line {number}"
     cells = line.rstrip(b"\r\n").split(b"\t")
+    for cell in cells:
+        if cell.startswith(b'"') and not QUOTED.match(cell.decode("utf-8", "replace")):
+            raise DataError(
+                f"{where}: a cell opens a double quote that is not closed before the next tab or "
+                f"line end ({cell[:40].decode('utf-8', 'replace')}), so readers go on into other "
+                'cells; close it, or put the cell in quotes and write each quote in it as ""'
+            )
     if len(cells) != n_tabs + 1:
         raise DataError(
             f"{where}: {len(cells)} cells, the header has {n_tabs + 1}; "
@@ -195,12 +204,28 @@ def _check_line(path: str | Path, number: int, line: bytes, n_tabs: int) -> None
         line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    for cell in cells:
-        if cell.startswith(b'"') and (len(cell) == 1 or not cell.endswith(b'"')):
-            raise DataError(
-                f"{where}: a cell opens a double quote that it does not close "
-                f"({cell[:40].decode('utf-8', 'replace')}); remove or close it"
-            )
+
+
+def unquoted(cell: str) -> str | None:
+    """The text of a cell as CSV readers give it; None where an opening quote is not closed.
+
+    Only a cell that opens with a double quote is quoted. What follows its closing quote is text
+    as it stands.
+
+    >>> unquoted('"Sunday Drive" on the "coast"')
+    'Sunday Drive on the "coast"'
+    """
+    if not cell.startswith('"'):
+        return cell
+    found = QUOTED.match(cell)
+    return found and found[1].replace('""', '"') + cell[found.end() :]
+
+
+def cell_of(text: str) -> str:
+    """`text`, without tabs and line ends, as a cell that readers give back as it is: a text that
+    opens with a double quote is put in quotes, and each quote in it is written twice.
+    """
+    return '"' + text.replace('"', '""') + '"' if text.startswith('"') else text
 
 
 def read_table(
@@ -311,20 +336,28 @@ def token_fault(token: str) -> str | None:
     return None
 
 
-def clean_text(text: str) -> str:
-    """`text` fit for a `token_seq` cell: runs of blanks and control characters become one blank.
+def plain_text(text: str) -> str:
+    """`text` in one line: runs of blanks and control characters become one blank.
 
-    A cell must not open with a double quote (see `check_rows`), so there double quotes become
-    single ones.
-
-    >>> clean_text(' "Great\\tDay"\\n in Harlem')
-    "'Great Day' in Harlem"
+    >>> plain_text(' "Great\\tDay"\\n in Harlem')
+    '"Great Day" in Harlem'
     """
     plain = text.isascii() and text.isprintable()
     if not plain:
         text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
     if not plain or "  " in text or text[:1] == " " or text[-1:] == " ":
         text = " ".join(text.split())
+    return text
+
+
+def clean_text(text: str) -> str:
+    """`plain_text` that opens no quoted cell: if it opens with a double quote, its double quotes
+    become single ones.
+
+    >>> clean_text(' "Great\\tDay"\\n in Harlem')
+    "'Great Day' in Harlem"
+    """
+    text = plain_text(text)
     return text.replace('"', "'") if text.startswith('"') else text
 
 

@@ -25,6 +25,7 @@ from recbole_tema.atomic import (
     replace_file,
     sha256_of,
     token_fault,
+    unquoted,
 )
 from recbole_tema.errors import DataError
 
@@ -267,7 +268,7 @@ def _split_cells(path, lines: list[bytes], fields: list[Field], value_column: in
             )
         vectors.append(cells.pop(value_column))
         try:
-            others.append([cell.decode("utf-8") for cell in cells])
+            others.append([_cell(path, number, cell.decode("utf-8")) for cell in cells])
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
@@ -277,6 +278,16 @@ def _split_cells(path, lines: list[bytes], fields: list[Field], value_column: in
     names = [field.name for i, field in enumerate(fields) if i != value_column]
     columns = {name: list(c) for name, c in zip(names, zip(*others, strict=True), strict=True)}
     return vectors, columns
+
+
+def _cell(path: str | Path, number: int, cell: str) -> str:
+    text = unquoted(cell)
+    if text is None:
+        raise DataError(
+            f"{path}, line {number}: a cell opens a double quote that is not closed before the "
+            f"next tab or line end ({cell[:40]}); close it"
+        )
+    return text
 
 
 def _parse_vectors(path: str | Path, vectors: list[bytes]) -> np.ndarray:

@@ -3,8 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-STOCK = """
+# What RecBole 1.2.1 takes from older numpy, without the plugin's other modules.
+NAMES = (
+    f"import runpy; runpy.run_path({str(Path(__file__).parents[1] / 'recbole_tema/compat.py')!r})"
+)
+STOCK = (
+    f"""
+{NAMES}
+"""
+    + """
 import json, sys
 import numpy as np
 import recbole.config, recbole.data.dataset as d
@@ -30,6 +39,7 @@ if "itemtext" in sys.argv[3]:
     out["vectors"] = {t: matrix[i].tolist() for i, t in enumerate(ids)}
 print("RESULT" + json.dumps(out))
 """
+)
 
 
 def stock_recbole(data_path, name, suffixes=()):

@@ -30,6 +30,7 @@ def convert(folder, name, text, *options):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     words = ["convert", "csv", "shop", "--interactions", str(path), "--threads", "1", "--force"]
+    words += ["--max_broken", "1"]  # an option that comes later counts
     done = CliRunner().invoke(main, [*words, "--data_path", str(folder / "out"), *options])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     inter = folder / "out" / "shop" / "shop.inter"
@@ -121,7 +122,7 @@ def test_broken_lines_of_json(tmp_path):
     code, kept, said = convert(tmp_path, "table.jsonl", text)
     assert code == 0 and len(kept) == 40
     assert "3 lines left out: no JSON object (rows 21, 22, 23)" in said
-    assert "1 line left out: no time (row 25)" in said
+    assert "1 line left out: time is no number or known date, such as 'NaN' (row 25)" in said
 
 
 REFUSED = {
@@ -132,6 +133,7 @@ REFUSED = {
     "a header alone": (HEAD, "no sound event"),
     "one name twice": (HEAD.replace("domain", "user_id") + UPPER, "name of another"),
     "another delimiter": ((HEAD + UPPER).replace(",", ";"), "--delimiter ';'"),
+    "all of it broken": (HEAD + "u1,b1,5\n" * 5, "all of its 5 lines are broken: too few cells"),
 }
 
 
@@ -150,13 +152,69 @@ def test_other_delimiters_and_quotes(tmp_path):
     text = (HEAD + UPPER + LOWER).replace(",", "\t").replace("u1", "'u1'")
     code, kept, _ = convert(tmp_path, "table.csv", text, "--delimiter", "tab", "--quote", "'")
     assert code == 0 and sum(line.startswith("u1\t") for line in kept) == 10
-    code, _, said = convert(tmp_path, "table.csv", text, "--delimiter", "::")
+    code, _, said = convert(tmp_path, "table.csv", text, "--delimiter", "::::::")
+    assert code == 2 and "not 1 to 4 characters" in said
+    code, _, said = convert(tmp_path, "table.csv", text, "--quote", "''")
     assert code == 2 and "not one character" in said
 
 
-def test_an_array_of_json_is_no_lines(tmp_path):
-    code, _, said = convert(tmp_path, "table.json", "[" + ",".join(JSON).replace("\n", "") + "]")
-    assert code == 2 and "jq -c '.[]'" in said
+@pytest.mark.parametrize("name", ["table.json", "table.json.gz", "table.dat"])
+@pytest.mark.parametrize("between", ["", "\n", "\n\n  "], ids=["one line", "lines", "blanks"])
+def test_an_array_of_json_is_read(tmp_path, name, between):
+    _, expected, _ = convert(tmp_path, "plain.jsonl", "".join(JSON))
+    rows = [json.dumps(json.loads(line), indent=2 if between else None) for line in JSON]
+    text = f" [{between}" + f",{between}".join(rows) + f"{between}]\n"
+    data = gzip.compress(text.encode()) if name.endswith(".gz") else text
+    code, kept, said = convert(tmp_path, name, data, "--max_broken", "0")
+    assert (code, kept) == (0, expected) and len(kept) == 40, said
+    code, _, said = convert(tmp_path, "cut.json", text[:-3])
+    assert code == 2 and "cut.json" in said and "Traceback" not in said
+
+
+def test_more_than_a_small_share_of_broken_lines_is_an_error(tmp_path):
+    """A hundredth: 100 lines may have one, whatever is wrong with it, and not two."""
+    rows = [ROWS[i % 40] for i in range(99)]
+    for bad in ("u1,b1,5\n", "u1,,5,book\n", "u1,b1,soon,book\n", "u1,b1,5,\n"):
+        text = HEAD + "".join(rows[:50]) + bad + "".join(rows[50:])
+        code, kept, said = convert(tmp_path, "table.csv", text, "--max_broken", "0.01")
+        assert code == 0 and len(kept) == 99 and "lines left out: 1\n" in said
+        assert not convert(tmp_path, "table.csv", text)[0]
+        done = tmp_path / "out" / "shop" / "shop.inter"
+        before = done.read_bytes()
+        for more in ([], ["--max_broken", "0.019"]):
+            words = ["convert", "csv", "shop", "--interactions", str(tmp_path / "table.csv")]
+            words += ["--data_path", str(tmp_path / "out"), "--force", "--threads", "1", *more]
+            (tmp_path / "table.csv").write_text(text + bad)
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code == 2 and done.read_bytes() == before
+            assert "2 of its 101 lines are broken" in result.output
+            assert "--max_broken 0.02" in result.output.splitlines()[-1]
+        words[-1] = "0.02"
+        assert CliRunner().invoke(main, words).exit_code == 0
+
+
+@pytest.mark.parametrize("source", ["interactions", "items"])
+def test_the_last_message_names_the_cause(tmp_path, source):
+    """Not what follows of it: that no id is known, or no event is left."""
+    events, items = tmp_path / "e.csv", tmp_path / "i.csv"
+    times = ["28/03/2015 10:00", "29/03/2015 10:00"] if source == "interactions" else ["1", "2"]
+    domain = ["", ""] if source == "items" else ["x", "y"]
+    events.write_text(f"user_id,item_id,timestamp\nu1,a,{times[0]}\nu1,b,{times[1]}\n")
+    items.write_text(f"item_id,domain,title\na,{domain[0]},A\nb,{domain[1]},B\n")
+    words = ["convert", "csv", "shop", "--interactions", str(events), "--items", str(items)]
+    words += ["--data_path", str(tmp_path / "out"), "--threads", "1"]
+    done = CliRunner().invoke(main, words)
+    last = done.output.splitlines()[-1]
+    assert done.exit_code == 2 and last.startswith("error: ")
+    if source == "items":
+        assert "i.csv" in last and "no domain (rows 1, 2)" in last
+        return
+    assert "e.csv" in last and "'28/03/2015 10:00' (rows 1, 2)" in last
+    assert "--time_format '%d/%m/%Y %H:%M'" in last
+    done = CliRunner().invoke(main, [*words, "--time_format", "%d/%m/%Y %H:%M"])
+    assert done.exit_code == 0, done.output
+    found = (tmp_path / "out/shop/shop.inter").read_text().splitlines()[1:]
+    assert [row.split("\t")[2] for row in found] == ["1427536800", "1427623200"]
 
 
 def test_a_key_of_json_is_never_sql(tmp_path):

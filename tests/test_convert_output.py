@@ -24,6 +24,7 @@ from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import load_yaml
 from recbole_tema.errors import ConfigError, DataError
 
+from .stock_recbole import NAMES
 from .test_convert import ITEMS, run, write_csv
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -45,6 +46,7 @@ def test_stock_recbole_reads_the_same_counts(tmp_path):
     run(tmp_path, EVENTS, ITEMS, recbole_cdr=True)
     script = textwrap.dedent(
         """
+        %s
         import sys
         from recbole.config import Config
         from recbole.data.dataset import SequentialDataset
@@ -59,7 +61,7 @@ def test_stock_recbole_reads_the_same_counts(tmp_path):
         """
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script % str(tmp_path)],
+        [sys.executable, "-W", "ignore", "-c", script % (NAMES, str(tmp_path))],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -203,9 +205,10 @@ def test_broken_lines_are_counted_with_their_numbers(tmp_path, caplog):
         ("NA", "b1", 5, 1),
         ("user_id", "item_id", "timestamp", "rating"),
     ]
-    inter, _ = run(tmp_path, rows, ITEMS)
+    inter, _ = run(tmp_path, rows, ITEMS, max_broken=0.3)
     assert len(inter) == 21
-    for text in ("no item (row 21)", "no time (row", "rating is no number (row 23)"):
+    bad_time = "time is no number or known date, such as 'soon' (row 22)"
+    for text in ("no item (row 21)", bad_time, "rating is no number (row 23)"):
         assert text in caplog.text
     assert "user with a tab, line break or control character (row 24)" in caplog.text
     assert "no user (row 25)" in caplog.text

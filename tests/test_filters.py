@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from recbole_tema.data.preparation import eval_plan
 from recbole_tema.errors import ConfigError, DataError
 
 from .conftest import make_dataset
@@ -101,6 +103,50 @@ def test_profiles_of_strangers_are_left_out_and_said(tmp_path, settings, caplog)
     _, dataset = open_dataset({**settings, "data_path": str(folder.parent)})
     assert dataset.user_num == n_users
     assert "tiny.userllm: 1 users without events left out" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["TEMA", "SASRec", "BPR"])
+def test_a_given_split_is_said_to_be_unread(tmp_path, settings, caplog, model):
+    """Runs split leave-one-out, whatever the column says; nobody should take them for others."""
+    folder = make_dataset(tmp_path / "given")
+    keys = {**settings, "data_path": str(folder.parent)}
+    _, plain = open_dataset(keys, model=model)
+    assert "leave-one-out" not in caplog.text
+    edit(
+        folder / "tiny.inter",
+        lambda x: [x[0] + "\tsplit:token"] + [f"{row}\ttrain" for row in x[1:]],
+    )
+    _, dataset = open_dataset(keys, model=model)
+    said = [record for record in caplog.records if "splits leave-one-out" in record.getMessage()]
+    assert len(said) == 1 and said[0].levelname == "WARNING"
+    assert "tiny.inter tells a split in its column 'split'" in said[0].getMessage()
+    assert dataset.sequences.items.tolist() == plain.sequences.items.tolist()
+
+
+@pytest.mark.parametrize("model", ["TEMA", "SASRec", "BPR"])
+def test_items_without_events_are_candidates(tmp_path, settings, model):
+    folder = make_dataset(tmp_path / "idle")
+    keys = {**settings, "data_path": str(folder.parent)}
+    _, before = open_dataset(keys, model=model)
+
+    def with_idle(lines):
+        cells = lines[1].split("\t")
+        return [*lines, "\t".join(["idle", *cells[1:]])]
+
+    edit(folder / "tiny.item", with_idle)
+    config, dataset = open_dataset(keys, model=model)
+    assert dataset.item_num == before.item_num + 1
+    idle = dataset.token2id("item_id", "idle")
+    assert idle not in set(dataset.sequences.items.tolist())
+    domain = dataset.item_domain[idle]
+    counts = [np.count_nonzero(data.item_domain == domain) for data in (before, dataset)]
+    assert counts[1] == counts[0] + 1
+    plan = eval_plan(config, dataset, "test")
+    scores = torch.zeros(len(plan), dataset.item_num)
+    scores[torch.arange(len(plan)), torch.as_tensor(plan.targets)] = 1
+    scores[:, idle] = 2  # before the targets of its domain, and in no other list
+    ranks = plan.ranks(scores, np.arange(len(plan)))
+    assert ranks.tolist() == [int(d == domain) for d in plan.target_domain]
 
 
 def test_filters_that_leave_nothing_are_named(settings):

@@ -80,7 +80,7 @@ def test_files_are_as_expected_to_the_byte(tmp_path):
         "item_id:token\tdomain:token\ttitle:token_seq\tprice:float\tbrand:token"
         "\tcategory:token_seq\ttags:token_seq\ttag_weights:float_seq\n"
         "b1\tbook\tA tale of two\t1.5\tX & Co\tHome_&_Kitchen Tea\tslow old_times\t0.75 0.25\n"
-        "b2\tbook\t'Quoted' start\t\t\t\t\t\n"
+        'b2\tbook\t"""Quoted"" start"\t\t\t\t\t\n'
         "f1\tfilm\t\t3\tY\tDrama\twar\t1\n"
     )
     assert (folder / "toy.itemtext").read_text() == (
@@ -109,11 +109,12 @@ def test_card_counts_and_hashes(tmp_path, caplog):
     assert card["counts"] == {
         "users": 2,
         "items": 3,
+        "items_without_events": 0,
         "events": 5,
         "overlapping_users": 2,
         "domains": {
-            "book": {"users": 2, "items": 2, "events": 3},
-            "film": {"users": 2, "items": 1, "events": 2},
+            "book": {"users": 2, "items": 2, "items_without_events": 0, "events": 3},
+            "film": {"users": 2, "items": 1, "items_without_events": 0, "events": 2},
         },
     }
     assert set(card["files"]) == {"toy.inter", "toy.item", "toy.itemllm"}

@@ -165,6 +165,20 @@ OUTPUT_OPTIONS = [
     click.option("--force", is_flag=True, help="Replace a dataset of this name."),
     click.option("--strict", is_flag=True, help="Stop at a broken line instead of leaving it out."),
     click.option(
+        "--max_broken",
+        type=Number(0, 1),
+        default=0.01,
+        show_default=True,
+        help="Share of a file's lines that may be broken and are left out; more is an error.",
+    ),
+    click.option(
+        "--items_without_events",
+        type=click.Choice(["keep", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Items that no event of the source is of. An --item_core drops them too.",
+    ),
+    click.option(
         "--item_prefix",
         type=click.Choice(["auto", "always", "never"]),
         default="auto",
@@ -188,6 +202,11 @@ def conversion_options(command: Callable) -> Callable:
     return PRESET_OPTION(gathered(command, FILTER_OPTIONS + OUTPUT_OPTIONS, "how"))
 
 
+def catalogue_kept(how: dict) -> bool:
+    """Whether the options keep items without events."""
+    return how["items_without_events"] == "keep" and how["item_core"] <= 1
+
+
 def run(name: str, how: dict, read: Callable, source: str) -> None:
     """Convert, and say what came of it."""
     try:
@@ -209,6 +228,8 @@ def _converted(name: str, how: dict, read: Callable, source: str):
         source,
         filters,
         strict=how["strict"],
+        max_broken=how["max_broken"],
+        catalogue=catalogue_kept(how),
         item_prefix=how["item_prefix"],
         memory=how["memory"],
         threads=how["threads"],
@@ -221,13 +242,19 @@ def _tell(done, folder: Path) -> None:
     counts = done.counts
     for domain, found in counts["domains"].items():
         click.echo(
-            f"{domain}: {found['users']:,} users, {found['items']:,} items, "
-            f"{found['events']:,} events"
+            f"{domain}: {found['users']:,} users, {_items(found)}, {found['events']:,} events"
         )
+    prices = sum(found.get("price", 0) for found in done.broken.cells.values())
     click.echo(
         f"{folder}: {counts['users']:,} users ({counts['overlapping_users']:,} in several "
-        f"domains), {counts['items']:,} items, {counts['events']:,} events"
+        f"domains), {_items(counts)}, {counts['events']:,} events"
         + (f"; lines left out: {done.broken.total():,}" if done.broken.files else "")
+        + (f"; prices not read: {prices:,}" if prices else "")
     )
     for part in done.parts:
         click.echo(f"for RecBole-CDR: {part}")
+
+
+def _items(found: dict) -> str:
+    idle = found["items_without_events"]
+    return f"{found['items']:,} items" + (f" ({idle:,} without an event)" if idle else "")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dataset_tools.cli.conversion import conversion_options, run
+from dataset_tools.cli.conversion import catalogue_kept, conversion_options, run
 from dataset_tools.cli.options import one_line_errors
 from recbole_tema.errors import ConfigError
 
@@ -32,20 +32,36 @@ class Domain(click.ParamType):
 
 
 class Character(click.ParamType):
-    """One character, or a word that stands for one."""
+    """One character or a few, or a word that stands for them."""
 
     name = "character"
 
-    def __init__(self, words: dict[str, str]) -> None:
-        self.words = words
+    def __init__(self, words: dict[str, str], most: int = 1) -> None:
+        self.words, self.most = words, most
 
     def convert(self, value, param, ctx) -> str:
         """The character."""
         if value in self.words:
             return self.words[value]
-        if len(value) != 1 or value in "\r\n":
-            self.fail(f"{value!r} is not one character, nor {' or '.join(self.words)}", param, ctx)
+        if not 1 <= len(value) <= self.most or set(value) & set("\r\n"):
+            length = "one character" if self.most == 1 else f"1 to {self.most} characters"
+            self.fail(f"{value!r} is not {length}, nor {' or '.join(self.words)}", param, ctx)
         return value
+
+
+class Names(click.ParamType):
+    """`a,b,c`."""
+
+    name = "name,name,..."
+
+    def convert(self, value, param, ctx) -> tuple[str, ...]:
+        """The names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names):
+            self.fail(f"{value!r} is not of the form NAME,NAME,...", param, ctx)
+        return names
 
 
 @click.group()
@@ -53,7 +69,7 @@ def convert() -> None:
     """Make a cross-domain dataset of atomic files from raw data.
 
     \b
-    csv        tables of interactions and items (CSV, TSV, JSON lines, Parquet; gzip, zstd)
+    csv        tables of interactions and items (CSV, TSV, JSON, Parquet; gzip, zstd), sequences
     amazon     reviews and metadata of the 2014, 2018 and 2023 releases
     douban     book, movie and music reviews
     movielens  a release's folder or zip, as two domains of genres
@@ -69,16 +85,28 @@ Examples:
       --items items.csv.gz --user_core 5 --item_core 5
   python -m dataset_tools convert csv shops --interactions book=b.tsv \\
       --interactions film=f.parquet --items book=books.jsonl --items film=films.jsonl \\
-      --column user_id=customer""",
+      --column user_id=customer
+  python -m dataset_tools convert csv ml-dat --interactions ratings.dat --items movies.dat \\
+      --delimiter :: --columns user_id,item_id,rating,timestamp --item_columns item_id,title,domain
+  python -m dataset_tools convert csv sequences --train train.txt --valid valid.txt \\
+      --test test.txt --items items.csv --user_ids own""",
 )
 @click.argument("name")
 @click.option(
     "--interactions",
     type=Domain(needed=False),
     multiple=True,
-    required=True,
-    help="Table of user_id, item_id, timestamp and maybe rating and domain. May be repeated.",
+    help="Table of user_id, item_id, timestamp and maybe rating, domain and split; or a line a "
+    "user: user, then its items, or item|time. May be repeated.",
 )
+@click.option(
+    "--train",
+    type=Domain(needed=False),
+    multiple=True,
+    help="As --interactions, of a given split, which becomes a column `split`. May be repeated.",
+)
+@click.option("--valid", type=Domain(needed=False), multiple=True, help="The same, of validation.")
+@click.option("--test", type=Domain(needed=False), multiple=True, help="The same, of test.")
 @click.option(
     "--items",
     type=Domain(needed=False),
@@ -93,20 +121,53 @@ Examples:
     help="Name of a column where it is none of the usual ones. May be repeated.",
 )
 @click.option(
+    "--columns",
+    "header",
+    type=Names(),
+    help="Columns of interactions without a header, in their order, e.g. "
+    "user_id,item_id,rating,timestamp; _ for one of no use.",
+)
+@click.option(
+    "--item_columns", "item_header", type=Names(), help="The same, of items without a header."
+)
+@click.option(
     "--delimiter",
-    type=Character({"tab": "\t"}),
-    help="Between the cells of a text table: a character, or tab.  [default: by the file's name]",
+    type=Character({"tab": "\t", "space": " "}, most=4),
+    help="Between the cells of a text table: up to 4 characters, tab or space.  [default: a comma "
+    "in .csv, a tab in .tsv, else as the first lines tell]",
 )
 @click.option(
     "--quote",
     type=Character({"none": ""}),
-    default='"',
-    show_default=True,
-    help="Around a cell that holds the delimiter or a line break: a character, or none.",
+    help="Around a cell that holds the delimiter or a line break: a character, or none.  "
+    "[default: a double quote; none, if the delimiter has several characters]",
+)
+@click.option(
+    "--sequences/--no-sequences",
+    default=None,
+    help="Whether a line of interactions holds all items of a user.  [default: as they tell]",
+)
+@click.option(
+    "--order",
+    type=click.Choice(["time", "file"]),
+    help="What orders a user's events.  [default: time; file, if no column can be of times]",
+)
+@click.option(
+    "--time_format",
+    help="Form of the times, as of strptime, e.g. '%d/%m/%Y %H:%M'.  [default: numbers, and dates "
+    "that can be read in one way only]",
+)
+@click.option(
+    "--user_ids",
+    type=click.Choice(["shared", "own"]),
+    help="Whether one id in two files of interactions is one user, or each file counts its own: "
+    "then its name goes before them.  [default: shared, but an error where that is in doubt]",
 )
 @conversion_options
 @one_line_errors
-def convert_csv(name: str, interactions, items, columns, delimiter, quote, how: dict) -> None:
+def convert_csv(
+    name: str, interactions, items, columns, header, item_header, user_ids, how: dict, **options
+) -> None:
     """Dataset NAME from plain tables."""
     from dataset_tools.convert.tables import Tables, read
 
@@ -116,8 +177,19 @@ def convert_csv(name: str, interactions, items, columns, delimiter, quote, how: 
         if not (equals and theirs):
             raise ConfigError(f"--column {text}: not of the form OURS=THEIRS")
         given[ours] = theirs
-    tables = Tables(interactions, items, given, delimiter, quote)
-    files = [path.name for _, path in [*interactions, *items]]
+    splits = {split: options.pop(split) for split in ("train", "valid", "test")}
+    headers = {"interactions": header, "items": item_header}
+    tables = Tables(
+        interactions,
+        items,
+        splits,
+        given,
+        {role: names for role, names in headers.items() if names},
+        own_users=None if user_ids is None else user_ids == "own",
+        **options,
+    )
+    parts = (file for files in splits.values() for file in files)
+    files = [path.name for _, path in [*interactions, *parts, *items]]
     run(
         name, how, lambda engine, broken: read(engine, tables, broken), "tables " + ", ".join(files)
     )
@@ -149,7 +221,13 @@ def convert_amazon(name: str, reviews, metadata, how: dict) -> None:
     from dataset_tools.convert.amazon import read
 
     source = "Amazon reviews " + ", ".join(path.name for _, path in reviews)
-    run(name, how, lambda engine, broken: read(engine, reviews, metadata, broken), source)
+    catalogue = catalogue_kept(how)
+    run(
+        name,
+        how,
+        lambda engine, broken: read(engine, reviews, metadata, broken, catalogue),
+        source,
+    )
 
 
 @convert.command(

@@ -4,7 +4,8 @@
     2018  the same names; metadata is JSON: category, price as text, imageURLHighRes
     2023  user_id, parent_asin, rating, timestamp in milliseconds; metadata: categories, images
 
-Only items that have a review get a row, so that the metadata of a whole category need no memory.
+Metadata of items without a review are those of a whole category; where they are not to be kept they
+are left out at once, and need no memory.
 """
 
 import ast
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.feed import texts
-from dataset_tools.convert.intake import refuse_repeats, take_events, take_items, tokens_of
+from dataset_tools.convert.intake import categories_of, refuse_repeats, take_events, take_items
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
 from dataset_tools.convert.tables import text_of
 from recbole_tema.errors import DataError
@@ -58,8 +59,10 @@ def read(
     reviews: Sequence[tuple[str, Path]],
     metadata: Sequence[tuple[str, Path]],
     broken: Broken,
+    catalogue: bool = True,
 ) -> None:
-    """Fill `raw_events` and `raw_items` from (domain, file).
+    """Fill `raw_events` and `raw_items` from (domain, file); the latter with items that have no
+    review, if `catalogue`.
 
     Raises:
         DataError: a file is missing or cannot be read to its end, holds no review, or metadata
@@ -87,7 +90,7 @@ def read(
             domain=quoted(domain),
         )
     for domain, path in metadata:
-        _read_metadata(engine, domain, path, broken)
+        _read_metadata(engine, domain, path, broken, catalogue)
 
 
 def _tell_release(engine: Engine, path: Path) -> None:
@@ -107,7 +110,9 @@ def _tell_release(engine: Engine, path: Path) -> None:
         log.info("%s: reviews of the release of %s", path, "2014 or 2018" if old else "2023")
 
 
-def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> None:
+def _read_metadata(
+    engine: Engine, domain: str, path: Path, broken: Broken, catalogue: bool
+) -> None:
     file = path
     if _is_literal(path):
         file = engine.folder / f"{path.name}.json"
@@ -115,13 +120,10 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
     json_lines(engine, file, "loaded", META, broken)
     engine.do(
         "CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT item AS id FROM raw_events "
-        f"WHERE domain = {quoted(domain)};"
-        "CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT _good "
-        "OR item IS NULL OR item IN (SELECT id FROM wanted)"
+        f"WHERE domain = {quoted(domain)}"
     )
     total, known = engine.rows(
-        "SELECT (SELECT count(*) FROM loaded), (SELECT count(*) FROM chosen WHERE _good "
-        "AND item IN (SELECT id FROM wanted))"
+        "SELECT count(*), count(*) FILTER (_good AND item IN (SELECT id FROM wanted)) FROM loaded"
     )[0]
     wanted = engine.value("SELECT count(*) FROM wanted")
     if not known:
@@ -130,9 +132,16 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
             f"'{domain}': it is the metadata of another category"
         )
     log.info("%s: metadata of %s of %s items of '%s'", path, f"{known:,}", f"{wanted:,}", domain)
+    table = "loaded"
+    if not catalogue:
+        table = "chosen"
+        engine.do(
+            "CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT _good "
+            "OR item IS NULL OR item IN (SELECT id FROM wanted)"
+        )
     take_items(
         engine,
-        "chosen",
+        table,
         path,
         broken,
         item="item",
@@ -150,7 +159,7 @@ def _read_metadata(engine: Engine, domain: str, path: Path, broken: Broken) -> N
 
 
 def category_of() -> str:
-    """SQL: categories as tokens of a `token_seq`, of a list, of a list of lists, or of a text."""
+    """SQL: categories as `categories_of` has them, of a list, of a list of lists, or of a text."""
     nested = "json_extract_string(categories, '$[*][*]')"
     flat = "json_extract_string(categories, '$[*]')"
     older = "json_extract_string(category, '$[*]')"
@@ -160,7 +169,7 @@ def category_of() -> str:
         f"WHEN starts_with(category, '[') THEN {older} "
         "WHEN main_category IS NOT NULL THEN [main_category] END"
     )
-    return tokens_of(chosen)
+    return categories_of(chosen)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

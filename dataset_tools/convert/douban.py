@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.intake import take_events, take_items
+from dataset_tools.convert.intake import categories_of, take_events, take_items
 from dataset_tools.convert.lines import Broken, separated
 from recbole_tema.errors import DataError
 
@@ -97,7 +97,6 @@ def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None
         f"FROM titles LEFT JOIN given ON given.id = trim({item})"
     )
     engine.drop("titles", "given")
-    words = "list_transform(words, lambda x: regexp_replace(x, '\\s+', '_', 'g'))"
     take_items(
         engine,
         "joined",
@@ -107,8 +106,6 @@ def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None
         domain=quoted(domain),
         columns={
             "title": "trim(name::VARCHAR)",
-            # The first of each word, in their order.
-            "category": f"array_to_string(list_filter({words}, lambda x, i: "
-            f"list_position({words}, x) = i), ' ')",
+            "category": categories_of("words"),
         },
     )

@@ -4,7 +4,8 @@ They run in the order of `Filters`' fields, whatever the order of the options. T
 number of domains among them, are repeated until nothing changes (the fixpoint), for a dropped
 event can make another user or item too rare.
 
-Table `events`: u, i, d (numbers of user, item and domain), t (seconds), r (rating or NULL), place.
+Table `events`: u, i, d (numbers of user, item and domain), t (seconds), r (rating or NULL),
+s (number of the split or NULL), place.
 """
 
 import logging
@@ -54,6 +55,13 @@ class Filters:
     item_core: int = 1
     seed: int = 2020
 
+    def of_times(self) -> list[str]:
+        """Names of the filters that need times."""
+        gap = self.dedupe or 0
+        asked = {"after": self.after is not None, "before": self.before is not None}
+        asked["dedupe"] = 0 < gap < math.inf
+        return [name for name, chosen in asked.items() if chosen]
+
     def stated(self) -> dict:
         """The fields that filter something, for the card."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seed"}
@@ -83,7 +91,9 @@ class Step:
 def encode(engine: Engine) -> list[str]:
     """Make `events` of `raw_events`, and `users`, `items`, `domains` (number, name); the domains.
 
-    Numbers follow the names, so that they are the same whatever the order of the input.
+    Numbers follow the names, so that they are the same whatever the order of the input. Items are
+    those with an event (`used`), and the others of `raw_items`, if any item of their domain there
+    has one: else ids or domains differ, and nobody knows what belongs together.
 
     Raises:
         DataError: there are too many domains.
@@ -99,12 +109,15 @@ def encode(engine: Engine) -> list[str]:
         "FROM (SELECT DISTINCT domain FROM raw_events);"
         "CREATE TABLE users AS SELECT row_number() OVER (ORDER BY user) - 1 AS u, user "
         "FROM (SELECT DISTINCT user FROM raw_events);"
+        "CREATE TABLE had AS SELECT DISTINCT item, domain FROM raw_events;"
         "CREATE TABLE items AS SELECT row_number() OVER (ORDER BY domain, item) - 1 AS i, item, "
-        "domain FROM (SELECT DISTINCT item, domain FROM raw_events);"
+        "domain, bool_or(used) AS used FROM (SELECT item, domain, true AS used FROM had UNION ALL "
+        "SELECT DISTINCT item, domain, false FROM raw_items WHERE domain IN "
+        "(SELECT domain FROM raw_items SEMI JOIN had USING (item, domain))) GROUP BY item, domain;"
         "CREATE TABLE events AS SELECT u::INTEGER AS u, i::INTEGER AS i, d::UTINYINT AS d, "
-        "timestamp AS t, rating::DOUBLE AS r, place FROM raw_events JOIN users USING (user) "
-        "JOIN items USING (item, domain) JOIN domains USING (domain);"
-        "DROP TABLE raw_events"
+        "timestamp AS t, rating::DOUBLE AS r, split AS s, place FROM raw_events "
+        "JOIN users USING (user) JOIN items USING (item, domain) JOIN domains USING (domain);"
+        "DROP TABLE raw_events; DROP TABLE had"
     )
     return [name for (name,) in engine.rows("SELECT domain FROM domains ORDER BY d")]
 

@@ -4,23 +4,56 @@ Every source makes its events by `take_events` and its items by `take_items`, so
 and ratings are judged the same way whatever the format.
 
 Tables: `raw_events` (user VARCHAR, item VARCHAR, domain VARCHAR, timestamp DOUBLE, rating DOUBLE,
-place BIGINT), where `place` counts the rows as they were read, for the order of events of one
-time; and `raw_items` (item VARCHAR, domain VARCHAR, place BIGINT, and a VARCHAR for each of
-ITEM_COLUMNS).
+split UTINYINT, place BIGINT), where `place` counts the rows as they were read, for the order of
+events of one time, and `split` numbers SPLITS from 1; and `raw_items` (item VARCHAR, domain
+VARCHAR, place BIGINT, and a VARCHAR for each of ITEM_COLUMNS, that of `category` with SEPARATOR
+between the texts).
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.lines import SHOWN, Broken
 from recbole_tema.atomic import PADDING_TOKEN, READ_AS_MISSING
-from recbole_tema.errors import DataError
+from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 ITEM_COLUMNS = ("title", "category", "brand", "price", "year", "description", "image_url")
+SEPARATOR = "\x1f"  # between the texts of categories; no text that is kept holds it
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": 1, "valid": 2, "test": 3}
+SPLIT_NAMES |= {"training": 1, "validation": 2, "val": 2, "dev": 2, "testing": 3}
+DAYS = (
+    *("%m %d, %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d %b %Y", "%d %B %Y"),
+    *("%d-%b-%Y", "%a, %d %b %Y", "%a %b %d %Y", "%d %b, %Y", "%d %B, %Y"),
+)
+# Forms of dates that can be read in one way only: of no zone, of an offset, of a zone's name.
+# DuckDB reads them right if they are asked for apart. ISO 8601 is read without them.
+CLOCKS = (" %H:%M", " %H:%M:%S")
+DATES = (
+    (*(day + clock for day in DAYS for clock in ("", *CLOCKS)), "%a %b %d %H:%M:%S %Y"),
+    (*(day + clock + " %z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %z %Y"),
+    (*(day + clock + " %Z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %Z %Y"),
+)
+DIGITS = {  # numbers that are dates, if all of a file are -> least, greatest
+    "%Y%m%d": (19000101, 21001231),
+    "%Y%m%d%H%M%S": (19000101000000, 21001231235959),
+}
+SLASHED = re.compile(r"\s*(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4}|\d{2})(?:\s+(\d+:\d+)(:\d+)?)?\s*")
+# A price: a currency may stand before or behind it, and nothing else.
+CURRENCY = r"(?:[A-Za-z]{0,3}\p{Sc}|[A-Z]{3}|Rs\.?)?"
+AMOUNTS = {  # -> SQL of what float64 reads
+    r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?": "replace({}, ',', '')",
+    r"\d{1,3}(?:\.\d{3})*,\d{1,2}": "replace(replace({}, '.', ''), ',', '.')",
+}
+BAD_TIME = "time is no number or known date"
+BAD_SPLIT = f"split is none of {', '.join(SPLITS)}"
+NO_PRICE = READ_AS_MISSING | {"-", "\u2013", "\u2014"}
+YEAR_1900 = -2208988800  # seconds; an earlier date is none
 MILLISECONDS = 1e11  # seconds until the year 5138, milliseconds from 1973 on
 MICROSECONDS = 1e14
 NANOSECONDS = 1e17
@@ -33,7 +66,7 @@ def prepare(engine: Engine) -> None:
     columns = ", ".join(f"{name} VARCHAR" for name in ITEM_COLUMNS)
     engine.do(
         "CREATE TABLE raw_events (user VARCHAR, item VARCHAR, domain VARCHAR, timestamp DOUBLE, "
-        "rating DOUBLE, place BIGINT)"
+        "rating DOUBLE, split UTINYINT, place BIGINT)"
     )
     engine.do(f"CREATE TABLE raw_items (item VARCHAR, domain VARCHAR, place BIGINT, {columns})")
 
@@ -64,19 +97,73 @@ def refuse_repeats(files: Sequence[tuple[str | None, Path]]) -> None:
         seen.add(path.resolve())
 
 
-def tokens_of(texts: str) -> str:
-    """SQL: a list of texts as the tokens of a `token_seq`; blanks within a text become `_`."""
-    return (
-        f"array_to_string(list_transform({texts}, lambda x: "
-        r"regexp_replace(trim(x), '\s+', '_', 'g')), ' ')"
-    )
+def categories_of(texts: str) -> str:
+    """SQL: a list of texts as a cell `category` of `raw_items`."""
+    return f"array_to_string({texts}, {quoted(SEPARATOR)})"
 
 
-def time_of(text: str) -> str:
-    """SQL: seconds of a text that is a number or a date."""
+def time_of(text: str, form: str | None = None) -> str:
+    """SQL: seconds of a text that is a number or a date, or of the form `form` of strptime."""
+    if form:
+        return f"epoch(try_strptime(trim({text}), {quoted(form)}))"
     number = f"try_cast({text} AS DOUBLE)"
-    date = f"epoch(try_cast({text} AS TIMESTAMPTZ))"  # UTC where it names no zone
+    plain = rf"regexp_replace({text}, '^\s*(\d{{4}})[./](\d\d?)[./](\d\d?)', '\1-\2-\3')"
+    dates = [f"epoch(try_cast({plain} AS TIMESTAMPTZ))"]  # UTC where it names no zone
+    for forms in DATES:
+        listed = ", ".join(map(quoted, forms))
+        dates.append(f"epoch(try_strptime(trim({text}), [{listed}]))")
+    # DuckDB takes 3-4-15 for a day of the year 3.
+    date = f"coalesce({', '.join(f'if({one} >= {YEAR_1900}, {one}, NULL)' for one in dates)})"
     return f"CASE WHEN isfinite({number}) THEN {number} WHEN {number} IS NULL THEN {date} END"
+
+
+def check_form(engine: Engine, form: str) -> None:
+    """Refuse a form of times that strptime does not know.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    import duckdb
+
+    try:
+        engine.value(f"SELECT try_strptime('', {quoted(form)})")
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--time_format {form!r} is no form of strptime such as '%d/%m/%Y %H:%M' ({first})"
+        ) from None
+
+
+def form_of(engine: Engine, table: str, column: str, path: Path) -> str | None:
+    """The form of DIGITS that all times of a file have; None where they are other numbers."""
+    for form, (least, most) in DIGITS.items():
+        some = engine.value(
+            f"SELECT coalesce(bool_and(try_cast({column} AS BIGINT) BETWEEN {least} AND {most}), "
+            f"false) FROM {table} WHERE {column} != ''"
+        )
+        if some and engine.value(
+            f"SELECT bool_and(try_strptime({column}, {quoted(form)}) IS NOT NULL) FROM {table} "
+            f"WHERE {column} != ''"
+        ):
+            log.info("%s: times are taken as dates of the form %s", path, form)
+            return form
+    return None
+
+
+def time_remedy(example: str) -> str:
+    """What to do about times such as `example`."""
+    found = SLASHED.fullmatch(example)
+    if not found:
+        return "give the form of its times by --time_format, of strptime"
+    first, between, second, year, clock, seconds = found.groups()
+    clock = (" %H:%M" if clock else "") + (":%S" if seconds else "")
+    day, month = (between.join((*two, "%Y" if len(year) == 4 else "%y")) + clock
+                  for two in (("%d", "%m"), ("%m", "%d")))  # fmt: skip
+    if int(first) > 12:
+        return f"say so if the day comes first: --time_format '{day}'"
+    if int(second) > 12:
+        return f"say so if the month comes first: --time_format '{month}'"
+    return f"say whether day or month comes first: --time_format '{day}' or '{month}'"
 
 
 def take_events(
@@ -87,9 +174,11 @@ def take_events(
     *,
     user: str,
     item: str,
-    timestamp: str,
+    timestamp: str | None,
     rating: str | None,
     domain: str,
+    split: str | None = None,
+    form: str | None = None,
 ) -> int:
     """Move the sound rows of `table` (with `_number` and `_good`) to `raw_events`; how many.
 
@@ -98,43 +187,91 @@ def take_events(
     Args:
         path: The file, for messages.
         user: SQL of the user's id, a text; the others likewise.
-        timestamp: A number of seconds, or of milli-, micro- or nanoseconds, or a date.
+        timestamp: A number of seconds, or of milli-, micro- or nanoseconds, or a date; None where
+            the source has none, see `settle_times`.
         rating: None where the source has none.
         domain: SQL of the domain.
+        split: SQL of one of SPLIT_NAMES, in any case; None where the source has none.
+        form: Of the times, as of strptime; None: numbers and known dates.
+
+    Raises:
+        DataError: too many rows are broken, see `Broken.judge`.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_events")
+    names = ", ".join(f"{quoted(name)}: {n}" for name, n in SPLIT_NAMES.items())
+    part = f"MAP {{{names}}}[lower(trim({split}))]" if split else "NULL"
+    if timestamp and not form:
+        form = form_of(engine, table, timestamp, path)
+    no_time = (
+        "WHEN time IS NULL AND coalesce(shown, '') = '' THEN 'no time' "
+        f"WHEN time IS NULL THEN {quoted(BAD_TIME)} "
+    )
     fault = (
         f"CASE WHEN bad THEN 'no JSON object' ELSE coalesce({id_fault('user')}, "
         f"{id_fault('item')}, CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' "
-        "WHEN time IS NULL THEN 'no time' WHEN rating IS NOT NULL AND rating != '' AND "
-        "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' END) END"
+        f"{no_time if timestamp else ''}"
+        "WHEN rating IS NOT NULL AND rating != '' AND "
+        "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' "
+        f"{'WHEN split IS NULL THEN ' + quoted(BAD_SPLIT) if split else ''} END) END"
     )
+    time = time_of(timestamp, form) if timestamp else "NULL::DOUBLE"
     engine.do(
         "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
-        f"{fault} AS fault FROM (SELECT _number, {user} AS user, {item} AS item, "
-        f"{domain} AS domain, {time_of(timestamp)} AS time, {rating or 'NULL'} AS rating, "
+        f"split, CASE WHEN time IS NULL THEN shown END AS shown, {fault} AS fault FROM "
+        f"(SELECT _number, {user} AS user, {item} AS item, "
+        f"{domain} AS domain, {time} AS time, {rating or 'NULL'} AS rating, "
+        f"left({timestamp or 'NULL'}, 40) AS shown, {part}::UTINYINT AS split, "
         f"try_cast({rating or 'NULL'} AS DOUBLE) AS stars, NOT _good AS bad "
         f"FROM {table})"
     )
     engine.drop(table)
-    for reason, count, first in engine.rows(
-        f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
-        "GROUP BY fault ORDER BY fault"
+    for reason, count, first, shown in engine.rows(
+        f"SELECT fault, count(*), min(_number, {SHOWN}), arg_min(shown, _number) FROM judged "
+        "WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault"
     ):
-        broken.add(path, reason, count, first, unit="row")
+        bad_time = reason == BAD_TIME
+        remedy = time_remedy(shown) if bad_time and not form else ""
+        broken.add(path, reason, count, first, "row", shown if bad_time else None, remedy)
     _tell_units(engine, path)
     seconds = (
         f"CASE WHEN abs(time) >= {NANOSECONDS} THEN time / 1e9 "
         f"WHEN abs(time) >= {MICROSECONDS} THEN time / 1e6 "
         f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
     )
+    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
+    broken.judge(path, taken)
     engine.do(
-        f"INSERT INTO raw_events SELECT user, item, domain, {seconds}, stars, {place} + _number "
+        "INSERT INTO raw_events SELECT user, item, domain, "
+        f"{'time' if form else seconds}, stars, split, {place} + _number "
         "FROM judged WHERE fault IS NULL"  # in any order: `place` keeps that of the file
     )
-    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
     engine.drop("judged")
     return taken
+
+
+def settle_times(engine: Engine) -> bool:
+    """Give events without times their positions in the user's sequence, as they were read; whether
+    that was done.
+
+    Raises:
+        DataError: some have times and some have none.
+    """
+    none, total = engine.rows(
+        "SELECT count(*) FILTER (timestamp IS NULL), count(*) FROM raw_events"
+    )[0]
+    if not none:
+        return False
+    if none < total:
+        raise DataError(
+            f"{none:,} of {total:,} events are of files without times: nothing tells their order "
+            "among the others; give times for all, or use the order of the files: --order file"
+        )
+    engine.do(
+        "CREATE TABLE ordered AS SELECT * REPLACE ((row_number() OVER "
+        "(PARTITION BY user ORDER BY place) - 1)::DOUBLE AS timestamp) FROM raw_events;"
+        "DROP TABLE raw_events; ALTER TABLE ordered RENAME TO raw_events"
+    )
+    return True
 
 
 def _tell_units(engine: Engine, path: Path) -> None:
@@ -165,32 +302,45 @@ def take_items(
 ) -> int:
     """Move the sound rows of `table` to `raw_items`, one of each item; how many.
 
-    Of several rows the first with a title counts. A price is its first number, without the commas.
+    Of several rows the first with a title counts. A price is an amount with a currency or none;
+    what else stands there is left empty and counted.
 
     `table` is dropped.
 
     Args:
-        columns: Of ITEM_COLUMNS -> SQL of a text, empty or NULL where unknown.
+        columns: Of ITEM_COLUMNS -> SQL of a text, empty or NULL where unknown; of `category` that
+            of `categories_of`.
+
+    Raises:
+        DataError: too many rows are broken, see `Broken.judge`.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_items")
-    if "price" in columns:
-        price = f"regexp_extract(replace({columns['price']}, ',', ''), '\\d+(\\.\\d+)?')"
-        columns = {**columns, "price": f"nullif({price}, '')"}
+    shown = f"trim({columns['price']})" if "price" in columns else "NULL"
+    columns = {**columns, "price": price_of("shown")}
     values = ", ".join(f"{columns.get(name, 'NULL')}::VARCHAR AS {name}" for name in ITEM_COLUMNS)
     fault = (
         f"CASE WHEN bad THEN 'no JSON object' ELSE coalesce({id_fault('item')}, "
         "CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' END) END"
     )
     engine.do(
-        f"CREATE OR REPLACE TABLE judged AS SELECT *, {fault} AS fault FROM (SELECT _number, "
-        f"{item} AS item, {domain} AS domain, NOT _good AS bad, {values} "
-        f"FROM {table})"
+        f"CREATE OR REPLACE TABLE judged AS SELECT * REPLACE (CASE WHEN price IS NULL THEN "
+        f"left(shown, 40) END AS shown), {fault} AS fault FROM (SELECT _number, "
+        f"{item} AS item, {domain} AS domain, NOT _good AS bad, {values}, shown "
+        f"FROM (SELECT *, {shown}::VARCHAR AS shown FROM {table}))"
     )
     for reason, count, first in engine.rows(
         f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
         "GROUP BY fault ORDER BY fault"
     ):
         broken.add(path, reason, count, first, unit="row")
+    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
+    broken.judge(path, taken)
+    none = ", ".join(map(quoted, sorted(NO_PRICE)))
+    count, example = engine.rows(
+        "SELECT count(*), arg_min(shown, _number) FROM judged "
+        f"WHERE fault IS NULL AND shown NOT IN ({none})"
+    )[0]
+    broken.leave_empty(path, "price", count, example)
     names = ", ".join(ITEM_COLUMNS)
     engine.do(
         f"INSERT INTO raw_items SELECT item, domain, {place} + _number, {names} FROM judged "
@@ -198,6 +348,19 @@ def take_items(
         "row_number() OVER (PARTITION BY item, domain "
         "ORDER BY coalesce(title, '') = '', _number) ORDER BY _number"
     )
-    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
     engine.drop("judged", table)
     return taken
+
+
+def price_of(text: str) -> str:
+    """SQL: the number in a text that is an amount, maybe with a currency; else NULL.
+
+    Commas stand between thousands, or one of them before one or two decimals.
+    """
+    cases = []
+    for amount, plain in AMOUNTS.items():
+        whole = rf"{CURRENCY}\s*({amount})\s*{CURRENCY}"
+        found = f"regexp_extract({text}, {quoted(f'^(?:{whole})$')}, 1)"
+        cases.append(f"nullif({plain.format(found)}, '')")
+    number = f"try_cast(coalesce({', '.join(cases)}) AS DOUBLE)"
+    return f"CASE WHEN isfinite({number}) THEN {number} END"

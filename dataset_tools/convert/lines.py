@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 SHOWN = 5  # line numbers in a message
+# A file of Amazon, Douban or MovieLens has no broken line, one that was edited by hand some.
+MOST_BROKEN = 0.01
 LONGEST_LINE = 4 << 20  # bytes; reviews and descriptions end far below
 BUFFER = 8 * LONGEST_LINE
 REASONS = {  # DuckDB's words -> ours
@@ -27,18 +30,30 @@ NO_BYTE = "\x01"  # a control character, which JSON cannot hold unescaped
 
 @dataclass
 class Broken:
-    """Lines that were left out.
+    """Lines that were left out, and cells that were.
 
     Attributes:
-        strict: Whether one is an error.
-        files: Path -> reason -> how many.
+        strict: Whether one line is an error.
+        most: Share of a file's lines that may be left out; more is an error.
+        files: Name of a file -> reason -> how many lines.
+        cells: Name of a file -> what was not read -> how many cells were left empty.
     """
 
     strict: bool = False
+    most: float = MOST_BROKEN
     files: dict[str, dict[str, int]] = field(default_factory=dict)
+    cells: dict[str, dict[str, int]] = field(default_factory=dict)
+    _found: dict[Path, list[tuple[int, str, str]]] = field(default_factory=dict)
 
     def add(
-        self, path: Path, reason: str, count: int, first: Sequence[int], unit: str = "line"
+        self,
+        path: Path,
+        reason: str,
+        count: int,
+        first: Sequence[int],
+        unit: str = "line",
+        example: str | None = None,
+        remedy: str = "",
     ) -> None:
         """Note `count` broken lines of `path`, the first of them with the numbers `first`.
 
@@ -47,6 +62,8 @@ class Broken:
         Args:
             unit: What the numbers count: "line" of the file, or "row" of those that it could be
                 split into.
+            example: What was found in the first of them.
+            remedy: What to do about them.
 
         Raises:
             DataError: `strict`, and there is one.
@@ -55,12 +72,46 @@ class Broken:
             return
         numbers = ", ".join(map(str, first[:SHOWN])) + (", ..." if count > len(first) > 1 else "")
         where = f" ({unit}{'' if len(first) == 1 else 's'} {numbers})" if first else ""
-        text = f"{path}: {count:,} line{'' if count == 1 else 's'} left out: {reason}{where}"
+        what = f"{reason}{f', such as {example!r}' if example else ''}{where}"
+        text = f"{path}: {count:,} line{'' if count == 1 else 's'} left out: {what}"
         if self.strict:
-            raise DataError(f"{text}; mend the file, or run without --strict")
+            raise DataError(f"{text}; {remedy or 'mend the file'}, or run without --strict")
         log.warning("%s", text)
+        self._found.setdefault(path, []).append((count, what, remedy))
         reasons = self.files.setdefault(path.name, {})
         reasons[reason] = reasons.get(reason, 0) + count
+
+    def judge(self, path: Path, sound: int) -> None:
+        """Refuse `path`, of which `sound` lines were taken, if too many others were left out.
+
+        Raises:
+            DataError: they are more than `most` of its lines, or all.
+        """
+        found = self._found.get(path, [])
+        lost = sum(count for count, _, _ in found)
+        total = lost + sound
+        if not lost or (sound and lost <= self.most * total):
+            return
+        _, what, remedy = max(found, key=lambda part: part[0])
+        what += f", and {len(found) - 1} other reasons" if found[1:] else ""
+        remedy = remedy or "mend the file"
+        if not sound:
+            raise DataError(f"{path}: all of its {total:,} lines are broken: {what}; {remedy}")
+        share = math.ceil(100 * lost / total) / 100
+        raise DataError(
+            f"{path}: {lost:,} of its {total:,} lines are broken, more than --max_broken "
+            f"{self.most:g} admits: {what}; {remedy}, or go on without these lines: "
+            f"--max_broken {share:g}"
+        )
+
+    def leave_empty(self, path: Path, what: str, count: int, example: str) -> None:
+        """Note `count` cells of `path`, each a `what`, that could not be read as one."""
+        if count:
+            log.warning(
+                "%s: %s %ss not read, left empty, such as %r", path, f"{count:,}", what, example
+            )
+            kinds = self.cells.setdefault(path.name, {})
+            kinds[what] = kinds.get(what, 0) + count
 
     def total(self) -> int:
         """How many lines were left out."""
@@ -86,7 +137,7 @@ def free_names(names: Sequence[str]) -> list[str]:
     return [f"{name}_" if name.lower() in RESERVED else name for name in names]
 
 
-def _note_rejects(
+def note_rejects(
     engine: Engine, path: Path, table: str, broken: Broken, expected: int, end: int, quoted: bool
 ) -> None:
     """Note the lines that DuckDB could not split or decode, and forget them.
@@ -135,16 +186,16 @@ def json_lines(
     broken: Broken,
     present: Mapping[str, str] | None = None,
 ) -> None:
-    """Make `table` of a file of JSON objects, one a line, plain or compressed.
+    """Make `table` of a file of JSON objects, one a line or in one array, plain or compressed.
 
-    Its columns: _number BIGINT (of the line, from 1), _good BOOLEAN (whether the line is a JSON
+    Its columns: _number BIGINT (of line or element, from 1), _good BOOLEAN (whether it is a JSON
     object; an empty line has no row), for each of `fields` (column -> JSON path, or several of
     which the first with a value counts) the value as text, NULL where the object has none, and for
     each of `present` (column -> JSON path) whether it has a value. Lines that are not UTF-8 are
     left out and noted.
 
     Raises:
-        DataError: the file is missing or cannot be read to its end.
+        DataError: the file is missing or cannot be read to its end, or its array is malformed.
     """
     several = {name: [w] if isinstance(w, str) else list(w) for name, w in fields.items()}
     several |= {name: [where] for name, where in (present or {}).items()}
@@ -162,10 +213,23 @@ def json_lines(
             "SELECT CASE WHEN line IS NOT NULL THEN found IS NOT NULL AND "
             f"starts_with(ltrim(line), '{{') END AS _good, {', '.join(columns)} FROM (SELECT line, "
             f"TRY(json_extract_string(line, [{listed}])) AS found "
-            f"FROM {text_lines(text.sql, REJECTS)})",
+            f"FROM {json_texts(path, text.sql, REJECTS)})",
             "_good IS NOT NULL",
         )
-    _note_rejects(engine, path, table, broken, text.tally.lines, text.tally.lines, False)
+    if not is_array(path):  # of which DuckDB takes all or nothing
+        note_rejects(engine, path, table, broken, text.tally.lines, text.tally.lines, False)
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file of JSON is one array."""
+    return first_line(path).lstrip().startswith(b"[")
+
+
+def json_texts(path: Path, source: str, rejects: str = "ignore_errors=true") -> str:
+    """What `text_lines` gives, of a file of JSON: its lines, or the elements of its array."""
+    if not is_array(path):
+        return text_lines(source, rejects)
+    return f"(SELECT json::VARCHAR AS line FROM read_json_objects({source}, format='array'))"
 
 
 def separated(
@@ -200,11 +264,15 @@ def separated(
         DataError: the file is missing or cannot be read to its end, or its header is none.
     """
     header = names is None
-    names = list(names or _header(path, delimiter, quote))
-    if not all(names) or len({name.lower() for name in names}) < len(names):
+    names = list(names or header_cells(path, delimiter, quote))
+    nameless = [f"column {n}" for n, name in enumerate(names, start=1) if not name]
+    if nameless:  # pandas writes its index so
+        log.info("%s: %s has no name in the header: left out", path, ", ".join(nameless))
+        names = [name or f"column {n}" for n, name in enumerate(names, start=1)]
+    if len({name.lower() for name in names}) < len(names):
         raise DataError(
-            f"{path}, line 1: the columns are {', '.join(map(repr, names))}: one has no name "
-            "or the name of another; give the file a header line with a name for each"
+            f"{path}, line 1: the columns are {', '.join(map(repr, names))}: one has the name of "
+            "another; give each a name of its own"
         )
     with engine.reading(path) as text:
         names = free_names(names)
@@ -221,7 +289,7 @@ def separated(
         )
     expected = text.tally.lines - text.tally.blank - header - skip
     expected -= _inside(engine, table, names) if quote else 0
-    _note_rejects(engine, path, table, broken, expected, text.tally.lines, bool(quote))
+    note_rejects(engine, path, table, broken, expected, text.tally.lines, bool(quote))
     return names
 
 
@@ -235,7 +303,12 @@ def _inside(engine: Engine, table: str, names: Sequence[str]) -> int:
     return int(engine.value(f"SELECT {total} FROM {table}"))
 
 
-def _header(path: Path, delimiter: str, quote: str) -> list[str]:
+def header_cells(path: Path, delimiter: str, quote: str) -> list[str]:
+    """The cells of the first line.
+
+    Raises:
+        DataError: it is empty, not UTF-8, or cannot be split.
+    """
     line = first_line(path)
     try:
         text = line.decode("utf-8")
@@ -243,9 +316,20 @@ def _header(path: Path, delimiter: str, quote: str) -> list[str]:
         raise DataError(f"{path}, line 1: not UTF-8 ({error}); convert the file first") from None
     if not text.strip():
         raise DataError(f"{path}, line 1: no header line; the first line is empty")
-    style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
     try:
-        cells = next(csv.reader([text], delimiter=delimiter, **style))
+        (cells,) = split_lines([text], delimiter, quote)
     except csv.Error as error:
         raise DataError(f"{path}, line 1: no header line ({error})") from None
     return [cell.strip() for cell in cells]
+
+
+def split_lines(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
+    """The cells of lines.
+
+    Raises:
+        csv.Error: a line cannot be split.
+    """
+    if len(delimiter) > 1:
+        return [line.split(delimiter) for line in lines]
+    style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+    return [next(csv.reader([line], delimiter=delimiter, **style)) for line in lines]

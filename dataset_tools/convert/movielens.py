@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.intake import take_events, take_items, tokens_of
+from dataset_tools.convert.intake import categories_of, take_events, take_items
 from dataset_tools.convert.lines import Broken, separated
 from dataset_tools.convert.recbole import CATEGORIES, TITLES, YEARS, load_atomic
 from dataset_tools.movielens import THRILL_GENRES
@@ -113,7 +113,7 @@ def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
 def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
     """RecBole's own copy: atomic files, genres as a `token_seq`."""
     path = folder / f"{folder.name}.item"
-    found = load_atomic(engine, path, broken)
+    found = load_atomic(engine, path, "loaded", broken)
     columns = [
         next((f'"{name}"' for name in names if name in found), None)
         for names in (CATEGORIES, TITLES, YEARS)
@@ -127,7 +127,7 @@ def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
     title, year = columns[1:]
     _take_films(engine, path, broken, item='"item_id"', genres=genres, title=title, year=year)
     path = folder / f"{folder.name}.inter"
-    found = load_atomic(engine, path, broken, needed=("user_id", "item_id", "timestamp"))
+    found = load_atomic(engine, path, "loaded", broken, needed=("user_id", "item_id", "timestamp"))
     columns = [f'"{name}"' for name in ("user_id", "item_id")]
     rating = '"rating"' if "rating" in found else None
     _take_ratings(engine, path, broken, *columns, rating, '"timestamp"')
@@ -151,9 +151,12 @@ def _take_films(
         f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
         "CREATE OR REPLACE TABLE domain_of AS "
         f"SELECT {item} AS id, first(genre_domain ORDER BY _number) AS genre_domain "
-        f"FROM films GROUP BY {item}"
+        f"FROM films GROUP BY {item};"
+        # A film that stands twice has one domain.
+        "UPDATE films SET genre_domain = domain_of.genre_domain FROM domain_of "
+        f"WHERE id = films.{item}"
     )
-    columns = {"title": title, "year": year, "category": tokens_of("g")}
+    columns = {"title": title, "year": year, "category": categories_of("g")}
     take_items(
         engine,
         "films",

@@ -11,9 +11,10 @@ import yaml
 
 from dataset_tools.checks import checked_items
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.intake import ITEM_COLUMNS
+from dataset_tools.convert.intake import ITEM_COLUMNS, SEPARATOR, SPLITS
+from dataset_tools.convert.markup import category_tokens, without_markup
 from dataset_tools.writer import commit_dataset, refuse_existing
-from recbole_tema.atomic import replace_file
+from recbole_tema.atomic import cell_of, replace_file
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,13 @@ ITEM_TYPES = {"description": "token_seq", "image_url": "token"}
 PREFIXES = ("auto", "always", "never")
 
 
-def name_items(engine: Engine, prefix: str) -> bool:
+def name_items(engine: Engine, prefix: str, catalogue: bool = False) -> bool:
     """Give the kept items their ids in table `named` (i, item_id, domain); whether prefixed.
 
+    An item that had events and lost all of them to the filters is not kept.
+
     Args:
+        catalogue: Whether to keep items that never had an event.
         prefix: "always" or "never" put the domain before an item's id; "auto" does so, for all
             items, if an id stands in two domains.
 
@@ -35,7 +39,7 @@ def name_items(engine: Engine, prefix: str) -> bool:
     """
     engine.do(
         "CREATE OR REPLACE TABLE kept_items AS SELECT i, item, domain FROM items "
-        "WHERE i IN (SELECT i FROM events)"
+        f"WHERE i IN (SELECT i FROM events){' OR NOT used' if catalogue else ''}"
     )
     twice = engine.rows(
         "SELECT item, string_agg(domain, ', ' ORDER BY domain) FROM kept_items GROUP BY item "
@@ -92,6 +96,8 @@ def write_items(engine: Engine, domain: str | None, path: Path) -> None:
         f"SELECT n.item_id, n.domain, {', '.join(f'm.{name}' for name in columns)} "
         f"{_items_of(domain)} ORDER BY n.i"
     )
+    markup = [name for name in ("title", "brand", "description") if name in columns]
+    emptied = 0
     with replace_file(path) as file:
         heads = True
         while len(frame := cursor.fetch_df_chunk(BLOCK_VECTORS)):
@@ -99,12 +105,27 @@ def write_items(engine: Engine, domain: str | None, path: Path) -> None:
                 frame["price"] = pd.to_numeric(frame["price"], errors="coerce")
             texts = {c: object for c in columns if c != "price"}
             frame = frame.astype(texts).where(frame.notna(), None)
+            for name in markup:
+                cleaned = [text and without_markup(text) for text in frame[name]]
+                emptied += sum(
+                    bool(a) and not b.strip() for a, b in zip(frame[name], cleaned, strict=True)
+                )
+                frame[name] = cleaned
+            if "category" in frame:
+                frame["category"] = [
+                    text and category_tokens(text, SEPARATOR) for text in frame["category"]
+                ]
             cells, kinds = checked_items(path, frame, ITEM_TYPES, domains=1)
             if heads:
                 file.write(("\t".join(f"{c}:{kinds[c]}" for c in cells) + "\n").encode())
                 heads = False
-            rows = zip(*(cells[c].tolist() for c in cells), strict=True)
+            rows = zip(*(map(cell_of, cells[c].tolist()) for c in cells), strict=True)
             file.write("".join("\t".join(row) + "\n" for row in rows).encode())
+    if emptied:
+        log.warning(
+            "%s: %s texts (%s) were markup or code alone: left empty",
+            *(path.name, f"{emptied:,}", ", ".join(markup)),
+        )
 
 
 def counts_of(engine: Engine) -> dict:
@@ -113,33 +134,47 @@ def counts_of(engine: Engine) -> dict:
         "SELECT domain, count(DISTINCT u), count(DISTINCT i), count(*) FROM events "
         "JOIN domains USING (d) GROUP BY domain ORDER BY domain"
     )
-    users, items, events = engine.rows(
+    items = dict(engine.rows("SELECT domain, count(*) FROM named GROUP BY domain"))
+    users, used, events = engine.rows(
         "SELECT count(DISTINCT u), count(DISTINCT i), count(*) FROM events"
     )[0]
+    total = sum(items.values())
     overlapping = engine.value(
         "SELECT count(*) FROM (SELECT u FROM events GROUP BY u HAVING min(d) < max(d))"
     )
     return {
         "users": users,
-        "items": items,
+        "items": total,
+        "items_without_events": total - used,
         "events": events,
         "overlapping_users": overlapping,
         "domains": {
-            domain: {"users": u, "items": i, "events": e} for domain, u, i, e in per_domain
+            domain: {
+                **{"users": u, "items": items[domain]},
+                **{"items_without_events": items[domain] - i, "events": e},
+            }
+            for domain, u, i, e in per_domain
         },
     }
 
 
 def write_output(
-    engine: Engine, folder: Path, name: str, card: dict, prefix: str, force: bool
+    engine: Engine,
+    folder: Path,
+    name: str,
+    card: dict,
+    prefix: str,
+    force: bool,
+    catalogue: bool = False,
 ) -> dict:
-    """Write NAME.inter, NAME.item and the card into `folder`; the counts.
+    """Write NAME.inter, NAME.item and the card into `folder`; the counts. `prefix` and `catalogue`
+    are those of `name_items`.
 
     Raises:
         DataError: one domain only, an id that an atomic file cannot hold, the dataset exists and
             `force` is not set, or the folder cannot be written.
     """
-    prefixed = name_items(engine, prefix)
+    prefixed = name_items(engine, prefix, catalogue)
     counts = counts_of(engine)
     if len(counts["domains"]) < 2:
         found = ", ".join(counts["domains"]) or "none"
@@ -219,6 +254,9 @@ def write_events(engine: Engine, domain: str | None, path: Path) -> None:
     columns += '"timestamp:float"'
     if engine.value("SELECT count(r) FROM events"):
         columns += f", coalesce({_number('r')}, '') AS \"rating:float\""
+    if engine.value("SELECT count(s) FROM events"):
+        names = ", ".join(map(quoted, SPLITS))
+        columns += f", coalesce([{names}][s], '') AS \"split:token\""
     where = f"WHERE domain = {quoted(domain)}" if domain is not None else ""
     engine.do(
         f"COPY (SELECT {columns} FROM events JOIN users USING (u) JOIN named USING (i) {where} "

@@ -14,17 +14,18 @@ from filelock import FileLock, Timeout
 from dataset_tools.checks import check_name
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
-from dataset_tools.convert.intake import prepare
-from dataset_tools.convert.lines import Broken
+from dataset_tools.convert.intake import prepare, settle_times
+from dataset_tools.convert.lines import MOST_BROKEN, Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.generated import say_replaced
 from dataset_tools.writer import naming_folder, refuse_existing
-from recbole_tema.errors import DataError
+from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
-VERSION = 1  # of what a conversion makes of the same input; in the card
+POSITIONS = "position in the user's sequence: the source has no times"
+VERSION = 2  # of what a conversion makes of the same input; in the card
 
 Source = Callable[[Engine, Broken], None]  # fills raw_events and raw_items
 
@@ -38,6 +39,9 @@ class Conversion:
         source: The card's word on where the data come from.
         filters: What to keep.
         strict: Whether a broken line is an error.
+        max_broken: Share of a file's lines that may be broken, and are left out.
+        catalogue: Whether to keep items that have no event in the source. An `item_core` drops
+            them: they have fewer events than it asks.
         item_prefix: See `output.name_items`.
         memory: Limit of the engine, e.g. "4GB".
         threads: Of the engine; None for all cores.
@@ -49,6 +53,8 @@ class Conversion:
     source: str
     filters: Filters = field(default_factory=Filters)
     strict: bool = False
+    max_broken: float = MOST_BROKEN
+    catalogue: bool = True
     item_prefix: str = "auto"
     memory: str = "4GB"
     threads: int | None = None
@@ -88,7 +94,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
     check_name(name)
     refuse_existing(folder, name, force)
     say_replaced(folder, name)
-    broken = Broken(conversion.strict)
+    broken = Broken(conversion.strict, conversion.max_broken)
     work, lock = _work_folder(folder, name)
     written = False
     try:
@@ -99,6 +105,12 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 raise DataError(
                     f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
                 )
+            positions = settle_times(database)
+            if positions and conversion.filters.of_times():
+                raise ConfigError(
+                    f"the source has no times, so there is nothing to filter by "
+                    f"{' and '.join(conversion.filters.of_times())}; leave that out"
+                )
             encode(database)
             if conversion.recbole_cdr:
                 refuse_parts(database, folder.parent, name, force)
@@ -108,6 +120,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 "filters": conversion.filters.stated() or "none",
                 "builder": {"name": "dataset_tools.convert", "version": VERSION},
                 **conversion.card,
+                **({"timestamp": POSITIONS} if positions else {}),
                 "steps": [
                     {"name": s.name, "users": s.users, "events": s.events, "items": s.items}
                     for s in steps
@@ -115,7 +128,17 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             }
             if broken.files:
                 card["lines left out"] = broken.files
-            counts = write_output(database, folder, name, card, conversion.item_prefix, force)
+            if broken.cells:
+                card["cells left empty"] = broken.cells
+            counts = write_output(
+                database,
+                folder,
+                name,
+                card,
+                conversion.item_prefix,
+                force,
+                conversion.catalogue and conversion.filters.item_core <= 1,
+            )
             written = True
             parts = []
             if conversion.recbole_cdr:

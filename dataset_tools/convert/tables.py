@@ -1,152 +1,258 @@
-"""Source `csv`: plain tables of interactions and items (CSV, TSV, JSON lines, Parquet)."""
+"""Source `csv`: plain tables of interactions and items (CSV, TSV, JSON, Parquet), or sequences."""
 
 import difflib
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from dataset_tools.convert.engine import Engine, identifier, naming_file, quoted
 from dataset_tools.convert.intake import (
     ITEM_COLUMNS,
+    SPLITS,
+    categories_of,
+    check_form,
     refuse_repeats,
     take_events,
     take_items,
-    tokens_of,
 )
-from dataset_tools.convert.lines import (
-    Broken,
-    free_names,
-    json_lines,
-    separated,
-    text_lines,
-)
+from dataset_tools.convert.layout import LEFT_OUT, NAMES, OPTIONS, USUAL, Tables, layout_of
+from dataset_tools.convert.lines import Broken, free_names, json_lines, json_texts, separated
+from dataset_tools.convert.sequences import expand, read_sequences
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-JSON = {".json", ".jsonl", ".ndjson"}
-SAMPLED_LINES = 1000  # of a file of JSON lines, whose keys are its columns
-PACKED = {".gz", ".zst", ".zstd"}
-
-# Column of ours -> names that the field's datasets have for it, in lower case.
-NAMES = {
-    "user_id": ("user_id", "user", "userid", "uid", "reviewerid", "user_id:token"),
-    "item_id": (
-        "item_id",
-        "item",
-        "itemid",
-        "iid",
-        "asin",
-        "parent_asin",
-        "movieid",
-        "item_id:token",
-    ),
-    "timestamp": ("timestamp", "time", "ts", "unixreviewtime", "date", "timestamp:float"),
-    "rating": ("rating", "overall", "score", "stars", "rating:float"),
-    "domain": ("domain", "domain:token"),
-    "title": ("title", "name", "title:token_seq"),
-    "category": ("category", "categories", "genres", "genre", "category:token_seq"),
-    "brand": ("brand", "store", "brand:token"),
-    "price": ("price", "price:float"),
-    "year": ("year",),
-    "description": ("description",),
-    "image_url": ("image_url", "imurl", "image"),
-}
+SAMPLED_LINES = 1000  # of a file of JSON, whose keys are its columns
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Files of one conversion.
+class Interactions(NamedTuple):
+    """One file of events.
 
     Attributes:
-        interactions: (domain or None, file): None where a column or the items tell the domain.
-        items: Likewise.
-        columns: Column of ours -> its name in the files, where it is none of the usual ones.
-        delimiter: Between the cells of text tables; None: a comma in .csv, a tab in .tsv and .txt.
-        quote: Around a cell of a text table that holds the delimiter or a line break; "": nothing.
+        domain: None where a column or the items tell it.
+        path: The file.
+        split: One of SPLITS; None where a column tells it, or nothing.
     """
 
-    interactions: Sequence[tuple[str | None, Path]]
-    items: Sequence[tuple[str | None, Path]]
-    columns: Mapping[str, str] = field(default_factory=dict)
-    delimiter: str | None = None
-    quote: str = '"'
+    domain: str | None
+    path: Path
+    split: str | None = None
 
 
 def read(engine: Engine, tables: Tables, broken: Broken) -> None:
     """Fill `raw_events` and `raw_items`.
 
     Raises:
-        ConfigError: `columns` names what is no column of ours, or a file has no such column.
-        DataError: a file cannot be read, lacks a column, or nobody tells an item's domain.
+        ConfigError: an option names what is no column of ours, or a file has no such column.
+        DataError: a file cannot be read, lacks a column, nobody tells an item's domain, or an
+            option is needed to tell what is meant.
     """
-    for name in tables.columns:
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
-            raise ConfigError(f"column '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
-    refuse_repeats(tables.interactions)
+    _check_columns(tables)
+    if tables.time_format:
+        check_form(engine, tables.time_format)
+    files = [Interactions(domain, path) for domain, path in tables.interactions]
+    for split in SPLITS:  # in the order of time
+        files += [Interactions(*file, split) for file in tables.splits.get(split, ())]
+    if not files:
+        raise ConfigError("no interactions; give --interactions, or --train, --valid and --test")
+    refuse_repeats([(file.domain, file.path) for file in files])
     refuse_repeats(tables.items)
-    told, columns_there = False, set()
-    texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
+    columns_there: set[str] = set()
     for domain, path in tables.items:
-        found = load(engine, path, "loaded", broken, tables)
-        columns_there |= {name.lower() for name in found}
-        where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
-        item = _needed(path, found, "item_id", tables.columns)
-        known = quoted(domain) if domain is not None else where["domain"]
-        if known is None:
-            raise DataError(
-                f"{path}: no column 'domain' (found: {', '.join(found)}); name the domain before "
-                "the file, DOMAIN=FILE, or the column by --column domain=NAME"
-            )
-        take_items(
-            engine,
-            "loaded",
-            path,
-            broken,
-            item=item,
-            domain=known,
-            columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
-            | {c: texts_of[c](where[c]) for c in texts_of if where[c]},
-        )
-        told = True
-    for domain, path in tables.interactions:
-        found = load(engine, path, "loaded", broken, tables)
-        columns_there |= {name.lower() for name in found}
-        columns = {
-            c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id", "timestamp")
-        }
-        own = quoted(domain) if domain is not None else None
-        own = own or _column(path, found, "domain", tables.columns)
-        if own is None and not told:
-            raise DataError(
-                f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
-                "that tells it; give --items, or DOMAIN=FILE"
-            )
-        table = "loaded"
-        if own is None:
-            own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
-        take_events(
-            engine,
-            table,
-            path,
-            broken,
-            user=columns["user_id"],
-            item=columns["item_id"],
-            timestamp=columns["timestamp"],
-            rating=_column(path, found, "rating", tables.columns),
-            domain=own,
-        )
+        columns_there |= _read_items(engine, domain, path, tables, broken)
+    timed: dict[Path, bool] = {}
+    ends = []
+    for file in files:
+        found, timed[file.path] = _read_events(engine, file, tables, broken)
+        columns_there |= found
+        ends.append(engine.value("SELECT coalesce(max(place), 0) FROM raw_events"))
     for ours, theirs in tables.columns.items():
         if theirs.lower() not in columns_there:
             near = difflib.get_close_matches(theirs, sorted(columns_there), n=1, cutoff=0)
             raise ConfigError(
                 f"--column {ours}={theirs}: no file has a column '{theirs}'; nearest: '{near[0]}'"
             )
-    if told:
+    _settle_order(engine, files, timed)
+    _settle_users(engine, files, tables, ends)
+    if tables.items:
         _tell_unmatched(engine)
+
+
+def _check_columns(tables: Tables) -> None:
+    given = {f"--column {ours}": ours for ours in tables.columns}
+    for role, names in tables.headers.items():
+        given |= {f"{OPTIONS[role]}, column": name for name in names if name not in NAMES}
+    for option, name in given.items():
+        if name not in NAMES and name != LEFT_OUT:
+            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+            raise ConfigError(f"{option} '{name}' is none of {', '.join(NAMES)}; nearest: '{near}'")
+    for role, names in tables.headers.items():
+        twice = {name for name in names if name != LEFT_OUT and list(names).count(name) > 1}
+        if twice:
+            raise ConfigError(f"{OPTIONS[role]} names '{min(twice)}' twice")
+        needed = {"interactions": ("user_id", "item_id"), "items": ("item_id",)}[role]
+        lacking = [name for name in needed if name not in names]
+        if lacking:
+            raise ConfigError(f"{OPTIONS[role]} names no '{lacking[0]}' ({', '.join(names)})")
+
+
+def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str]:
+    """Move a table of items to `raw_items`; its columns, in lower case."""
+    found = load(engine, path, "loaded", broken, tables, "items")
+    where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
+    item = _needed(path, found, "item_id", tables.columns)
+    known = quoted(domain) if domain is not None else where["domain"]
+    if known is None:
+        raise DataError(
+            f"{path}: no column 'domain' (found: {', '.join(found)}); name the domain before "
+            "the file, DOMAIN=FILE, or the column by --column domain=NAME"
+        )
+    texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
+    take_items(
+        engine,
+        "loaded",
+        path,
+        broken,
+        item=item,
+        domain=known,
+        columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
+        | {c: texts_of[c](where[c]) for c in texts_of if where[c]},
+    )
+    return {name.lower() for name in found}
+
+
+def _read_events(
+    engine: Engine, file: Interactions, tables: Tables, broken: Broken
+) -> tuple[set[str], bool]:
+    """Move a table of interactions to `raw_events`; its columns, in lower case, and whether it
+    has times."""
+    domain, path, split = file
+    found = load(engine, path, "loaded", broken, tables, "interactions")
+    columns = {
+        "user_id": _needed(path, found, "user_id", tables.columns),
+        "item_id": _needed(path, found, "item_id", tables.columns),
+        "timestamp": _time_column(path, found, tables),
+        "rating": _column(path, found, "rating", tables.columns),
+        "domain": _column(path, found, "domain", tables.columns),
+        "split": _column(path, found, "split", tables.columns),
+    }
+    if domain is None and columns["domain"] is None and not tables.items:
+        raise DataError(
+            f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
+            "that tells it; give --items, or DOMAIN=FILE"
+        )
+    columns = expand(engine, path, "loaded", broken, columns, tables.sequences) or columns
+    table, own = "loaded", quoted(domain) if domain is not None else columns.get("domain")
+    if own is None:
+        own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
+    user = columns["user_id"]
+    if tables.own_users:
+        user = f"{quoted(path.name.split('.')[0] + '_')} || {user}"
+    take_events(
+        engine,
+        table,
+        path,
+        broken,
+        user=user,
+        item=columns["item_id"],
+        timestamp=columns.get("timestamp"),
+        rating=columns.get("rating"),
+        domain=own,
+        split=quoted(split) if split else columns.get("split"),
+        form=tables.time_format,
+    )
+    return {name.lower() for name in found}, columns.get("timestamp") is not None
+
+
+def _time_column(path: Path, found: list[str], tables: Tables) -> str | None:
+    """SQL of the column of times; None where the order of the file is that of the events.
+
+    Raises:
+        DataError: there is none, and a column that can be one.
+    """
+    if tables.order == "file":
+        return None
+    column = _column(path, found, "timestamp", tables.columns)
+    if column or (not tables.order and "timestamp" in tables.columns):
+        return column
+    known = USUAL | {theirs.lower() for theirs in tables.columns.values()}
+    other = [c for c in found if c.lower() not in known and not _is_left_out(c)]
+    if other or tables.order == "time":
+        raise DataError(
+            f"{path}: no column 'timestamp' (found: {', '.join(found)}); name it by --column "
+            "timestamp=NAME, or take a user's events in the order of the file: --order file"
+        )
+    return None
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a column has a name that we gave it, for want of one."""
+    return name.startswith(("column ", "left out "))
+
+
+def _settle_order(engine: Engine, files: Sequence[Interactions], timed: dict[Path, bool]) -> None:
+    """Say what the order of the events is where files have no times.
+
+    Raises:
+        DataError: some files have times.
+    """
+    none = [path for path, times in timed.items() if not times]
+    if not none:
+        return
+    if len(none) < len(timed):
+        other = next(path for path, times in timed.items() if times)
+        raise DataError(
+            f"{none[0]}: no times, but {other} has some: nothing tells their order; give times for "
+            "all, or take the events in the order of the files: --order file"
+        )
+    log.info("no times: a user's events keep the order of %s", ", ".join(p.name for p in none))
+    parts = defaultdict(set)
+    for file in files:
+        parts[file.split].add(file.domain)
+    if all(len(domains) == 1 for domains in parts.values()):
+        return
+    log.warning(
+        "no times, and a file for each domain: events of a user in both stand one file after the "
+        "other, so nothing that is learnt of the order across domains is of the users"
+    )
+
+
+def _settle_users(
+    engine: Engine, files: Sequence[Interactions], tables: Tables, ends: Sequence[int]
+) -> None:
+    """Refuse ids of users that may be numbers of the lines of their file.
+
+    Args:
+        ends: The last `place` of each file.
+
+    Raises:
+        DataError: a number is a user of two files of one domain, there are no times that would
+            order the two, and `tables` do not say whether it is one user.
+    """
+    if tables.own_users is not None:
+        return
+    of_domain = defaultdict(list)
+    for file, first, last in zip(files, [0, *ends], ends, strict=False):
+        of_domain[file.domain].append((file.path.name, first, last))
+    for parts in of_domain.values():
+        if len(parts) < 2:
+            continue
+        spans = ", ".join(f"({n}, {first}, {last})" for n, (_, first, last) in enumerate(parts))
+        count, example = engine.rows(
+            "SELECT count(*), min(user) FROM (SELECT user FROM raw_events JOIN "
+            f"(VALUES {spans}) AS parts(n, first, last) ON place > first AND place <= last "
+            "WHERE timestamp IS NULL AND regexp_full_match(user, '[0-9]+') "
+            "GROUP BY user HAVING count(DISTINCT n) > 1)"
+        )[0]
+        if count:
+            names = ", ".join(name for name, _, _ in parts)
+            raise DataError(
+                f"{count:,} users, such as '{example}', are in several of {names}: is it one user? "
+                "Say --user_ids shared, or --user_ids own if each file counts its own from the "
+                "start"
+            )
 
 
 def _tell_unmatched(engine: Engine) -> None:
@@ -170,16 +276,16 @@ def _tell_unmatched(engine: Engine) -> None:
     text += f" has an event (domains of events: {found}); ids or domains differ between the tables"
     if len(idle) == len(rows):
         raise DataError(text)
-    log.warning("%s", text)
+    log.warning("%s; these items are left out", text)
 
 
 def category_of(column: str) -> str:
-    """SQL: categories as tokens, of a JSON list, of texts with | between, or of tokens."""
-    listed = tokens_of(f"json_extract_string({column}, '$[*]')")
-    split = tokens_of(f"string_split({column}, '|')")
-    return (
-        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) THEN {listed} "
-        f"WHEN contains({column}, '|') THEN {split} ELSE {column} END"
+    """SQL: categories of a JSON list, of texts with | between, or of tokens."""
+    return categories_of(
+        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
+        f"THEN json_extract_string({column}, '$[*]') "
+        f"WHEN contains({column}, '|') THEN string_split({column}, '|') "
+        f"ELSE string_split({column}, ' ') END"
     )
 
 
@@ -223,52 +329,52 @@ def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
 
 
 def load(
-    engine: Engine, path: Path, table: str, broken: Broken, tables: Tables | None = None
+    engine: Engine,
+    path: Path,
+    table: str,
+    broken: Broken,
+    tables: Tables,
+    role: str = "interactions",
 ) -> list[str]:
     """Make `table` (_number, _good, and the file's columns as text); the names of the columns.
 
     Raises:
-        DataError: there is no such file, or of no kind that is known by its name.
+        DataError: there is no such file, or what kind of table it is cannot be told.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    kinds = [suffix.lower() for suffix in path.suffixes]
-    kind = next((suffix for suffix in reversed(kinds) if suffix not in PACKED), "")
-    if kind == ".parquet":
+    layout = layout_of(path, tables, role)
+    if layout.kind == "parquet":
         with naming_file(path):
-            names = _number_parquet(engine, path, table)
-        return names
-    if kind in JSON:
-        return _load_json(engine, path, table, broken, tables or Tables([], []))
-    if kind not in DELIMITERS:
-        known = ", ".join([*DELIMITERS, *sorted(JSON), ".parquet"])
-        raise DataError(f"{path}: what kind of table '{kind}' is cannot be told; known: {known}")
-    tables = tables or Tables([], [])
-    delimiter = tables.delimiter or DELIMITERS[kind]
-    names = separated(engine, path, table, broken, delimiter=delimiter, quote=tables.quote)
-    if len(names) == 1:
-        other = next((d for d in ",;\t|" if d in names[0]), None)
-        if other:
-            raise DataError(
-                f"{path}, line 1: one column only, {names[0]!r}; if {other!r} is between the "
-                f"cells, add --delimiter {'tab' if other == chr(9) else repr(other)}"
-            )
-    return names
+            return _number_parquet(engine, path, table)
+    if layout.kind == "json":
+        return _load_json(engine, path, table, broken, tables)
+    if layout.kind == "sequences":
+        return read_sequences(engine, path, table, broken, layout.delimiter, layout.marked)
+    return separated(
+        engine,
+        path,
+        table,
+        broken,
+        delimiter=layout.delimiter,
+        quote=layout.quote,
+        names=layout.names,
+        skip=layout.skip,
+    )
 
 
 def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: Tables) -> list[str]:
-    """Make `table` of JSON lines: the columns that can be meant; their names.
+    """Make `table` of JSON objects: the columns that can be meant; their names.
 
-    Keys are those of the first lines, and the usual names, which can come later.
+    Keys are those of the first objects, and the usual names, which can come later.
     """
     with engine.reading(path) as text:
         seen = engine.rows(
             "SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
-            f"{text_lines(text.sql)} WHERE json_valid(line) AND starts_with(ltrim(line), '{{') "
-            f"LIMIT {SAMPLED_LINES}) ORDER BY key"
+            f"{json_texts(path, text.sql)} WHERE json_valid(line) "
+            f"AND starts_with(ltrim(line), '{{') LIMIT {SAMPLED_LINES}) ORDER BY key"
         )
-    usual = {alias for names in NAMES.values() for alias in names}
-    usual |= set(tables.columns.values())
+    usual = USUAL | set(tables.columns.values())
     meant = {name.lower() for name in usual}
     first = [key for (key,) in seen if key.lower() in meant]
     keys = first + sorted(usual - set(first))
@@ -285,8 +391,7 @@ def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: T
     )[0]
     if not counts[-1]:
         raise DataError(
-            f"{path}: no line of it is a JSON object; of one array of objects make lines, "
-            "e.g. jq -c '.[]' FILE > NEW.jsonl"
+            f"{path}: no line of it is a JSON object; write one a line, or all in one array"
         )
     found = {
         name: column

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from dataset_tools.convert.engine import Engine, identifier
-from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.convert.lines import Broken
+from dataset_tools.convert.recbole import load_atomic
 from dataset_tools.writer import FEATURE_FIELDS
-from recbole_tema.atomic import read_header
-from recbole_tema.errors import DataError
 from recbole_tema.split import PHASES, target_positions
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
@@ -107,11 +106,7 @@ def load(engine: Engine, folder: Path, name: str) -> None:
         ("inter", "raw", ("user_id", "item_id", "timestamp")),
     ):
         path = folder / f"{name}.{suffix}"
-        names = [f.name for f in read_header(path)]
-        lacking = [column for column in needed if column not in names]
-        if lacking:
-            raise DataError(f"{path}, line 1: no column '{lacking[0]}' (found: {', '.join(names)})")
-        separated(engine, path, table, strict, delimiter="\t", quote="", names=names, skip=1)
+        load_atomic(engine, path, table, strict, needed)
     engine.do(
         "CREATE TABLE one AS SELECT item_id, first(domain ORDER BY _number) AS domain FROM it "
         "GROUP BY item_id;"

@@ -11,13 +11,14 @@ from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
+from recbole_tema.atomic import read_header
 from recbole_tema.config_keys import class_keys
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
 from recbole_tema.data.negatives import within
-from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES, detect
+from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES, SPLIT_FIELD, detect
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
@@ -48,6 +49,7 @@ def create_dataset(config, model_class):
         DataError: a file is missing or malformed. ConfigError: the model cannot be run here.
     """
     found = detect(config["data_path"], config["dataset"], config)
+    _tell_given_split(config)
     _leave_out_unloaded(config, found)
     attributes = _attribute_defaults(config, found["load_col"]["item"])
     stated = {key: config[key] for key in attributes}
@@ -65,6 +67,15 @@ def create_dataset(config, model_class):
     dataset = dataset_class(config)
     _check_attributes(config, dataset)
     return dataset
+
+
+def _tell_given_split(config) -> None:
+    path = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    if SPLIT_FIELD in {field.name for field in read_header(path)}:
+        getLogger().warning(
+            f"{path.name} tells a split in its column '{SPLIT_FIELD}', which is not read: this run "
+            f"splits leave-one-out, by each user's last events"
+        )
 
 
 def _leave_out_unloaded(config, found) -> None:

@@ -20,6 +20,8 @@ FEATURE_FILES = {
     "tag": ("tag_id", "tag_emb", "tag_id"),
 }
 
+SPLIT_FIELD = "split"  # train, valid or test, where the split is given
+
 # The types that the data contract gives to the fields that this package reads.
 FIELD_TYPES = (
     {
@@ -27,6 +29,7 @@ FIELD_TYPES = (
         "item_id": "token",
         "timestamp": "float",
         "rating": "float",
+        SPLIT_FIELD: "token",
         "domain": "token",
         "tags": "token_seq",
         "tag_weights": "float_seq",

@@ -1,0 +1,439 @@
+"""Tables and sequences in the forms that datasets are published in, told or asked for."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from dataset_tools.cli import main
+from recbole_tema.atomic import read_table
+
+duckdb = pytest.importorskip("duckdb", reason="the extra convert is not installed")
+
+EVENTS = [("u1", "a", 4, 1300000000), ("u2", "a", 5, 1300000001), ("u1", "b", 3, 1300000002)]
+FILMS = [("u1", "f", 5, 1300000003), ("u2", "g", 2, 1300000004)]
+TOLD = [(u, i, float(t)) for u, i, _, t in EVENTS + FILMS]
+PUBLISHED = os.environ.get("CDSR_DATA_PATH")  # a folder of the data that papers published
+
+
+def table(rows, between=",", head=None):
+    lines = [] if head is None else [head]
+    return "".join(between.join(map(str, row)) + "\n" for row in lines + list(rows))
+
+
+def convert(folder, files, *options, domains=("x", "y")):
+    """Convert files (option -> texts, or names -> texts); (exit code, events, what was said)."""
+    words = ["convert", "csv", "shop", "--data_path", str(folder / "out"), "--threads", "1"]
+    for (option, name), text in files.items():
+        path = folder / name.split("=")[-1]
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        domain = name.split("=")[0] + "=" if "=" in name else ""
+        words += [option, f"{domain}{path}"]
+    done = CliRunner().invoke(main, [*words, "--force", *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    if done.exit_code:
+        last = done.output.splitlines()[-1]
+        assert last.lower().startswith("error: ") and not (folder / "out" / "shop").exists()
+        return done.exit_code, None, last
+    inter = read_table(folder / "out" / "shop" / "shop.inter")
+    columns = ["user_id", "item_id", "timestamp"] + ["split"] * ("split" in inter)
+    return 0, list(inter[columns].itertuples(index=False, name=None)), done.output
+
+
+def pair(first, second, ends=("csv", "csv")):
+    """Two tables, of x and of y."""
+    return {
+        ("--interactions", f"x=one.{ends[0]}"): first,
+        ("--interactions", f"y=two.{ends[1]}"): second,
+    }
+
+
+HEAD = ("user_id", "item_id", "rating", "timestamp")
+
+
+@pytest.mark.parametrize("end", ["dat", "txt", "data", "csv.1"])
+@pytest.mark.parametrize("between", ["\t", "::", ",", ";", "|"])
+def test_the_first_lines_tell_what_the_name_does_not(tmp_path, end, between):
+    files = pair(table(EVENTS, between, HEAD), table(FILMS, between, HEAD), (end, end))
+    code, found, said = convert(tmp_path, files)
+    assert (code, found) == (0, TOLD), said
+    if (end, between) != ("txt", "\t"):
+        assert said.count("taken for a table with") == 2  # never in silence
+    word = {"\t": "tab"}.get(between, between)
+    code, found, said = convert(tmp_path, files, "--delimiter", word)
+    assert (code, found) == (0, TOLD) and "taken for" not in said
+
+
+def test_parquet_and_json_by_their_content(tmp_path):
+    rows = [dict(zip(HEAD, row, strict=True)) for row in FILMS]
+    frame = duckdb.sql(
+        f"SELECT * FROM (VALUES {', '.join(map(str, EVENTS))}) AS t{HEAD}".replace(
+            "'user_id', 'item_id', 'rating', 'timestamp'", "user_id, item_id, rating, timestamp"
+        )
+    )
+    frame.write_parquet(str(tmp_path / "one.bin"))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    files = pair((tmp_path / "one.bin").read_bytes(), text, ("bin", "log"))
+    code, found, said = convert(tmp_path, files)
+    assert (code, found) == (0, TOLD), said
+
+
+def test_a_delimiter_that_two_can_be_is_asked_for(tmp_path):
+    rows = [("u1;x", "a;y", "1"), ("u2;x", "b;y", "2")]
+    code, _, said = convert(tmp_path, pair(table(rows), table(rows), ("dat", "dat")))
+    assert code == 2 and "',' or ';' may be between its cells; add --delimiter" in said
+
+
+def test_a_table_without_header_is_asked_about(tmp_path):
+    """User and item come in either order in what is published, so nobody guesses it."""
+    files = pair(table(EVENTS), table(FILMS))
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "one.csv, line 1" in said
+    assert "--columns user_id,item_id,rating,timestamp" in said
+    code, found, _ = convert(tmp_path, files, "--columns", "user_id,item_id,rating,timestamp")
+    assert (code, found) == (0, TOLD)
+    turned = pair(*(table((i, "-", u, t) for u, i, _, t in part) for part in (EVENTS, FILMS)))
+    code, found, _ = convert(tmp_path, turned, "--columns", "item_id,_,user_id,timestamp")
+    assert (code, found) == (0, TOLD)
+    files = pair(table(EVENTS, head=HEAD), table(FILMS))  # one of them has a header
+    code, found, said = convert(tmp_path, files, "--columns", "user_id,item_id,rating,timestamp")
+    assert (code, found) == (0, TOLD) and "one.csv: line 1 is a header" in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("user_id,item_id,timestamp", "4 cells (u1, a, 4, 1300000000), but --columns names 3"),
+        ("user_id,item,rating,timestamp", "nearest: 'item_id'"),
+        ("user_id,_,rating,timestamp", "names no 'item_id'"),
+        ("user_id,item_id,item_id,timestamp", "names 'item_id' twice"),
+        ("user_id,,rating,timestamp", "not of the form"),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path, columns, says):
+    files = pair(table(EVENTS), table(FILMS))
+    code, _, said = convert(tmp_path, files, "--columns", columns)
+    assert code == 2 and says in said
+
+
+def test_double_colons_and_items_without_header(tmp_path):
+    items = table([("a", 'A "b" c', "x"), ("b", '"B', "x"), ("f", "F", "y"), ("g", "G", "y")], "::")
+    files = {
+        ("--interactions", "ratings.dat"): table(EVENTS + FILMS, "::"),
+        ("--items", "movies.dat"): items,
+    }
+    options = ["--columns", "user_id,item_id,rating,timestamp", "--delimiter", "::"]
+    options += ["--item_columns", "item_id,title,domain"]
+    code, found, said = convert(tmp_path, files, *options)
+    assert (code, found) == (0, TOLD), said
+    titles = read_table(tmp_path / "out/shop/shop.item")["title"].tolist()
+    assert titles == ['A "b" c', '"B', "F", "G"]
+
+
+def test_an_index_is_no_column(tmp_path):
+    rows = [(n, *row) for n, row in enumerate(EVENTS)]
+    files = pair(table(rows, head=("", *HEAD)), table(FILMS, head=HEAD))
+    code, found, said = convert(tmp_path, files)
+    assert (code, found) == (0, TOLD) and "one.csv: column 1 has no name" in said
+
+
+# ---- times
+
+
+def test_without_times_the_files_tell_the_order(tmp_path):
+    rows = [
+        ("u2", "b", "x"),
+        ("u1", "a", "x"),
+        ("u2", "f", "y"),
+        ("u1", "b", "x"),
+        ("u2", "a", "x"),
+    ]
+    text = table(rows, head=("user_id", "item_id", "domain"))
+    code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and "no times: a user's events keep the order of e.csv" in said
+    assert sorted(found) == [
+        ("u1", "a", 0), ("u1", "b", 1), ("u2", "a", 2), ("u2", "b", 0), ("u2", "f", 1),
+    ]  # fmt: skip
+    card = yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())
+    assert card["timestamp"].startswith("position")
+    (tmp_path / "out/shop/shop.yaml").unlink()
+    for option, value in (("--after", "2018-01-01"), ("--dedupe", "60")):
+        words = ["convert", "csv", "new", "--interactions", str(tmp_path / "e.csv"), option, value]
+        done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+        assert done.exit_code == 2 and "the source has no times" in done.output
+
+
+def test_an_order_that_nothing_tells_is_asked_for(tmp_path):
+    plain = table([row[:2] for row in EVENTS], head=HEAD[:2])
+    files = pair(plain, table(FILMS, head=HEAD))
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "one.csv: no times" in said and "--order file" in said
+    code, found, said = convert(tmp_path, files, "--order", "file")
+    assert code == 0 and {(u, i) for u, i, _ in found} == {(u, i) for u, i, _ in TOLD}
+    assert "one file after the other" in said  # the order across domains is of nobody
+    for path in (tmp_path / "out/shop").iterdir():
+        path.unlink()
+    (tmp_path / "out/shop").rmdir()
+    files = pair(table(EVENTS, head=(*HEAD[:3], "when")), table(FILMS, head=(*HEAD[:3], "when")))
+    code, _, said = convert(tmp_path, files)  # a column that can be of times
+    assert code == 2 and "--column timestamp=NAME" in said and "--order file" in said
+
+
+DATES = [  # a day each: 3 May 2014
+    "05 3, 2014", "May 3, 2014", "3 May 2014", "03-May-2014", "2014/05/03", "2014.05.03",
+    "2014-05-03", "Sat, 03 May 2014 00:00:00 GMT", "Sat May 03 02:00:00 +0200 2014",
+    "May 03, 2014 00:00:00", "2014-05-03T00:00:00Z", "1399075200", "1399075200000",
+]  # fmt: skip
+
+
+def test_dates_that_can_be_read_in_one_way(tmp_path):
+    rows = [("u1", f"i{n}", "xy"[n % 2], f'"{date}"') for n, date in enumerate(DATES)]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and "left out" not in said
+    assert {i: t for _, i, t in found} == {f"i{n}": 1399075200 for n in range(len(DATES))}
+
+
+@pytest.mark.parametrize(
+    ("dates", "form"),
+    [(("20140503", "20140504"), "%Y%m%d"), (("20140503000000", "20140504000000"), "%Y%m%d%H%M%S")],
+)
+def test_numbers_that_are_dates_are_said_to_be(tmp_path, dates, form):
+    rows = [("u1", "a", "x", dates[0]), ("u1", "b", "y", dates[1])]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and f"dates of the form {form}" in said
+    assert [t for *_, t in found] == [1399075200, 1399075200 + 86400]
+
+
+@pytest.mark.parametrize(
+    ("date", "asks"),
+    [
+        ("28/03/2015", "--time_format '%d/%m/%Y'"),
+        ("03/28/2015 10:00", "--time_format '%m/%d/%Y %H:%M'"),
+        ("03/04/15", "--time_format '%d/%m/%y' or '%m/%d/%y'"),
+        ("03-04-15", "--time_format '%d-%m-%y' or '%m-%d-%y'"),
+        ("May 3, 14", "--time_format, of strptime"),
+        ("03/04/2015", "--time_format '%d/%m/%Y' or '%m/%d/%Y'"),
+        ("3.4.15", "--time_format '%d.%m.%y' or '%m.%d.%y'"),
+        ("soon", "--time_format, of strptime"),
+    ],
+)
+def test_dates_that_can_be_read_in_two_ways_are_asked_about(tmp_path, date, asks):
+    rows = [("u1", "a", "x", f'"{date}"'), ("u1", "b", "y", f'"{date}"')]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    code, _, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 2 and repr(date) in said and asks in said
+
+
+def test_a_form_of_times_is_checked(tmp_path):
+    rows = [("u1", "a", "x", "03/04/2015"), ("u1", "b", "y", "04/04/2015")]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    files = {("--interactions", "e.csv"): text}
+    code, _, said = convert(tmp_path, files, "--time_format", "%Q")
+    assert code == 2 and "no form of strptime" in said
+    code, found, _ = convert(tmp_path, files, "--time_format", "%d/%m/%Y")
+    assert code == 0 and [t for *_, t in found] == [1428019200, 1428105600]
+
+
+# ---- sequences
+
+ITEMS = "item_id,domain\n" + "".join(f"{i},{d}\n" for i, d in zip("abcdef", "xxxyyy", strict=True))
+ORDERED = {"1": "adbe", "2": "fa", "3": "bcd"}
+
+
+@pytest.mark.parametrize("style", ["{} {}", "{}\t{}", "{}\t{},", "{}: {}"])
+def test_a_line_a_user(tmp_path, style):
+    between = {"{}\t{},": ","}.get(style, " ")
+    text = "".join(f"{style.format(u, between.join(s))}\n" for u, s in ORDERED.items())
+    files = {("--interactions", "s.txt"): text, ("--items", "i.csv"): ITEMS}
+    options = []
+    if style == "{} {}":  # could be a table with blanks
+        code, _, said = convert(tmp_path, files)
+        assert code == 2 and "add --sequences" in said
+        options = ["--sequences"]
+    if style == "{}: {}":
+        options = ["--sequences", "--delimiter", ":"]
+    code, found, said = convert(tmp_path, files, *options)
+    assert code == 0, said
+    if not options:
+        assert "s.txt: taken for sequences" in said
+    for user, items in ORDERED.items():
+        assert sorted((t, i) for u, i, t in found if u == user) == list(enumerate(items))
+
+
+def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
+    lines = [
+        "1\t3\ta|5|0\td|7|1\tb|7|2\t",
+        "1\t3\ta|5|0\td|7|1\te|7|2\t",
+        "2\t4\tf|1|0\tf|1|1\tc|2",
+    ]
+    lines += ["3\t1", "4\t1\tb|soon", "5\t2\tc|9\td|8"]
+    files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
+    code, _, said = convert(tmp_path, files, "--max_broken", "0.3")
+    assert code == 2  # not all items have a time, so they are no `item|time`
+    files["--interactions", "s.txt"] = "\n".join(lines[:3] + lines[5:]) + "\n"
+    code, found, said = convert(tmp_path, files)
+    assert code == 0 and "1 users have several lines" in said and "(2 left out)" in said
+    assert sorted(found) == [
+        ("1", "a", 5), ("1", "b", 7), ("1", "d", 7), ("1", "e", 7), ("2", "c", 2),
+        ("2", "f", 1), ("2", "f", 1), ("5", "c", 9), ("5", "d", 8),
+    ]  # fmt: skip
+
+
+def test_lists_in_the_cells_of_a_table(tmp_path):
+    rows = ["\tuser_id\titem\ttype\tunix_time", "0\tu\ta,f,b\tx,y,x\t5,6,7", "1\tv\tf,a\ty,x\t3,2"]
+    files = {("--interactions", "s.txt"): "\n".join(rows) + "\n"}
+    code, found, said = convert(tmp_path, files, "--column", "domain=type")
+    assert code == 0 and "rows are taken for sequences: lists of" in said
+    assert sorted(found) == [
+        ("u", "a", 5), ("u", "b", 7), ("u", "f", 6), ("v", "a", 2), ("v", "f", 3),
+    ]  # fmt: skip
+    files = {("--interactions", "s.txt"): "\n".join([*rows, "2\tw\ta,b\tx\t5,6"]) + "\n"}
+    words = ["convert", "csv", "other", "--interactions", str(tmp_path / "s.txt"), "--column"]
+    (tmp_path / "s.txt").write_text(files["--interactions", "s.txt"])
+    done = CliRunner().invoke(main, [*words, "domain=type", "--data_path", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "lists of different lengths (row 3)" in done.output
+
+
+def test_ids_with_commas_are_asked_about(tmp_path):
+    text = 'user_id,item_id,domain\nu,"a,b",x\nv,"f,a",y\n'
+    files = {("--interactions", "e.csv"): text}
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "'a,b'" in said and "--sequences" in said and "--no-sequences" in said
+    code, found, _ = convert(tmp_path, files, "--no-sequences")
+    assert code == 0 and [i for _, i, _ in found] == ["a,b", "f,a"]
+    code, found, _ = convert(tmp_path, files, "--sequences")
+    assert code == 0 and sorted((u, i, t) for u, i, t in found) == [
+        ("u", "x_a", 0), ("u", "x_b", 1), ("v", "y_a", 1), ("v", "y_f", 0),
+    ]  # fmt: skip
+
+
+def splits(users=("1", "2", "3")):
+    sequences = ["adbe", "fa", "bcd"]
+    return {
+        (f"--{split}", f"{split}.txt"): f"{user}\t{','.join(items)}\n{user}9\ta,d,b,c,e\n"
+        for user, split, items in zip(users, ("train", "valid", "test"), sequences, strict=True)
+    } | {("--items", "i.csv"): ITEMS}
+
+
+def test_files_of_a_given_split(tmp_path):
+    code, found, said = convert(tmp_path, splits())
+    assert code == 0, said
+    parts = {split: "".join(i for u, i, _, s in found if s == split and len(u) == 1)
+             for split in ("train", "valid", "test")}  # fmt: skip
+    assert parts == {"train": "adbe", "valid": "fa", "test": "bcd"}
+    header = (tmp_path / "out/shop/shop.inter").read_text().splitlines()[0]
+    assert header == "user_id:token\titem_id:token\ttimestamp:float\tsplit:token"
+    # A dataset of its own takes the split along.
+    words = ["convert", "recbole", "again", f"z={tmp_path / 'out/shop'}", f"w={tmp_path / 'w'}"]
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/w.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n")
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    again = read_table(tmp_path / "out/again/again.inter")
+    assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 8, "": 1}
+
+
+def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
+    files = splits(("1", "1", "1"))
+    code, _, said = convert(tmp_path, files)
+    assert (
+        code == 2
+        and "2 users, such as '1', are in several of train.txt, valid.txt, test.txt" in said
+    )
+    code, found, _ = convert(tmp_path, files, "--user_ids", "own")
+    assert code == 0 and {u for u, *_ in found} == {
+        *("train_1", "train_19", "valid_1", "valid_19", "test_1", "test_19"),
+    }
+    code, found, _ = convert(tmp_path, files, "--user_ids", "shared")
+    assert code == 0  # train, then valid, then test
+    assert [(i, s) for u, i, _, s in sorted(found, key=lambda row: row[2]) if u == "1"] == [
+        *((i, "train") for i in "adbe"), *((i, "valid") for i in "fa"),
+        *((i, "test") for i in "bcd"),
+    ]  # fmt: skip
+
+
+def test_a_column_of_the_split(tmp_path):
+    rows = [
+        (*row, "xy"[n % 2], s)
+        for n, (row, s) in enumerate(zip(EVENTS, ("Train", "val", "test"), strict=True))
+    ]
+    text = table(rows, head=(*HEAD, "domain", "split"))
+    code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and [s for *_, s in found] == ["train", "valid", "test"]
+    text = text.replace("val", "third")
+    words = ["convert", "csv", "new", "--interactions", str(tmp_path / "e.csv")]
+    (tmp_path / "e.csv").write_text(text)
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "split is none of train, valid, test (row 2)" in done.output
+
+
+# ---- what is published
+
+
+def published(folder):
+    path = Path(PUBLISHED or "") / folder
+    if not PUBLISHED or not path.is_dir():
+        pytest.skip(f"no published data {folder}: CDSR_DATA_PATH names no folder that has them")
+    return path
+
+
+def unpacked(path):
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def run_published(tmp_path, *words):
+    words = ["convert", "csv", "shop", *map(str, words), "--data_path", str(tmp_path)]
+    done = CliRunner().invoke(main, [*words, "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    return yaml.safe_load((tmp_path / "shop/shop.yaml").read_text())["counts"]
+
+
+def test_the_published_sequences_of_abxi(tmp_path):
+    folder = published("abxi-food-kitchen")
+    known = json.loads(unpacked(folder / "map_item_50.txt.gz"))
+    rows = "".join(f"{i},{('food', 'kitchen')[d]}\n" for i, d in known.values())
+    (tmp_path / "i.csv").write_text("item_id,domain\n" + rows)
+    events = folder / "afk_50_preprocessed.txt.gz"
+    counts = run_published(tmp_path, "--interactions", events, "--items", tmp_path / "i.csv")
+    assert (counts["users"], counts["items"], counts["events"]) == (7144, 28095, 173548)
+    assert counts["overlapping_users"] == 7144 and counts["items_without_events"] == 0
+
+
+def test_the_published_lists_of_five_domains(tmp_path):
+    folder = published("amazon-five-domains")
+    events = folder / "amazon_seq.txt.gz"
+    counts = run_published(tmp_path, "--interactions", events, "--column", "domain=type")
+    lines = unpacked(folder / "voca_type.txt.gz").splitlines()[1:]
+    assert {d: c["events"] for d, c in counts["domains"].items()} == {
+        name: int(count) for _, name, count in (line.split("\t") for line in lines)
+    }
+
+
+def test_the_published_split_of_urllm(tmp_path):
+    folder = published("art-office")
+    rows = unpacked(folder / "items.csv.gz").splitlines()[1:]
+    rows = [row.split(",")[:2] for row in rows if row.startswith("i")]
+    (tmp_path / "i.csv").write_text("item_id,domain\n" + "".join(f"{i[1:]},{d}\n" for i, d in rows))
+    words = ["--items", tmp_path / "i.csv"]
+    for split in ("train", "valid", "test"):
+        words += [f"--{split}", folder / f"{split}data_new.txt.gz"]
+    counts = run_published(tmp_path, *words)
+    assert counts["users"] == 8000 + 577 + 1000 and counts["items"] == 38396
+    inter = read_table(tmp_path / "shop/shop.inter")
+    users = inter.groupby("split")["user_id"].nunique().to_dict()
+    assert users == {"train": 8000, "valid": 577, "test": 1000}
+    # Of each user two lines that differ in their last item.
+    text = unpacked(folder / "validdata_new.txt.gz")
+    expected = {tuple(cell.split("|")[:2]) for cell in text.splitlines()[0].split("\t")[2:] if cell}
+    expected |= {
+        tuple(cell.split("|")[:2]) for cell in text.splitlines()[1].split("\t")[2:] if cell
+    }
+    user = inter[inter["user_id"] == text.split("\t")[0]]
+    found = {(i, f"{t:g}") for i, t in zip(user["item_id"], user["timestamp"], strict=True)}
+    assert found == expected and len(user) == len(expected)
