@@ -156,7 +156,7 @@ def headline(config, dataset, n_processes=1) -> str:
     named = f"domains {', '.join(domains)}"
     parts = [
         f"{dataset.user_num - 1:,} users, {dataset.item_num - 1:,} items, "
-        f"{dataset.inter_num:,} events, "
+        f"{len(dataset.sequences.items):,} events, "  # RecBole counts rows of targets
         f"{named if len(domains) <= MOST_NAMES else f'{len(domains)} domains'}"
     ]
     keys = [*_changed(config), f"seed={config['seed']}", _device(config)]
