@@ -44,8 +44,8 @@ from recbole_tema.scoring import evaluate_model
 # Keys that say where a run happens, not what it computes.
 NOT_IN_RUN_NAME = {
     "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
-    "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu", "verbose",
-    "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
+    "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu",
+    "verbose", "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
 }  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """What a run shows: a line for it, one an epoch, the results, the table; the log file has all."""
 
+import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,8 @@ from recbole_tema.cli import main
 from recbole_tema.epochs import is_shown
 from recbole_tema.names import get_model_class
 from recbole_tema.progress import ProgressBar
+
+from .terminal import open_terminal
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 RESULTS = ("best valid : {'", "test result: {'")
@@ -65,30 +70,26 @@ def run(tiny_root, tmp_path_factory):
 @pytest.fixture(scope="module")
 def several(tiny_root, tmp_path_factory):
     """Name -> (exit code, stdout, stderr) of runs in one process."""
-    import json
-
     root = tmp_path_factory.mktemp("data")
     broken = root / "tiny"
     broken.mkdir()
-    for path in (tiny_root / "tiny").glob("tiny.i*"):
-        (broken / path.name).write_text(path.read_text())
+    for suffix in ("inter", "item"):
+        shutil.copy(tiny_root / "tiny" / f"tiny.{suffix}", broken)
     with open(broken / "tiny.inter", "a") as file:
         file.write("u1\tno-such-item\t1\n")
     unknown_key = root / "a.yaml"
-    unknown_key.write_text("n_facets: 2\n")  # another model's
+    unknown_key.write_text("tau_reg: 2\n")  # another model's
     runs = {
         "data error": words(root),
         "key error": words(tiny_root, "--hiden_size=3"),
         "quiet": words(tiny_root, "--quiet", f"--config_files={unknown_key}"),
         "verbose": words(tiny_root, "--verbose"),
         "warning": words(tiny_root, f"--config_files={unknown_key}"),
-        "state": words(tiny_root, "--state=error", "--epochs=1"),
+        "state": words(tiny_root, "--state=error"),
         "both": words(tiny_root, "--quiet", "--verbose"),
     }
-    for key in ("state",):
-        runs[key].remove("--epochs=2")
     done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, json.dumps(list(map(str_all, runs.values())))],
+        [sys.executable, "-c", SEVERAL, json.dumps(list(runs.values()))],
         cwd=tmp_path_factory.mktemp("several"),
         env=environment(),
         capture_output=True,
@@ -100,10 +101,6 @@ def several(tiny_root, tmp_path_factory):
         name: (int(parts[0][2 * i + 1]), parts[0][2 * i], parts[1][2 * i])
         for i, name in enumerate(runs)
     }
-
-
-def str_all(arguments):
-    return [str(word) for word in arguments]
 
 
 def is_table(text):
@@ -178,7 +175,7 @@ def test_a_warning_of_ours_stays(several):
     code, _, err = several["warning"]
     assert code == 0
     (line,) = [line for line in err.splitlines() if "WARNING" in line]
-    assert "keys without effect on TEMA: n_facets" in line
+    assert "keys without effect on TEMA: tau_reg" in line
 
 
 def test_state_silences_as_in_recbole(several):
@@ -187,7 +184,7 @@ def test_state_silences_as_in_recbole(several):
 
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo terminal")
 def test_a_terminal_has_bars_that_leave_no_line(tiny_root, tmp_path):
-    screen, terminal = os.openpty()
+    screen, terminal = open_terminal()
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *words(tiny_root)],
         cwd=tmp_path,
@@ -222,8 +219,6 @@ def plain(text):
 
 def test_the_error_and_its_place_are_in_the_log(tiny_root, tmp_path, monkeypatch, capsys):
     """In a process whose root logger has no handlers yet, as the command's."""
-    import logging
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     arguments = words(tiny_root, "--target_domain=music")

@@ -19,6 +19,7 @@ from recbole_tema.names import get_model_class
 from recbole_tema.trainer import TrainerLayer
 
 from .small_genre import NAME
+from .terminal import open_terminal
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 
@@ -205,7 +206,7 @@ test_result.__test__ = False
 
 def kill_inside_an_epoch(small_root, folder, model, epoch):
     """``kill -9`` when the progress bar of ``epoch`` stands between 20 and 80 percent."""
-    screen, terminal = os.openpty()  # a pipe gets no bar
+    screen, terminal = open_terminal()  # a pipe gets no bar
     process = command(small_root, folder, model, stderr=terminal)
     os.close(terminal)
     shown, waiting = b"", time.monotonic() + 300
