@@ -78,7 +78,7 @@ def several(tiny_root, tmp_path_factory):
     with open(broken / "tiny.inter", "a") as file:
         file.write("u1\tno-such-item\t1\n")
     unknown_key = root / "a.yaml"
-    unknown_key.write_text("tau_reg: 2\n")  # another model's
+    unknown_key.write_text("gamma: 1\n")  # another model's
     runs = {
         "data error": words(root),
         "key error": words(tiny_root, "--hiden_size=3"),
@@ -175,7 +175,7 @@ def test_a_warning_of_ours_stays(several):
     code, _, err = several["warning"]
     assert code == 0
     (line,) = [line for line in err.splitlines() if "WARNING" in line]
-    assert "keys without effect on TEMA: tau_reg" in line
+    assert "keys without effect on TEMA: gamma" in line
 
 
 def test_state_silences_as_in_recbole(several):
