@@ -33,6 +33,7 @@ def train(nproc: int, seed: int, options, folder: Path) -> dict:
     keys = {
         **{"model": options.model, "dataset": options.dataset, "epochs": options.epochs},
         **{"seed": seed, "nproc": nproc, "threads": 1, "show_progress": False, "gpu_id": ""},
+        "verbose": True,  # RecBole's line has the seconds of the training alone
         "checkpoint_dir": folder / f"{nproc}-{seed}",
         **options.keys,
     }

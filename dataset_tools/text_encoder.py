@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from recbole_tema.errors import DataError
+from recbole_tema.progress import ProgressBar
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -109,7 +109,7 @@ def in_batches(
     """
     unique = sorted(set(texts), key=lambda text: (-len(text), text))
     vectors = np.empty((len(unique), dimension), np.float32)
-    with tqdm(total=len(unique), desc=name, unit="text", disable=not progress) as bar:
+    with ProgressBar(total=len(unique), desc=name, unit="text", disable=not progress) as bar:
         for start in range(0, len(unique), batch_size):
             batch = unique[start : start + batch_size]
             vectors[start : start + len(batch)] = encode(batch)

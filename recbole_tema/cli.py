@@ -15,6 +15,7 @@ from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
 from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
 from recbole_tema.config_keys import check_keys
 from recbole_tema.config_model_checks import check_direction, model_rules
+from recbole_tema.console import captured
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.names import (
     DEFAULT_DATASET,
@@ -138,24 +139,28 @@ def _train(arguments):
 
     started = torchrun_keys()
     several = started or launch_keys(group)
-    from recbole_tema.distributed import launch, leave_group
-
     if several and not started:
+        from recbole_tema.distributed import launch
+
         launch(_train_one, several, model, dataset, files, cmd)
-        return 0
-    try:
+    else:
         _train_one(started, model, dataset, files, cmd)
-    finally:
-        leave_group()
     return 0
 
 
 def _train_one(keys, model, dataset, files, cmd):
     """Train in this process, one of several where ``keys`` says so."""
-    from recbole_tema.quick_start import run_recbole_tema
+    with captured():  # torch and RecBole may warn while they are imported
+        from recbole_tema.distributed import leave_group
+        from recbole_tema.quick_start import run_recbole_tema
 
-    cmd = {**cmd, **keys}
-    run_recbole_tema(model=model, dataset=dataset, config_file_list=files, cmd_config_dict=cmd)
+        cmd = {**cmd, **keys}
+        try:
+            run_recbole_tema(
+                model=model, dataset=dataset, config_file_list=files, cmd_config_dict=cmd
+            )
+        finally:
+            leave_group()
 
 
 def merged(files, cmd):

@@ -28,6 +28,8 @@ USED_KEYS = (
     "checkpoint_dir",
     "threads",
     "gpu_id",
+    "verbose",
+    "quiet",
 )
 HEAD = """\
 usage: {prog} [--model=MODEL] [--dataset=DATASET] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
@@ -41,6 +43,10 @@ overall and per domain. Without arguments: --model={model} --dataset={dataset}.
   --KEY=VALUE              any key; counts more than the files; text, numbers, lists and dicts
   -h, --help               this text; with --model=MODEL also the keys of that model
   --version                the versions of recbole-tema and RecBole
+
+On standard error: a line for the run, one for each epoch, RecBole's lines of the results. On
+standard output: the table. The whole configuration, the layers of the model and all else is in the
+log file; --verbose shows it too, --quiet shows the table and errors alone.
 
 many runs and one report, resumable: {prog} with one of the first three of
   --models=A,B,C           models to compare, each over all seeds

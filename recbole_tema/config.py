@@ -45,7 +45,7 @@ from recbole_tema.names import CDR_MODELS, get_model_class
 from recbole_tema.paths import default_data_path
 
 OUR_CATEGORIES = {
-    "General": ["threads", "resume"],
+    "General": ["threads", "resume", "verbose", "quiet"],
     "Evaluation": [
         *("target_domain", "candidates", "exclude_history", "eval_groups", "eval_neg_seed"),
     ],

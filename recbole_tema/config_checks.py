@@ -143,6 +143,8 @@ RULES = {
     "use_gpu": BOOL,
     "state": choice(LEVELS),
     "show_progress": BOOL,
+    "verbose": BOOL,
+    "quiet": BOOL,
     "data_path": PATH,
     "checkpoint_dir": PATH,
     "resume": BOOL,
@@ -251,6 +253,8 @@ def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> 
         if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
             how = "1; several processes are started by --nproc, torchrun or distributed.launch"
             fail(key, values[key], how, sources)
+    if values.get("verbose") and values.get("quiet"):
+        fail("quiet", True, "False where verbose is True", sources)
     if "local_rank" in values:
         lacking = [key for key in GROUP_KEYS if key not in values]
         if lacking:

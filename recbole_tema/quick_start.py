@@ -1,6 +1,5 @@
 """From a model's name to its test metrics: ``run_recbole_tema`` and ``load_model``."""
 
-import logging
 import os
 from logging import getLogger
 from pathlib import Path
@@ -9,7 +8,7 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
 import torch
-from recbole.utils import init_logger, init_seed, set_color
+from recbole.utils import init_seed, set_color
 
 from recbole_tema.checkpoint import (
     check_belongs,
@@ -21,9 +20,10 @@ from recbole_tema.checkpoint import (
 from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import check_layers, load_yaml, merge_layer
 from recbole_tema.config_keys import keys_by_model
+from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID
-from recbole_tema.distributed import from_main, is_main, rank
+from recbole_tema.distributed import from_main, is_main, rank, world_size
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import (
     format_table,
@@ -52,6 +52,7 @@ MADE_HERE = {
 }
 
 
+@captured()
 def run_recbole_tema(
     model=None,
     dataset=None,
@@ -92,7 +93,7 @@ def run_recbole_tema(
         torch.set_num_threads(int(config["threads"]))
     keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
-    _start_log(config)
+    start_log(config)
     logger = getLogger()
     logger.info(config)
     _ensure_dataset(config)
@@ -111,9 +112,10 @@ def run_recbole_tema(
         trainer = build_trainer(config, network, data)
         if SOURCE_VALID in eval_data:
             trainer.source_valid = eval_data[SOURCE_VALID]
+        SCREEN.info(headline(config, data, world_size()))
         if saved:
             _resume(config, trainer)
-        show = config["show_progress"]
+        show = config["show_progress"] and not config["quiet"]
         score, valid_result = trainer.fit(
             prepared.train_data,
             eval_data["valid"],
@@ -127,9 +129,9 @@ def run_recbole_tema(
 
     counts = slice_counts(eval_data["test"].plan, eval_data["test"].groups)
     table = format_table(valid_result, test_result, counts, notes=eval_data["test"].notes)
-    logger.info(set_color("best valid ", "yellow") + f": {dict(valid_result or {})}")
-    logger.info(set_color("test result", "yellow") + f": {dict(test_result or {})}")
-    logger.info("\n" + table)
+    SCREEN.info(set_color("best valid ", "yellow") + f": {dict(valid_result or {})}")
+    SCREEN.info(set_color("test result", "yellow") + f": {dict(test_result or {})}")
+    show_table(table, config, is_main())
     return {
         "best_valid_score": score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -351,28 +353,6 @@ def _eval_data(config, dataset, prepared):
     }
 
 
-def _start_log(config):
-    # RecBole adds its handlers to the root logger on every call: a second run would log twice.
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if getattr(handler, "recbole_tema", False):
-            root.removeHandler(handler)
-            handler.close()
-    before = set(root.handlers)
-    try:
-        # RecBole looks whether the folder is there, then makes it: of two processes one fails.
-        Path("log", config["model"]).mkdir(parents=True, exist_ok=True)
-        init_logger(config)
-    except OSError as error:
-        raise ConfigError(
-            f"the log cannot be written ({error.strerror}: {error.filename}); start in a folder "
-            f"that you may write to"
-        ) from error
-    for handler in root.handlers:
-        if handler not in before:
-            handler.recbole_tema = True
-
-
 def _ensure_dataset(config):
     """Build a built-in dataset that is missing; the one place that calls ``dataset_tools``."""
     from dataset_tools.builtin import BUILTIN, ensure_builtin
@@ -392,9 +372,9 @@ def _groups(config, plan, popularity):
 def _resume(config, trainer):
     if config["resume"]:
         if not trainer.resume():
-            getLogger().info("resume: no run with this very config so far, starting a new one")
+            SCREEN.info("resume: no run with this very config so far, starting a new one")
     elif is_main() and trainer.last_file.is_file():
-        getLogger().info(
+        SCREEN.info(
             f"{trainer.last_file} is an unfinished run of this very config; starting anew "
             f"(add --resume=True to continue it)"
         )

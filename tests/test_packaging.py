@@ -130,7 +130,7 @@ def test_installed_wheel_trains_from_another_directory(installed, tiny_root, tmp
     usage = run([program, "--help"], tmp_path, PYTHONPATH=str(installed))
     assert usage.returncode == 0, usage.stdout
     assert usage.stdout.startswith("usage: recbole-tema ")
-    arguments = ["--model=TEMA", "--dataset=tiny", "--epochs=1", "--show_progress=False"]
+    arguments = ["--model=TEMA", "--dataset=tiny", "--epochs=1", "--verbose"]
     arguments += [f"--data_path={tiny_root}", "--hidden_size=16"]
     done = run([program, *arguments], tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stdout

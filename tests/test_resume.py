@@ -22,6 +22,7 @@ from recbole_tema.names import get_model_class
 from recbole_tema.trainer import TrainerLayer
 
 from .small_genre import NAME
+from .terminal import open_terminal
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 
@@ -218,7 +219,7 @@ def test_without_saving_nothing_is_resumed_or_removed(settings, monkeypatch, tmp
 # Killed
 
 
-def command(small_root, folder, model, *more):
+def command(small_root, folder, model, *more, stderr=subprocess.PIPE):
     arguments = [f"--model={model}", f"--dataset={NAME}", f"--data_path={small_root}"]
     arguments += ["--epochs=3", "--train_batch_size=128", "--MAX_ITEM_LIST_LENGTH=10"]
     arguments += ["--hidden_size=32", "--threads=1", f"--checkpoint_dir={folder / 'saved'}"]
@@ -227,7 +228,7 @@ def command(small_root, folder, model, *more):
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
     )
 
 
@@ -239,18 +240,22 @@ def test_result(text):
 test_result.__test__ = False
 
 
-def kill_inside_an_epoch(process, epoch):
+def kill_inside_an_epoch(small_root, folder, model, epoch):
     """``kill -9`` when the progress bar of ``epoch`` stands between 20 and 80 percent."""
+    screen, terminal = open_terminal()  # a pipe gets no bar
+    process = command(small_root, folder, model, stderr=terminal)
+    os.close(terminal)
     shown, waiting = b"", time.monotonic() + 300
     wanted = re.compile(rb"Train +%d[^\r\n]*? ([2-7]\d)%%" % epoch)
     try:
         while not wanted.search(shown):
             assert process.poll() is None and time.monotonic() < waiting, shown[-2000:]
-            shown = shown[-400:] + os.read(process.stderr.fileno(), 65536)
+            shown = shown[-400:] + os.read(screen, 65536)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.communicate()
+        os.close(screen)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -261,7 +266,7 @@ def test_a_killed_run_is_resumed_to_the_same_numbers(small_root, tmp_path, model
     for folder in folders:
         folder.mkdir()
     whole = command(small_root, folders[0], model, "--show_progress=False")
-    kill_inside_an_epoch(command(small_root, folders[1], model), epoch)
+    kill_inside_an_epoch(small_root, folders[1], model, epoch)
     (last,) = folders[1].glob("saved/*.last.pth")
     assert read_checkpoint(last)["epoch"] == epoch - 1
     resumed = command(small_root, folders[1], model, "--resume=True", "--show_progress=False")

@@ -305,10 +305,11 @@ def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings, c
         run_recbole_tema("KGAT", "tiny", config_dict=settings)
 
 
-def test_progress_shows_rate_and_time_left(settings, tmp_path, capfd):
+def test_progress_shows_rate_and_time_left(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     keys = {**settings, "show_progress": True, "epochs": 1, "eval_batch_size": 4}
     run_recbole_tema("TEMA", "tiny", config_dict=keys)
-    shown = capfd.readouterr().err
+    shown = capsys.readouterr().err
     for title in ("Train     0", "Evaluate"):
         bars = [line for line in re.split(r"[\r\n]", shown) if title in line]
         assert any(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_tools.clip.images import DEFAULT_LIMITS, open_image
 from dataset_tools.clip.towers import Towers, loading, weights_hash
@@ -35,6 +34,7 @@ from dataset_tools.text_encoder import (
     require_packages,
 )
 from recbole_tema.errors import DataError
+from recbole_tema.progress import ProgressBar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,7 +118,7 @@ class Encoder:
         """
         self.require_images()
         matrix = np.empty((len(images), self.dimension), np.float32)
-        bar = tqdm(
+        bar = ProgressBar(
             total=len(images), desc=f"{self._label}: images", unit="image", disable=not progress
         )
         with bar:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_tools.clip.encoders import Encoder
 from dataset_tools.clip.images import DEFAULT_LIMITS, Limits, open_image
+from recbole_tema.progress import ProgressBar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def image_vectors(
     rows: dict[Path, int] = {}
     refused: dict[Path, str] = {}
     parts: list[np.ndarray] = []
-    bar = tqdm(total=len(files), desc="image vectors", unit="image", disable=not progress)
+    bar = ProgressBar(total=len(files), desc="image vectors", unit="image", disable=not progress)
     with bar, _pool() as pool:
         try:
             for batch in _batches(pool, encoder, files, limits):

@@ -16,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from dataset_tools.clip.http_get import Fault, Rules, get, pause, url_fault
 from dataset_tools.clip.images import NO_MEMORY, Limits, open_image
 from recbole_tema.atomic import clean_text, replace_file
 from recbole_tema.errors import DataError
+from recbole_tema.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +160,7 @@ def _run(
 ) -> dict[str, tuple[bool, str | None]]:
     """For each address whether it was downloaded now, and the reason why there is no image."""
     outcomes: dict[str, tuple[bool, str | None]] = {}
-    bar = tqdm(total=len(urls), desc="images", unit="image", disable=not progress)
+    bar = ProgressBar(total=len(urls), desc="images", unit="image", disable=not progress)
     with bar, ThreadPoolExecutor(workers, "images") as pool:
         futures = {pool.submit(_obtain, job, url): url for url in urls}
         try:

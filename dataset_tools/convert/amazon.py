@@ -14,14 +14,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.feed import texts
 from dataset_tools.convert.intake import categories_of, refuse_repeats, take_events, take_items
 from dataset_tools.convert.lines import SHOWN, Broken, json_lines
 from dataset_tools.convert.tables import text_of
 from recbole_tema.errors import DataError
+from recbole_tema.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +194,7 @@ def _literals_to_json(path: Path, target: Path, broken: Broken) -> None:
     """Write lines of Python literals as lines of JSON. They are parsed, never executed."""
     bad: list[int] = []
     with open(target, "w", encoding="utf-8") as file:
-        bar = tqdm(_lines(path), desc=f"{path.name}: metadata", unit="item", delay=2)
+        bar = ProgressBar(_lines(path), desc=f"{path.name}: metadata", unit="item", delay=2)
         for number, line in enumerate(bar, start=1):
             text = _literal(line)
             if not text and line.strip():

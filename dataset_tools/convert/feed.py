@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from recbole_tema.errors import DataError
+from recbole_tema.progress import ProgressBar
 
 HOW_TO_GET = "pip install 'recbole-tema[convert]'"
 GZIP = b"\x1f\x8b"
@@ -199,7 +198,7 @@ def fed(path: Path, place: Path) -> Iterator[Tally]:
 @contextmanager
 def _bar(path: Path) -> Iterator[Callable[[int], None]]:
     """A progress bar over a file's bytes; where it cannot be shown, there is none."""
-    bar = tqdm(
+    bar = ProgressBar(
         total=path.stat().st_size,
         desc=path.name,
         unit="B",

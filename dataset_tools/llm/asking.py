@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.job import Job, Widths, plan
@@ -29,6 +28,7 @@ from dataset_tools.llm.keeper import Keeper, Row
 from dataset_tools.llm.requests import Answer, Backend, Request, Scoring, identity_of
 from dataset_tools.llm.shards import Others
 from recbole_tema.errors import BackendError, DataError, TemaError
+from recbole_tema.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,9 @@ def _ask_todo(
     index, n_shards = store.shard
     total = sum(len(unit) for unit in job.units[index - 1 :: n_shards])
     left = sum(len(job.lacking(unit)) for unit in job.todo)
-    bar = tqdm(total=total, initial=total - left, desc=task, unit="req", disable=not progress)
+    bar = ProgressBar(
+        total=total, initial=total - left, desc=task, unit="req", disable=not progress
+    )
     identity = identity_of(backend, job.unique[0])  # all requests are of one type
     taken: set[int] = set()
     with bar, Keeper(store, task, identity, count.add_kept) as keeper:

@@ -23,12 +23,11 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 
-from tqdm import tqdm
-
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.job import Job, lasting_faults
 from dataset_tools.llm.requests import Answer
 from recbole_tema.errors import DataError, TemaError
+from recbole_tema.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class Others:
         faults: dict[str, Answer] = {}
         started, pause, told = time.monotonic(), FIRST_PAUSE, ""
         left = self.store.missing(key for key in new if owner[key] in self._sessions)
-        bar = tqdm(
+        bar = ProgressBar(
             total=len(job.keys), initial=len(job.keys) - len(left), desc=f"{self.task}: all shards",
             unit="req", delay=1.0, disable=not progress or not wait,
         )  # fmt: skip

@@ -65,6 +65,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         TemaError: an argument or the folder of results is refused, or no run finished.
     """
     spec, folder, jobs = parse(arguments)
+    note = (lambda text: None) if spec.keys.get("quiet") else say
     trials = _whole("tune", arguments.get("tune", "0"), least=0)
     _ensure_dataset(spec.dataset, spec.data_path)
 
@@ -88,15 +89,15 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
         if trials:
             from recbole_tema.benchmark.tuning import tuned
 
-            search = tuned(folder, spec, statement, trials, jobs, say)
+            search = tuned(folder, spec, statement, trials, jobs, note)
             spec, failed = search.spec, search.failed
             statement = stated(spec)
             for label, done in search.trials.items():
                 statement["entries"][label]["trials"] = [done, trials]
         open_results(folder, statement, write=jobs > 0)
         if spec.trained:
-            _outdated(folder, spec, jobs, say)
-        outcome = run_all(folder, spec, statement, jobs, say) if jobs else Outcome()
+            _outdated(folder, spec, jobs, note)
+        outcome = run_all(folder, spec, statement, jobs, note) if jobs else Outcome()
         failed = {**failed, **outcome.failed}
         for name, log in failed.items():
             say(f"failed: {name}: {log}")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 import recbole_tema
 from recbole_tema.atomic import replace_file
@@ -35,6 +34,7 @@ from recbole_tema.benchmark.spec import (
 )
 from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
 from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.progress import ProgressBar
 
 STATEMENT, LOG = "benchmark.json", "log.txt"
 PACKAGES = Path(recbole_tema.__file__).resolve().parents[1]  # where this package was found
@@ -181,13 +181,25 @@ def run_all(
         )
         for entry, seed, domain in spec.runs()
     ]
-    return run_jobs(wanted, jobs, "runs", say)
+    return run_jobs(wanted, jobs, "runs", say, shows_progress(spec))
+
+
+def shows_progress(spec: Spec) -> bool:
+    """Whether the keys of a benchmark want progress shown."""
+    return spec.keys.get("show_progress", True) and not spec.keys.get("quiet", False)
 
 
 def run_jobs(
-    wanted: list[Job], jobs: int, title: str, say: Callable[[str], None] = print
+    wanted: list[Job],
+    jobs: int,
+    title: str,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> Outcome:
     """Do the jobs that are not finished, at most `jobs` at a time.
+
+    Args:
+        progress: Show a bar, or a line a finished job where standard error is no terminal.
 
     Raises:
         DataError: a folder cannot be written, or holds a run of other keys or data.
@@ -196,7 +208,10 @@ def run_jobs(
     outcome = Outcome(done=len(wanted) - len(waiting))
     if outcome.done:
         say(f"{outcome.done} of {len(wanted)} {title} are there already")
-    bar = tqdm(total=len(wanted), initial=outcome.done, desc=title, unit="run", disable=not waiting)
+    shown = progress and bool(waiting)
+    bar = ProgressBar(
+        total=len(wanted), initial=outcome.done, desc=title, unit="run", disable=not shown
+    )
     running: dict[subprocess.Popen, Job] = {}
     try:
         while waiting or running:
@@ -208,6 +223,9 @@ def run_jobs(
                 job = running.pop(process)
                 if process.returncode == 0 and job.is_done():
                     outcome.done += 1
+                    if shown and bar.disable:
+                        ended = f"{outcome.done} of {len(wanted)} {title}: {job.name}"
+                        print(ended, file=sys.stderr, flush=True)
                 else:
                     outcome.failed[job.name] = job.where / LOG
                     bar.write(f"failed: {job.name}: {last_line(job.where / LOG)}")

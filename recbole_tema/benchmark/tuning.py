@@ -14,7 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recbole_tema.benchmark.record import RECORD
-from recbole_tema.benchmark.runner import Job, has_begun, open_results, run_jobs
+from recbole_tema.benchmark.runner import (
+    Job,
+    has_begun,
+    open_results,
+    run_jobs,
+    shows_progress,
+)
 from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.config_files import load_yaml, properties_dir
@@ -114,7 +120,9 @@ def tuned(
                 asked[entry.label].append(where)
         if wanted and jobs:
             title = f"trials {number + 1} of {trials}"
-            search.failed |= run_jobs(wanted, jobs, title, lambda text: None).failed
+            search.failed |= run_jobs(
+                wanted, jobs, title, lambda text: None, shows_progress(spec)
+            ).failed
         for label, places in asked.items():
             if jobs and all((where / RECORD).is_file() for where in places):
                 studies[label].tell(number, _score(places))

@@ -132,7 +132,7 @@ def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
 
     keys = {**spec["common"], **spec["keys"], "seed": spec["seed"]}
     keys |= {"data_path": spec["data_path"], "checkpoint_dir": str(folder / "model")}
-    keys |= {"resume": True, "show_progress": False}
+    keys |= {"resume": True, "show_progress": False, "verbose": True, "quiet": False}
     if spec["target_domain"] is not None:
         keys["target_domain"] = spec["target_domain"]
     os.chdir(folder)  # RecBole writes its logs here

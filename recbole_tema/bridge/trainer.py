@@ -5,6 +5,7 @@ from recbole.utils import set_color
 
 from recbole_tema.bridge.pair import SOURCE
 from recbole_tema.checkpoint import load_weights
+from recbole_tema.console import SCREEN
 from recbole_tema.trainer import TrainerLayer
 
 
@@ -48,7 +49,7 @@ class PhasedTrainer(TrainerLayer):
                 train_data.set_phase(mode, number)
             else:
                 self._begin(number, train_data)
-            self.logger.info(set_color("training phase ", "blue") + f"{number + 1}: {mode}")
+            SCREEN.info(set_color("training phase ", "blue") + f"{number + 1}: {mode}")
             data = self._validation(mode, valid_data)
             result = super().fit(
                 train_data, data, verbose, saved, show_progress, self._counted(mode, callback_fn)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
+from recbole_tema.console import SCREEN
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
@@ -219,7 +220,7 @@ class CrossDomainMixin:
                 full, self.item_domain, len(self.domain_names), ratio, self.config["eval_neg_seed"]
             )
             self.thinned_users = np.bincount(full.users()[~self.train_mask]).nonzero()[0]
-            getLogger().info(
+            SCREEN.info(
                 f"overlap_ratio {ratio}: {len(full.items) - len(self.train_sequences.items)} of "
                 f"{len(full.items)} training events left out"
             )
@@ -229,7 +230,7 @@ class CrossDomainMixin:
             if self.train_mask is not None:
                 mask &= self.train_mask
             self.train_sequences, self.train_mask = full.keep(mask), mask
-            getLogger().info(
+            SCREEN.info(
                 f"train_on target: {mask.sum()} of {len(mask)} training events are in "
                 f"{self.config['target_domain']}"
             )
@@ -345,18 +346,17 @@ class CrossDomainMixin:
 
     def _log_summary(self):
         lengths = self.sequences.lengths[1:]
-        logger = getLogger()
         tested, validated = (len(split_targets(self.sequences, p)[0]) for p in ("test", "valid"))
         few = int((lengths > 0).sum()) - tested
         if few:
-            logger.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
+            SCREEN.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
         three = tested - validated
         if three:
-            logger.info(f"{three} users with 3 events have a test target but no validation target")
+            SCREEN.info(f"{three} users with 3 events have a test target but no validation target")
         absent = [
             f"{self.dataset_name}.{suffix}"
             for suffix, (id_field, _, _) in FEATURE_FILES.items()
             if id_field not in self._feature_rows
         ]
         if absent:
-            logger.info(f"not in this dataset (models go without): {', '.join(absent)}")
+            getLogger().info(f"not in this dataset (models go without): {', '.join(absent)}")

@@ -1,7 +1,6 @@
 """Rows of the feature files (text, image, LLM vectors, profiles) against items and users."""
 
-from logging import getLogger
-
+from recbole_tema.console import SCREEN
 from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.errors import DataError
 
@@ -21,7 +20,7 @@ def check_feature_rows(dataset) -> None:
         path = f"{dataset.dataset_path}/{dataset.dataset_name}.{suffix}"
         line, token = stray.idxmax() + 2, frame[id_field][stray].iloc[0]
         if suffix == "userllm":
-            getLogger().info(
+            SCREEN.info(
                 f"{path}: {int(stray.sum())} users without events left out (first: line {line}, "
                 f"'{token}')"
             )

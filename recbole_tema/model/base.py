@@ -23,6 +23,7 @@ class CrossDomainRecommender(SequentialRecommender):
     input_type = InputType.POINTWISE
     sequence_level = True
     losses = ("CE",)  # values of loss_type
+    loss_names = ()  # of the terms that calculate_loss gives
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -45,6 +45,7 @@ class LLM4CDSR(CrossDomainRecommender):
     """
 
     losses = ("BCE", "CE")
+    loss_names = ("recommendation", "regularisation", "alignment")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

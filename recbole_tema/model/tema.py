@@ -45,6 +45,8 @@ class TEMA(CrossDomainRecommender):
     Above ``full_softmax_items`` items the softmax is sampled, with log-q correction.
     """
 
+    loss_names = ("next-item", "intra-domain")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.fusion_kind = config["fusion"]
