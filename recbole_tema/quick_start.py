@@ -18,7 +18,7 @@ from recbole_tema.checkpoint import (
 )
 from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import check_layers, load_yaml, merge_layer
-from recbole_tema.config_keys import keys_by_model
+from recbole_tema.config_keys import class_keys
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID
 from recbole_tema.data.sequences import training_part
@@ -103,6 +103,7 @@ def run_recbole_tema(
         if rank():  # each process drops out and draws for itself, in the model of the first
             init_seed(config["seed"] + rank(), config["reproducibility"])
         trainer = build_trainer(config, network, data)
+        config.warn_of_unread_keys()
         if SOURCE_VALID in eval_data:
             trainer.source_valid = eval_data[SOURCE_VALID]
         if saved:
@@ -320,7 +321,7 @@ def _new_model(config, train_dataset):
         known = isinstance(error, ValueError | NotImplementedError) or from_recbole(error)
         if not known or isinstance(error, ModuleNotFoundError):
             raise
-        own = keys_by_model().get(config["model"], ())
+        own = class_keys(config.model_class)
         given = ", ".join(sorted(key for key in config.sources if key in own))
         where = f" (keys of this model that were given: {given})" if given else ""
         raise ConfigError(f"model '{config['model']}': {in_one_line(error)}{where}") from error

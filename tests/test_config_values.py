@@ -19,7 +19,7 @@ from recbole_tema.names import model_names, recbole_dir
         ({"overlap_ratio": 1.5}, "overlap_ratio is 1.5.*from 0 to 1"),
         ({"overlap_ratio": float("nan")}, "overlap_ratio is nan"),
         ({"eval_groups": ["age"]}, "eval_groups.*overlap, popularity, length"),
-        ({"eval_groups": "overlap"}, "eval_groups.*a list"),
+        ({"eval_groups": {"overlap": 1}}, "eval_groups.*a list"),
         ({"exclude_history": 1}, "exclude_history is 1.*True or False"),
         ({"epochs": -1}, "epochs is -1.*>= 0"),
         ({"epochs": True}, "epochs is True"),
@@ -77,7 +77,7 @@ from recbole_tema.names import model_names, recbole_dir
         ({"rm_dup_inter": "First"}, "rm_dup_inter is .First"),
         ({"rm_dup_inter": "foo"}, "rm_dup_inter is 'foo'.*first, last, or none"),
         ({"benchmark_filename": ["a", "b", "c"]}, "benchmark_filename.*none"),
-        ({"numerical_features": "price"}, "numerical_features is 'price'.*a list"),
+        ({"numerical_features": {"price": 1}}, "numerical_features is .*a list"),
         ({"user_inter_num_interval": "foo"}, r"user_inter_num_interval is 'foo'.*\[5,inf\)"),
         ({"item_inter_num_interval": "[5,2]"}, "item_inter_num_interval"),
         ({"item_inter_num_interval": "[five,inf)"}, "item_inter_num_interval"),
@@ -119,7 +119,7 @@ def test_values_at_the_edge_of_their_range_pass():
     assert config["metrics"] == ["ndcg"]
     assert config["overlap_ratio"] == 0
     assert config["user_inter_num_interval"] == "[5, 10]", "text, as RecBole reads it"
-    assert config["item_inter_num_interval"] == "[5, inf]"
+    assert config["item_inter_num_interval"] == "[5,inf]"
     assert config["val_interval"] == {"rating": "[3,inf);(0, 1)", "timestamp": "[3, inf]"}
 
 

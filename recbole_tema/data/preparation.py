@@ -11,7 +11,7 @@ from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
-from recbole_tema.config_keys import class_keys
+from recbole_tema.config_keys import may_read
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
@@ -136,8 +136,7 @@ def _labels_by_sampling(config) -> dict:
 
 
 def _check_attributes(config, dataset):
-    read = class_keys(config.model_class)
-    for key in (key for key in ATTRIBUTE_KEYS if key in read):
+    for key in (key for key in ATTRIBUTE_KEYS if may_read(config.model_class, key)):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
         absent = [field for field in fields if field not in dataset.item_feat]
         if absent:
