@@ -25,12 +25,21 @@ from recbole_tema.config_files import (
     PlainYamlLoader,
     check_layers,
     dataset_defaults,
+    file_list,
     load_yaml,
     merge_layer,
     our_defaults,
     parse_values,
 )
-from recbole_tema.config_keys import check_keys, class_files, class_keys, idle_keys, unread_keys
+from recbole_tema.config_keys import (
+    ALIAS_KEY,
+    FILE_KEYS,
+    check_keys,
+    class_files,
+    class_keys,
+    idle_keys,
+    unread_keys,
+)
 from recbole_tema.config_model_checks import (
     SAMPLED_LOSSES,
     check_cdr,
@@ -111,11 +120,9 @@ class TemaConfig(Config):
     def _convert_config_dict(self, config_dict):
         return parse_values(config_dict)
 
-    def _load_config_files(self, file_list):
-        if isinstance(file_list, str | os.PathLike):
-            file_list = [file_list]
+    def _load_config_files(self, paths):
         merged = {}
-        for path in file_list or []:
+        for path in file_list(paths):
             values = load_yaml(path)
             self.sources.update(dict.fromkeys(values, f"config file '{path}'"))
             merged = merge_layer(merged, values)
@@ -252,8 +259,16 @@ class TemaConfig(Config):
                 config file, ``config_dict``, the command line or ``properties/dataset`` stays.
         """
         for key, value in values.items():
-            if key not in self.external_config_dict and key not in self.dataset_file_keys:
+            if not self._is_stated(key):
                 self.final_config_dict[key] = copy.deepcopy(value)
+
+    def _is_stated(self, key):
+        return key in self.external_config_dict or key in self.dataset_file_keys
+
+    def follows_from_files(self, key: str) -> bool:
+        """Whether a key names columns and files, and was set after those that are there."""
+        named = key in FILE_KEYS or ALIAS_KEY.fullmatch(key)
+        return bool(named) and not self._is_stated(key)
 
     def _init_device(self):
         final = self.final_config_dict

@@ -1,6 +1,7 @@
 """Reading of configuration text, YAML files and ``--key=value`` strings, without running it."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def check_layers(**layers) -> None:
             continue
         if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
             raise ConfigError(f"{name} is {layer!r}; give a dict from the keys' names to values")
+
+
+def file_list(paths) -> list:
+    """Config files as a list: one path, a list of paths, or None for none.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if paths is None or isinstance(paths, str | os.PathLike):
+        paths = [] if paths is None else [paths]
+    if not isinstance(paths, list | tuple) or not all(
+        isinstance(path, str | os.PathLike) for path in paths
+    ):
+        raise ConfigError(f"config_file_list is {paths!r}; give a list of paths of YAML files")
+    return list(paths)
 
 
 def our_defaults(model: str, dataset: str, files=()) -> dict:

@@ -23,6 +23,8 @@ from recbole_tema.errors import ConfigError
 from recbole_tema.names import CDR_MODELS, OUR_MODELS, hint, recbole_dir, recbole_models
 
 ALIAS_KEY = re.compile(r"alias_of_\w+")
+# With the aliases: what a dataset's files imply where the user does not say it.
+FILE_KEYS = ("load_col", "additional_feat_suffix", "preload_weight")
 ARGUMENTS = "model_arguments"  # the class attribute
 
 # RecBole reads these from the arguments of its own run functions.

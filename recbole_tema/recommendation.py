@@ -1,9 +1,12 @@
 """Scores for histories that were not in the dataset: the model as a service would call it."""
 
+from collections.abc import Iterator, Sized
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_tema.config_checks import is_int
 from recbole_tema.data.loader import pad_rows
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.scoring import score_items
@@ -33,8 +36,8 @@ def recommend(model, histories, k=10, domain=None, *, exclude_history=True, batc
     """
     dataset = model.dataset
     for name, value in (("k", k), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be 1 or more")
+        if not is_int(value, 1):
+            raise ConfigError(f"{name} is {value!r}; it must be an integer, 1 or more")
     if not hasattr(model, "ITEM_SEQ"):
         raise ConfigError(
             f"{type(model).__name__} scores known users only; recommend() takes a sequential model"
@@ -103,9 +106,12 @@ def _item_ids(dataset, histories):
     """(flat internal ids ``(total,)``, lengths ``(n,)``) of raw histories."""
     known = dataset.field2token_id[dataset.iid_field]
     flat = []
+    if not isinstance(histories, Sized | Iterator) or isinstance(histories, str | dict):
+        raise DataError(f"histories is {histories!r}; give a list of lists of item ids")
+    histories = list(histories)
     for row, history in enumerate(histories):
-        if isinstance(history, str):
-            raise DataError(f"history {row} is the text '{history}'; give a list of item ids")
+        if isinstance(history, str | dict) or not isinstance(history, Sized):
+            raise DataError(f"history {row} is {history!r}; give a list of item ids")
         if not len(history):
             raise DataError(f"history {row} is empty; give at least one item")
         for token in history:
