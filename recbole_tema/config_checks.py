@@ -103,6 +103,7 @@ def read_lists(values: dict, *defaults: dict) -> dict:
 
 def _as_list(value, one):
     """Args: one: whether a single value stands for a list of it."""
+    value = parse_value(value)  # a file's quoted text is no list yet
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, str) and value.strip() and value.strip()[0] not in "[({":

@@ -110,7 +110,9 @@ def _item_ids(dataset, histories):
         raise DataError(f"histories is {histories!r}; give a list of lists of item ids")
     histories = list(histories)
     for row, history in enumerate(histories):
-        if isinstance(history, str | dict) or not isinstance(history, Sized):
+        if isinstance(history, str):
+            raise DataError(f"history {row} is the text '{history}'; give a list of item ids")
+        if isinstance(history, dict) or not isinstance(history, Sized):
             raise DataError(f"history {row} is {history!r}; give a list of item ids")
         if not len(history):
             raise DataError(f"history {row} is empty; give at least one item")

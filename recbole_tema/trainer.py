@@ -164,9 +164,10 @@ class TrainerLayer:
     def pretrain(self, train_data, verbose=True, show_progress=False):
         """RecBole's pretraining, for at most ``epochs``; its last epoch's model is kept."""
         self.pretrain_epochs = min(self.pretrain_epochs, self.epochs)
+        own = self.saved_model_file
         result = super().pretrain(train_data, verbose, show_progress)
         if self.pretrain_epochs == 0 or self.pretrain_epochs % self.save_step:
-            self.save_pretrained_model(self.pretrain_epochs - 1, self.saved_model_file)
+            self.save_pretrained_model(self.pretrain_epochs - 1, own)
         return result
 
     def save_pretrained_model(self, epoch, saved_model_file):

@@ -1,6 +1,7 @@
 """TemaConfig: parsing without running, precedence, refused keys and values, independence."""
 
 import copy
+import json
 import os
 import shutil
 import socket
@@ -396,6 +397,36 @@ def test_every_key_has_a_comment(path):
     documented = documented_keys(path)
     assert [d.key for d in documented] == list(load_yaml(path))
     assert [d.key for d in documented if len(d.comment) < 10] == []
+
+
+def records():
+    """Of the searches and comparisons: (model, dataset, their file, keys that were given)."""
+    for path in sorted((Path(__file__).parent.parent / "results").glob("*.jsonl")):
+        for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            found = json.loads(line)
+            dataset = re.fullmatch(rf"{found['model']}-(.*)-seed\d+-\w+", found["run"])[1]
+            yield found["model"], dataset, path.stem, found["keys"]
+
+
+def searched():
+    """(file, key) of every key whose comment says that its default comes of a search."""
+    for path in OUR_YAML:
+        for key, _, comment in documented_keys(path):
+            if re.search(r"\bSearch\b", comment):
+                yield pytest.param(path, key, id=f"{path.stem}-{key}")
+
+
+@pytest.mark.parametrize(("path", "key"), searched())
+def test_a_default_of_a_search_was_varied_by_a_record(path, key):
+    """In one file of records, so over the same defaults, with other values or with and without."""
+    folder = path.relative_to(properties_dir()).parts[:-1]
+    model = path.stem if folder[0] == "model" or len(folder) > 1 else None
+    dataset = (folder[1] if len(folder) > 1 else path.stem) if folder[0] == "dataset" else None
+    values = {}
+    for of_model, of_dataset, file, keys in records():
+        if model in (None, of_model) and dataset in (None, of_dataset):
+            values.setdefault((file, of_model), set()).add(repr(keys.get(key, "the default")))
+    assert max(map(len, values.values()), default=0) > 1, f"no record varies {key}: {values}"
 
 
 def test_merging_does_not_touch_its_inputs():

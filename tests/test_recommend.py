@@ -126,6 +126,12 @@ def test_wrong_calls_are_named(trained):
         ([["book1", "bok2"]], "history 0: unknown item 'bok2'"),
         ([["[PAD]"]], r"unknown item '\[PAD\]'"),
         (["book1"], "history 0 is the text 'book1'"),
+        (3, "histories is 3; give a list of lists"),
+        (None, "histories is None"),
+        ("book1", "histories is 'book1'"),
+        ({"u1": ["book1"]}, "histories is {'u1'"),
+        ([3], "history 0 is 3; give a list of item ids"),
+        ([None], "history 0 is None"),
     ]:
         with pytest.raises(DataError, match=message):
             recommend(model, histories)
@@ -133,6 +139,12 @@ def test_wrong_calls_are_named(trained):
         ({"domain": "books"}, "unknown domain 'books'; the dataset has book, film"),
         ({"k": 0}, "k is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"k": "5"}, "k is '5'"),
+        ({"k": 2.5}, "k is 2.5"),
+        ({"k": None}, "k is None"),
+        ({"k": True}, "k is True"),
+        ({"batch_size": [8]}, r"batch_size is \[8\]"),
+        ({"domain": ["book"]}, r"unknown domain '\['book'\]'"),
     ]:
         with pytest.raises(ConfigError, match=message):
             recommend(model, [["book1"]], **keys)
