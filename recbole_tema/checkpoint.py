@@ -15,12 +15,16 @@ import numpy as np
 import torch
 
 from recbole_tema.atomic import replace_file
+from recbole_tema.config_keys import class_keys, may_read
+from recbole_tema.data.cross_domain import ITEM_FIELDS, TAGS
+from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES
 from recbole_tema.errors import CheckpointError
 
-FORMAT = "recbole-tema checkpoint 1"
+FORMAT = "recbole-tema checkpoint 2"
+FORMER = "recbole-tema checkpoint 1"  # did not tell what its model reads of the dataset
 # What every checkpoint has; one to resume from has the state of the training too.
 PARTS = {
-    **{"model": str, "dataset": str, "fingerprint": str, "config": dict, "epoch": int},
+    **{"model": str, "dataset": str, "fingerprint": dict, "config": dict, "epoch": int},
     "state_dict": dict,
 }
 # torch.save writes a zip archive, and so begins every file that it finished or began.
@@ -49,22 +53,72 @@ def plain_config(config) -> dict:
     return plain(dict(config.final_config_dict))
 
 
-def dataset_fingerprint(dataset) -> str:
-    """A hash of what a model knows of its dataset: ids, domains and frozen features."""
+def dataset_fingerprint(dataset, parts=None) -> dict[str, str]:
+    """Hashes of what a model knows of its dataset, part by part; empty where a part is not there.
+
+    Args:
+        parts: their names, as a checkpoint has them; None: ids, domains and what was asked of the
+            dataset since it was prepared (``dataset.asked``), so what the model reads.
+    """
+    return {part: _hash_of(dataset, part) for part in parts or _parts_read(dataset)}
+
+
+def _parts_read(dataset) -> list[str]:
+    found = {"users", "items", "domains", *dataset.asked}
+    model_class = dataset.config.model_class
+    named = {key for key in ATTRIBUTE_KEYS if may_read(model_class, key)}
+    for key in named:
+        value = dataset.config[key] or ()
+        found |= {f"field {field}" for field in ([value] if isinstance(value, str) else value)}
+    if ITEM_FIELDS in found and named & class_keys(model_class):
+        found.remove(ITEM_FIELDS)  # of all fields it reads those alone
+    elif ITEM_FIELDS in found and dataset.item_feat is not None:
+        found |= {f"field {field}" for field in dataset.item_feat if field != dataset.iid_field}
+    if getattr(dataset, "kg_feat", None) is not None:
+        found.add("knowledge graph")
+    return sorted(found)
+
+
+def _hash_of(dataset, part) -> str:
     digest = hashlib.sha256()
-    for field in (dataset.uid_field, dataset.iid_field, dataset.domain_field):
-        digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
-    digest.update(np.ascontiguousarray(dataset.item_domain).tobytes())
-    for name, matrix in sorted(dataset._preloaded_weight.items()):
-        digest.update(name.encode() + np.ascontiguousarray(matrix).tobytes())
-    if dataset.tags is not None:
-        for tensor in dataset.tags:
+    kind, _, field = part.partition(" ")
+    ids = {"users": "uid_field", "items": "iid_field", "domains": "domain_field"}
+    if part in ids:
+        digest.update(
+            "\n".join(map(str, dataset.field2id_token[getattr(dataset, ids[part])])).encode()
+        )
+        if part == "domains":
+            digest.update(np.ascontiguousarray(dataset.item_domain).tobytes())
+    elif part == TAGS:
+        if dataset._tags is None:
+            return ""
+        for tensor in dataset._tags:
             digest.update(tensor.numpy().tobytes())
-    named = dataset.config["selected_features"] or ()
-    for field in [named] if isinstance(named, str) else named:
-        if field in dataset.item_feat:
-            _add_field(digest, dataset, field)
+    elif part == ITEM_FIELDS:
+        digest.update("\n".join(sorted(dataset.item_feat)).encode())
+    elif part == "knowledge graph":
+        for field in sorted(dataset.kg_feat):
+            digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
+            digest.update(np.asarray(dataset.kg_feat[field]).tobytes())
+    elif kind == "field":
+        if field not in dataset.item_feat:
+            return ""
+        _add_field(digest, dataset, field)
+    elif part not in dataset._preloaded_weight:
+        return ""
+    else:
+        digest.update(np.ascontiguousarray(dataset._preloaded_weight[part]).tobytes())
     return digest.hexdigest()
+
+
+def _part_words(part, name) -> str:
+    """A part of a fingerprint as a user knows it."""
+    for suffix, (id_field, value_field, _) in FEATURE_FILES.items():
+        if part == id_field:
+            return f"{value_field} ({name}.{suffix})"
+    words = {"users": "ids of users", "items": "ids of items", "domains": "domains of items"}
+    kind, _, field = part.partition(" ")
+    return words.get(part) or (f"'{field}' ({name}.item)" if kind == "field" else part)
 
 
 def _add_field(digest, dataset, field):
@@ -222,6 +276,11 @@ def read_checkpoint(path, device="cpu") -> dict:
         ) from error
     except (*UNREADABLE, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise CheckpointError(damaged) from error
+    if isinstance(state, dict) and state.get("format") == FORMER:
+        raise CheckpointError(
+            f"{path} was written by an earlier version of recbole-tema ('{FORMER}', this one reads "
+            f"'{FORMAT}'); train the model again"
+        )
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of recbole-tema ('{FORMAT}')")
     for name, kind in PARTS.items():
@@ -230,12 +289,25 @@ def read_checkpoint(path, device="cpu") -> dict:
     return state
 
 
-def check_belongs(state: dict, path, model: str, fingerprint: str | None = None) -> None:
-    """Raise :class:`CheckpointError` if a checkpoint is another model's or another dataset's."""
+def check_belongs(state: dict, path, model: str, fingerprint: dict | None = None) -> None:
+    """Check that a checkpoint is of a model, and of the same data as far as its model reads them.
+
+    Args:
+        fingerprint: of the data that are there now (:func:`dataset_fingerprint`).
+
+    Raises:
+        CheckpointError: it is another model's, or names what changed.
+    """
     if state["model"] != model:
         raise CheckpointError(f"{path} holds a {state['model']}, not a {model}")
-    if fingerprint is not None and state["fingerprint"] != fingerprint:
+    changes = []
+    for part, before in state["fingerprint"].items():
+        now = before if fingerprint is None else fingerprint.get(part, before)
+        if now != before:
+            how = "changed" if now and before else "is new" if now else "is gone"
+            changes.append(f"{_part_words(part, state['dataset'])} {how}")
+    if changes:
         raise CheckpointError(
-            f"{path} was trained on other files of dataset '{state['dataset']}': ids, domains, "
-            f"tags or features have changed since; use the files it was trained on or train again"
+            f"{path} was trained on other files of dataset '{state['dataset']}', and its model "
+            f"reads them: {', '.join(changes)}; use the files it was trained on or train again"
         )

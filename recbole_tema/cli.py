@@ -11,8 +11,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values
-from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_value
+from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values, read_lists
+from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_values
 from recbole_tema.config_keys import check_keys
 from recbole_tema.config_model_checks import check_direction, model_rules
 from recbole_tema.console import captured
@@ -171,15 +171,15 @@ def merged(files, cmd):
         values = merge_layer(values, layer)
         sources.update(dict.fromkeys(layer, f"config file '{path}'"))
     sources.update(dict.fromkeys(cmd, "command line"))
-    return merge_layer(values, {key: parse_value(text) for key, text in cmd.items()}), sources
+    return merge_layer(values, parse_values(cmd)), sources
 
 
 def check_arguments(model, dataset, values, sources):
     """Raise ``ConfigError`` for a name, key or value that a run would refuse."""
     check_model(model)
-    check_keys(sources, model)
+    check_keys(sources, model, values=values)
     defaults = our_defaults(model, dataset)
-    values = merge_layer(defaults, values)
+    values = read_lists(merge_layer(defaults, values), defaults)
     values["data_path"] = values["data_path"] or default_data_path()
     rules = {**RULES, **model_rules(model)}
     check_values(values, sources, rules)

@@ -12,24 +12,34 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_tema.config_checks import (
-    INTERVALS,
     NEGATIVE_PARTS,
     NONE,
     RULES,
     check_kinds,
     check_values,
     interval_text,
+    read_lists,
 )
 from recbole_tema.config_files import (
+    INTERVALS,
     PlainYamlLoader,
     check_layers,
     dataset_defaults,
+    file_list,
     load_yaml,
     merge_layer,
     our_defaults,
-    parse_value,
+    parse_values,
 )
-from recbole_tema.config_keys import check_keys
+from recbole_tema.config_keys import (
+    ALIAS_KEY,
+    FILE_KEYS,
+    check_keys,
+    class_files,
+    class_keys,
+    idle_keys,
+    unread_keys,
+)
 from recbole_tema.config_model_checks import (
     SAMPLED_LOSSES,
     check_cdr,
@@ -88,7 +98,7 @@ class TemaConfig(Config):
         cmd_config_dict=None,
     ):
         check_layers(config_dict=config_dict, cmd_config_dict=cmd_config_dict)
-        self.sources = {}
+        self.sources, self._read = {}, set()
         self._given_cmd_config_dict = copy.deepcopy(dict(cmd_config_dict or {}))
         try:
             # RecBole parses the values of config_dict in place: it gets a copy.
@@ -108,13 +118,11 @@ class TemaConfig(Config):
         return PlainYamlLoader
 
     def _convert_config_dict(self, config_dict):
-        return {key: parse_value(value) for key, value in config_dict.items()}
+        return parse_values(config_dict)
 
-    def _load_config_files(self, file_list):
-        if isinstance(file_list, str | os.PathLike):
-            file_list = [file_list]
+    def _load_config_files(self, paths):
         merged = {}
-        for path in file_list or []:
+        for path in file_list(paths):
             values = load_yaml(path)
             self.sources.update(dict.fromkeys(values, f"config file '{path}'"))
             merged = merge_layer(merged, values)
@@ -155,31 +163,61 @@ class TemaConfig(Config):
             model, model_class = model.__name__, model
         else:
             raise ConfigError(f"model is {model!r}; give a model's name or class")
-        self._check_keys(model, model_class)
+        self._foreign = check_keys(self.sources, model, model_class, self.external_config_dict)
         return model, model_class, dataset
 
-    def _check_keys(self, model, model_class):
-        foreign = check_keys(self.sources, model, model_class)
-        if foreign:
-            named = ", ".join(f"{key} ({self.sources[key]})" for key in foreign)
-            getLogger().warning(f"keys without effect on {model}: {named}")
+    def _warn_of_idle_keys(self, final, ours):
+        """Name the keys that were given and have no effect, in one line."""
+        idle = idle_keys(final, self.sources, ours)
+        why = dict.fromkeys(self._foreign, "") | {k: f"; {v}" for k, v in idle.items()}
+        if why:
+            named = ", ".join(f"{key} ({self.sources[key]}{text})" for key, text in why.items())
+            getLogger().warning(f"keys without effect on {self.model}: {named}")
+
+    def warn_of_unread_keys(self):
+        """Name the user's keys that a class without declarations has not read by now.
+
+        To be called when the model and its trainer are made.
+        """
+        found = unread_keys(self.model_class, self.sources, self._read)
+        if found:
+            getLogger().warning(
+                f"keys that {self.model} did not read when it was made: {', '.join(found)} (a "
+                f"class names its keys in model_arguments)"
+            )
+
+    def __getitem__(self, item):
+        self._read.add(item)
+        return super().__getitem__(item)
+
+    def __getattr__(self, item):
+        if "_read" in self.__dict__:
+            self._read.add(item)
+        return super().__getattr__(item)
+
+    def __contains__(self, key):
+        self._read.add(key)
+        return super().__contains__(key)
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
+        theirs, files = class_files(model_class)
+        for path in theirs:
+            self.internal_config_dict = merge_layer(self.internal_config_dict, load_yaml(path))
         self._recbole_defaults = dict(self.internal_config_dict)
-        self._our_defaults = our_defaults(model, dataset)
+        self._our_defaults = our_defaults(model, dataset, files)
         self.internal_config_dict = merge_layer(self.internal_config_dict, self._our_defaults)
         self.dataset_file_keys = set(dataset_defaults(model, dataset))
 
     def _get_final_config_dict(self):
         final = merge_layer(self.internal_config_dict, self.external_config_dict)
         # The layers may share lists and dicts, which RecBole and models change in place.
-        final = copy.deepcopy(final)
+        final = read_lists(copy.deepcopy(final), self._our_defaults, self._recbole_defaults)
         final["data_path"] = final.get("data_path") or default_data_path()
         if self._trains_without_negatives(final):
             final["train_neg_sample_args"] = None
         ours = bool(getattr(self.model_class, "sequence_level", False))
-        rules = {**RULES, **model_rules(self.model, ours)}
+        rules = {**RULES, **model_rules(self.model, class_keys(self.model_class), ours)}
         check_values(final, self.sources, rules)
         if ours:
             check_loss(final, self.sources, self.model_class.losses)
@@ -192,6 +230,7 @@ class TemaConfig(Config):
             final[key] = os.path.expanduser(str(final[key]))
         check_kinds(final, self.sources, self._our_defaults, strict=True, rules=rules)
         check_kinds(final, self.sources, self._recbole_defaults, strict=False, rules=rules)
+        self._warn_of_idle_keys(final, ours)
         return final
 
     def _set_default_parameters(self):
@@ -220,8 +259,16 @@ class TemaConfig(Config):
                 config file, ``config_dict``, the command line or ``properties/dataset`` stays.
         """
         for key, value in values.items():
-            if key not in self.external_config_dict and key not in self.dataset_file_keys:
+            if not self._is_stated(key):
                 self.final_config_dict[key] = copy.deepcopy(value)
+
+    def _is_stated(self, key):
+        return key in self.external_config_dict or key in self.dataset_file_keys
+
+    def follows_from_files(self, key: str) -> bool:
+        """Whether a key names columns and files, and was set after those that are there."""
+        named = key in FILE_KEYS or ALIAS_KEY.fullmatch(key)
+        return bool(named) and not self._is_stated(key)
 
     def _init_device(self):
         final = self.final_config_dict

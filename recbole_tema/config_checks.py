@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from numbers import Integral, Real
 from typing import NamedTuple
 
+from recbole_tema.config_files import INTERVALS, parse_value
 from recbole_tema.errors import ConfigError
 
 # RecBole's metrics of ranked lists; AUC, GAUC, LogLoss, MAE and RMSE need more than those.
@@ -39,9 +40,11 @@ FIELD_NAMES = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD", "LABEL_FIELD"),
     "ITEM_LIST_LENGTH_FIELD",
 )
-INTERVALS = (
-    *("user_inter_num_interval", "item_inter_num_interval"),
-    *("entity_kg_num_interval", "relation_kg_num_interval"),
+# Keys of lists; one value may stand for a list of it.
+LISTS = (
+    *("topk", "metrics", "eval_groups", "selected_features", "additional_feat_suffix"),
+    *("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id", "alias_of_entity_id"),
+    *("alias_of_relation_id", "normalize_field", "numerical_features", "train_epochs"),
 )
 
 
@@ -84,15 +87,43 @@ def optional(rule) -> Rule:
     return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
 
 
+def read_lists(values: dict, *defaults: dict) -> dict:
+    """The values with those of list keys as lists: ``5,10``, ``(5, 10)`` and ``Hit,NDCG`` too.
+
+    Args:
+        values: the merged configuration.
+        defaults: the YAML files' values; what is a list there is one here.
+    """
+    listed = {key for layer in defaults for key, value in layer.items() if isinstance(value, list)}
+    return {
+        key: _as_list(value, key in LISTS) if key in LISTS or key in listed else value
+        for key, value in values.items()
+    }
+
+
+def _as_list(value, one):
+    """Args: one: whether a single value stands for a list of it."""
+    value = parse_value(value)  # a file's quoted text is no list yet
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str) and value.strip() and value.strip()[0] not in "[({":
+        parts = [parse_value(part.strip()) for part in value.split(",")]
+        return parts if one or len(parts) > 1 else value
+    single = one and (is_int(value) or is_real(value))
+    return [value] if single else value
+
+
 def interval_text(value) -> str:
     """An interval as RecBole reads it; ``[5, 10]`` and ``[5, inf]`` may have come as lists."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return str(value)
 
 
 def is_interval(value) -> bool:
     """Whether RecBole reads ``value`` as an interval: ``[5,inf)``, several parted by ``;``."""
+    if isinstance(value, tuple):  # 5,10 or (5,10), which are not the same
+        return False
     for part in interval_text(value).split(";"):
         found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
         try:
@@ -116,6 +147,11 @@ def _is_names(value):
     return isinstance(value, list | tuple) and all(map(_is_text, value))
 
 
+def _is_gpus(value):
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(is_int(part) or isinstance(part, str) for part in parts)
+
+
 def _is_columns(value):
     return value == "*" or _is_names(value)
 
@@ -124,10 +160,8 @@ def _dict_of(test, words):
     return optional(Rule(lambda v: isinstance(v, dict) and all(map(test, v.values())), words))
 
 
-def _listed(test, one=True):
-    return lambda v: (
-        (one and test(v)) or (isinstance(v, list | tuple) and len(v) > 0 and all(map(test, v)))
-    )
+def _listed(test):
+    return lambda v: isinstance(v, list) and len(v) > 0 and all(map(test, v))
 
 
 BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
@@ -190,9 +224,14 @@ RULES = {
     **dict.fromkeys(("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id"), TEXTS),
     **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), TEXTS),
     **dict.fromkeys(("normalize_field", "numerical_features"), TEXTS),
-    "additional_feat_suffix": optional(
-        Rule(lambda v: _is_text(v) or _is_names(v), "a list of suffixes")
+    "additional_feat_suffix": optional(Rule(_is_names, "a list of suffixes")),
+    "selected_features": optional(
+        Rule(
+            lambda v: _is_names(v) and len({*v}) == len(v), "a list of different fields, as [title]"
+        )
     ),
+    "item_attribute": TEXT,
+    "gpu_id": Rule(_is_gpus, "the numbers of GPUs, as 0 or 0,1; '' for none"),
     "benchmark_filename": Rule(
         lambda v: v is None, "none: NAME.inter is split leave-one-out, no other split is read"
     ),
@@ -210,6 +249,7 @@ RULES = {
     "transform": optional(exactly(*TRANSFORMS)),
     "val_interval": _dict_of(is_interval, "a dict of intervals by field, as {'rating': '[3,inf)'}"),
 }
+KINDS = {list: (list, "a list"), dict: (dict, "a dict"), str: (str | os.PathLike, "text")}
 # Parts of the two keys that are dicts of arguments.
 PART_RULES = {
     "clip_grad_norm": {
@@ -239,7 +279,7 @@ def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> 
     """Check the values that this package or RecBole reads in every run.
 
     Args:
-        values: the merged configuration; keys that are absent are not checked.
+        values: the merged configuration, by `read_lists`; keys that are absent are not checked.
         sources: where the user's keys came from, for the message.
         rules: key -> rule, ``RULES``, for our models with ``MODEL_RULES``.
 
@@ -279,7 +319,7 @@ def check_kinds(
     Args:
         values: the merged configuration.
         sources: the user's keys and where they came from; only these are checked.
-        defaults: the YAML files' values; a default that is no number and no boolean binds nothing.
+        defaults: the YAML files' values; a default of none binds nothing.
         strict: booleans and integers have to be just that; without it, any number serves for a
             number, as RecBole's files write ``0`` where ``0.5`` is meant as well.
         rules: keys with a rule of their own are not checked here.
@@ -289,7 +329,11 @@ def check_kinds(
     """
     for key in sources.keys() & defaults.keys() & values.keys() - rules.keys():
         default, value = defaults[key], values[key]
-        if isinstance(default, bool):
+        if isinstance(default, list | dict | str):
+            kind, words = KINDS[type(default)]
+            if not isinstance(value, kind) and value is not None:
+                fail(key, value, f"{words}, as the default {default!r}", sources)
+        elif isinstance(default, bool):
             if strict and not isinstance(value, bool):
                 fail(key, value, BOOL.allowed, sources)
         elif isinstance(default, int) and strict:
@@ -353,9 +397,7 @@ def _check_eval_args(value, sources):
 
 
 def _check_valid_metric(values, sources):
-    metrics = [values["metrics"]] if isinstance(values["metrics"], str) else values["metrics"]
-    topk = values["topk"] if isinstance(values["topk"], list | tuple) else [values["topk"]]
-    offered = [f"{metric}@{k}" for metric in metrics for k in topk]
+    offered = [f"{metric}@{k}" for metric in values["metrics"] for k in values["topk"]]
     chosen = values["valid_metric"]
     if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
         return

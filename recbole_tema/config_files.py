@@ -1,6 +1,7 @@
 """Reading of configuration text, YAML files and ``--key=value`` strings, without running it."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from recbole_tema.errors import ConfigError
 WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
 MERGED_KEYS = ("eval_args",)
+# Their values are text: "(5,10)" is an open interval, not two numbers.
+INTERVALS = (
+    *("user_inter_num_interval", "item_inter_num_interval"),
+    *("entity_kg_num_interval", "relation_kg_num_interval"),
+)
 
 
 class PlainYamlLoader(yaml.SafeLoader):
@@ -94,9 +100,31 @@ def check_layers(**layers) -> None:
             raise ConfigError(f"{name} is {layer!r}; give a dict from the keys' names to values")
 
 
-def our_defaults(model: str, dataset: str) -> dict:
-    """Return this project's defaults of a run: overall, the model's, then the dataset's."""
-    return _merged_properties("overall", f"model/{model}", *_dataset_parts(model, dataset))
+def file_list(paths) -> list:
+    """Config files as a list: one path, a list of paths, or None for none.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if paths is None or isinstance(paths, str | os.PathLike):
+        paths = [] if paths is None else [paths]
+    if not isinstance(paths, list | tuple) or not all(
+        isinstance(path, str | os.PathLike) for path in paths
+    ):
+        raise ConfigError(f"config_file_list is {paths!r}; give a list of paths of YAML files")
+    return list(paths)
+
+
+def our_defaults(model: str, dataset: str, files=()) -> dict:
+    """Return this project's defaults of a run: overall, the model's, then the dataset's.
+
+    Args:
+        files: YAML files of a user's own model class, over those of the model's name.
+    """
+    merged = _merged_properties("overall", f"model/{model}")
+    for layer in (*map(load_yaml, files), dataset_defaults(model, dataset)):
+        merged = merge_layer(merged, layer)
+    return merged
 
 
 def dataset_defaults(model: str, dataset: str) -> dict:
@@ -119,6 +147,18 @@ def _merged_properties(*parts: str) -> dict:
     return {key: value for key, value in merged.items() if key != PRESET_KEY}
 
 
+def parse_values(values: dict) -> dict:
+    """The values that texts spell, key by key; texts of intervals stay texts."""
+    return {
+        key: value if key in INTERVALS and not _is_word(value) else parse_value(value)
+        for key, value in values.items()
+    }
+
+
+def _is_word(value):
+    return isinstance(value, str) and value.strip().lower() in WORDS
+
+
 def parse_value(value):
     """Turn a string into the plain value that it spells, else give it back as it is.
 
@@ -128,7 +168,7 @@ def parse_value(value):
     """
     if not isinstance(value, str):
         return value
-    if value.strip().lower() in WORDS:
+    if _is_word(value):
         return WORDS[value.strip().lower()]
     try:
         parsed = ast.literal_eval(value.strip())

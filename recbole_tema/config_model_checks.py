@@ -23,14 +23,6 @@ PROBABILITY = Rule(lambda v: is_real(v) and 0 <= v < 1, "a number from 0 to belo
 SHARE = Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1")
 POSITIVE = Rule(lambda v: is_real(v) and v > 0, "a number > 0")
 NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
-FIELDS = Rule(
-    lambda v: (
-        isinstance(v, list)
-        and all(isinstance(field, str) and field for field in v)
-        and len(set(v)) == len(v)
-    ),
-    "a list of different fields, e.g. [title]",
-)
 # Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
@@ -42,7 +34,6 @@ MODEL_RULES = {
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
-    "selected_features": optional(FIELDS),
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
     "fusion": exactly("sum", "gate", "concat"),
@@ -87,16 +78,17 @@ CDR_RULES = {
 }
 
 
-def model_rules(model: str, sequence_level: bool | None = None) -> dict[str, Rule]:
+def model_rules(model: str, own=None, sequence_level: bool | None = None) -> dict[str, Rule]:
     """The rules of the keys that a model reads itself.
 
     Args:
         model: its name.
+        own: the keys that its class declares; None: by the name.
         sequence_level: whether its class is one of ours or derived from it; None: by the name.
     """
     if model in OUR_MODELS if sequence_level is None else sequence_level:
         return MODEL_RULES
-    own = keys_by_model().get(model, frozenset())
+    own = keys_by_model().get(model, frozenset()) if own is None else own
     rules = {**RECBOLE_RULES, **(CDR_RULES if model in CDR_MODELS else {})}
     return {key: rule for key, rule in rules.items() if key in own}
 

@@ -25,6 +25,8 @@ READERS = {
 REPLACED_MODELS = {
     "Pop": "recbole_tema.model.pop",
     "BERT4Rec": "recbole_tema.model.bert4rec",
+    "DIEN": "recbole_tema.model.feature_models",
+    "DIN": "recbole_tema.model.feature_models",
     "FDSA": "recbole_tema.model.feature_models",
     "GRU4RecF": "recbole_tema.model.feature_models",
     "SASRecF": "recbole_tema.model.feature_models",

@@ -18,11 +18,12 @@ from recbole_tema.checkpoint import (
     read_checkpoint,
 )
 from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import check_layers, load_yaml, merge_layer
-from recbole_tema.config_keys import keys_by_model
+from recbole_tema.config_files import check_layers, file_list, load_yaml, merge_layer
+from recbole_tema.config_keys import class_keys
 from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID
+from recbole_tema.data.schema import ATTRIBUTE_KEYS
 from recbole_tema.distributed import from_main, is_main, rank, world_size
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import (
@@ -84,6 +85,10 @@ def run_recbole_tema(
         TemaError: a name, key, value or file is wrong; the message says which.
     """
     check_layers(config_dict=config_dict, cmd_config_dict=cmd_config_dict)
+    if not isinstance(saved, bool):
+        raise ConfigError(f"saved is {saved!r}; give True or False")
+    if after_epoch is not None and not callable(after_epoch):
+        raise ConfigError(f"after_epoch is {after_epoch!r}; give a function of (epoch, score)")
     layers = (config_file_list, config_dict, cmd_config_dict)
     model = _name("model", model, DEFAULT_MODEL, *layers)
     dataset = _name("dataset", dataset, DEFAULT_DATASET, *layers)
@@ -110,6 +115,7 @@ def run_recbole_tema(
         if rank():  # each process drops out and draws for itself, in the model of the first
             init_seed(config["seed"] + rank(), config["reproducibility"])
         trainer = build_trainer(config, network, data)
+        config.warn_of_unread_keys()
         if SOURCE_VALID in eval_data:
             trainer.source_valid = eval_data[SOURCE_VALID]
         SCREEN.info(headline(config, data, world_size()))
@@ -209,9 +215,10 @@ def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data
         dict from phase to (metrics, ranks ``(n_targets,)`` int64 with 0 the first place, the
         phase's :class:`EvalPlan`, the dataset).
     """
-    phases = [phases] if isinstance(phases, str) else list(phases)
-    if not set(phases) <= set(PHASES):
-        raise ConfigError(f"phases is {phases}; allowed: a list of {', '.join(PHASES)}")
+    given = [phases] if isinstance(phases, str) else phases
+    if not isinstance(given, list | tuple | set) or not all(p in PHASES for p in given):
+        raise ConfigError(f"phases is {phases!r}; allowed: a list of {', '.join(PHASES)}")
+    phases = list(given)
     check_layers(config_dict=config_dict)
     config, state = _saved_config(checkpoint, data_path, config_dict)
     data = _saved_dataset(config, state, checkpoint)
@@ -237,18 +244,21 @@ def _name(key, given, default, files, config_dict, cmd_config_dict):
     """The name of the model or dataset: as argument, in the strongest layer, or default."""
     if given is not None:
         return given
-    if isinstance(files, str | os.PathLike):
-        files = [files]
-    layers = [*map(load_yaml, files or []), config_dict or {}, cmd_config_dict or {}]
+    layers = [*map(load_yaml, file_list(files)), config_dict or {}, cmd_config_dict or {}]
     named = [layer[key] for layer in layers if layer.get(key) is not None]
     return named[-1] if named else default
 
 
 def _saved_config(checkpoint, data_path=None, config_dict=None):
     """(config, checkpoint): the config that a model was trained with, on this machine's device."""
+    for name, path in (("checkpoint", checkpoint), ("data_path", data_path)):
+        if not isinstance(path, str | os.PathLike) and (path is not None or name == "checkpoint"):
+            raise ConfigError(f"{name} is {path!r}; give a path")
     state = read_checkpoint(checkpoint)
     # What the user gave then is given again, so that it still wins over what the files imply.
     given = {k: v for k, v in state.get("given", {}).items() if k not in MADE_HERE}
+    # So does the field that the model read then: tags that came since are not its own.
+    given |= {key: state["config"][key] for key in ATTRIBUTE_KEYS if state["config"].get(key)}
     layer = merge_layer(given, dict(config_dict or {}))
     config = TemaConfig(state["model"], state["dataset"], config_dict=layer)
     if state["model"] in CDR_MODELS:
@@ -262,7 +272,7 @@ def _saved_config(checkpoint, data_path=None, config_dict=None):
     if "eval_args" in changed:
         changed |= {"valid_neg_sample_args", "test_neg_sample_args"}
     for key, value in state["config"].items():
-        if key not in MADE_HERE | changed:
+        if key not in MADE_HERE | changed and not config.follows_from_files(key):
             config[key] = value
     folder = Path(data_path).expanduser() / state["dataset"] if data_path else None
     config["data_path"] = str(folder or state["config"]["data_path"])
@@ -278,7 +288,8 @@ def _saved_dataset(config, state, checkpoint):
             f"data_path, the folder that holds the folder '{state['dataset']}'"
         )
     dataset = _load_dataset(config)
-    check_belongs(state, checkpoint, state["model"], dataset_fingerprint(dataset))
+    now = dataset_fingerprint(dataset, state["fingerprint"])
+    check_belongs(state, checkpoint, state["model"], now)
     return dataset
 
 
@@ -330,7 +341,7 @@ def _new_model(config, train_dataset):
         known = isinstance(error, ValueError | NotImplementedError) or from_recbole(error)
         if not known or isinstance(error, ModuleNotFoundError):
             raise
-        own = keys_by_model().get(config["model"], ())
+        own = class_keys(config.model_class)
         given = ", ".join(sorted(key for key in config.sources if key in own))
         where = f" (keys of this model that were given: {given})" if given else ""
         raise ConfigError(f"model '{config['model']}': {in_one_line(error)}{where}") from error

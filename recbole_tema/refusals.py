@@ -8,7 +8,10 @@ from recbole_tema.errors import ConfigError
 from recbole_tema.names import recbole_dir
 
 # What RecBole and the libraries that it calls raise for a key or a field that does not fit.
-REFUSED = (ValueError, KeyError, TypeError, NotImplementedError, ImportError, AssertionError)
+REFUSED = (
+    *(ValueError, KeyError, TypeError, NotImplementedError, ImportError, AssertionError),
+    *(IndexError, AttributeError, ZeroDivisionError, RuntimeError),
+)
 
 
 def from_recbole(error: BaseException) -> bool:

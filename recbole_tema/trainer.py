@@ -52,9 +52,20 @@ NOT_IN_RUN_NAME = {
 }  # fmt: skip
 
 
-def run_name(config) -> str:
-    """``MODEL-DATASET-seedSEED-HASH``: the hash covers every key that changes the result."""
-    relevant = {k: v for k, v in plain_config(config).items() if k not in NOT_IN_RUN_NAME}
+def run_name(config, fingerprint=None) -> str:
+    """``MODEL-DATASET-seedSEED-HASH``: the hash covers every key that changes the result.
+
+    Args:
+        fingerprint: of what the model reads of its dataset (`dataset_fingerprint`). The features
+            that it finds count, in place of the keys that follow from the files: a file that the
+            model does not read makes no other run.
+    """
+    relevant = {
+        key: value
+        for key, value in plain_config(config).items()
+        if key not in NOT_IN_RUN_NAME and not config.follows_from_files(key)
+    }
+    relevant["features"] = sorted(part for part, found in (fingerprint or {}).items() if found)
     text = json.dumps(relevant, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
@@ -86,10 +97,10 @@ class TrainerLayer:
         super().__init__(config, model)
         config["single_spec"] = single
         folder = Path(config["checkpoint_dir"])
-        name = run_name(config)
+        self.fingerprint = dataset_fingerprint(dataset)
+        name = run_name(config, self.fingerprint)
         self.saved_model_file = str(folder / f"{name}.pth")
         self.last_file = folder / f"{name}.last.pth"
-        self.fingerprint = dataset_fingerprint(dataset)
         self.events = events_fingerprint(dataset)
         self.dataset = dataset
         self.finished = False
@@ -157,6 +168,15 @@ class TrainerLayer:
             random = {"random": states[0], "random_of_others": states[1:]}
             state = {**self._state(epoch), **self._training_state(), **random}
             write_checkpoint(self.last_file, state)
+
+    def pretrain(self, train_data, verbose=True, show_progress=False):
+        """RecBole's pretraining, for at most ``epochs``; its last epoch's model is kept."""
+        self.pretrain_epochs = min(self.pretrain_epochs, self.epochs)
+        own = self.saved_model_file
+        result = super().pretrain(train_data, verbose, show_progress)
+        if self.pretrain_epochs == 0 or self.pretrain_epochs % self.save_step:
+            self.save_pretrained_model(self.pretrain_epochs - 1, own)
+        return result
 
     def save_pretrained_model(self, epoch, saved_model_file):
         """RecBole's pretraining trainers write here; the last file is their result."""

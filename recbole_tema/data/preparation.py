@@ -12,7 +12,7 @@ from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
 from recbole_tema.atomic import read_header
-from recbole_tema.config_keys import class_keys
+from recbole_tema.config_keys import class_keys, may_read
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
@@ -58,6 +58,7 @@ def create_dataset(config, model_class):
         if config[key] != stated[key]:  # said, since the config that was logged has RecBole's
             getLogger().info(f"{key} is {config[key]} here, not RecBole's {stated[key]}")
     config.set_data_defaults({**_without_unloaded(config, found), **_labels_by_sampling(config)})
+    _read_numbers(config)
     if is_sequence_level(model_class):
         dataset_class = CrossDomainSequentialDataset
     else:
@@ -66,6 +67,8 @@ def create_dataset(config, model_class):
         _check_knowledge_graph(config)
     dataset = dataset_class(config)
     _check_attributes(config, dataset)
+    if config["MODEL_TYPE"] == ModelType.CONTEXT:
+        _check_context(config, dataset)
     return dataset
 
 
@@ -146,9 +149,48 @@ def _labels_by_sampling(config) -> dict:
     }
 
 
+def _read_numbers(config) -> None:
+    """Have RecBole embed the numbers among ``selected_features``, and refuse what no model reads.
+
+    RecBole's layer of features leaves out numbers that are not ``numerical_features``, and then
+    does not fit the model around it; of a vector it would read the mean of its values alone.
+
+    Raises:
+        ConfigError: a field is of a type that the model cannot learn from.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    inter, types = (
+        {field.name: field.type for field in read_header(folder / f"{name}.{suffix}")}
+        for suffix in ("inter", "item")
+    )
+    for field in config["numerical_features"] or ():
+        kind = {**inter, **types}.get(field, "")  # a missing one was named
+        if "token" in kind or field == config["TIME_FIELD"]:
+            raise ConfigError(
+                f"numerical_features names '{field}', "
+                + ("which orders the events" if kind == "float" else f"which is of type {kind}")
+                + "; give fields of numbers (type float)"
+            )
+    for key in (key for key in ATTRIBUTE_KEYS if key in class_keys(config.model_class)):
+        numbers = key == "selected_features" and not is_sequence_level(config.model_class)
+        kinds = ("token", "token_seq", *(["float"] if numbers else []))
+        named = [config[key]] if isinstance(config[key], str) else config[key] or []
+        for field in named:
+            if types.get(field, "token") not in kinds:
+                usable = [name for name, kind in types.items() if kind in kinds]
+                usable.remove(config["ITEM_ID_FIELD"])
+                raise ConfigError(
+                    f"{key} names '{field}', which is of type {types[field]}; model "
+                    f"'{config['model']}' learns from fields of type {', '.join(kinds)}: "
+                    f"{', '.join(usable)}"
+                )
+        found = [field for field in named if types.get(field) == "float"]
+        before = config["numerical_features"] or []
+        config["numerical_features"] = [*before, *(f for f in found if f not in before)]
+
+
 def _check_attributes(config, dataset):
-    read = class_keys(config.model_class)
-    for key in (key for key in ATTRIBUTE_KEYS if key in read):
+    for key in (key for key in ATTRIBUTE_KEYS if may_read(config.model_class, key)):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
         absent = [field for field in fields if field not in dataset.item_feat]
         if absent:
@@ -156,6 +198,23 @@ def _check_attributes(config, dataset):
             raise ConfigError(
                 f"{key} names the field '{absent[0]}', which is not loaded from "
                 f"{config['dataset']}.item; loaded are {', '.join(there)} (load_col adds more)"
+            )
+
+
+def _check_context(config, dataset):
+    """Refuse fields of events that a context-aware model would learn from: no candidate has them.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    names = set(dataset.fields(source=[FeatureSource.INTERACTION])) - {dataset.label_field}
+    tokens = set(dataset.token_like_fields)
+    for field in sorted(names):
+        if field in tokens or field in (config["numerical_features"] or ()):
+            raise ConfigError(
+                f"model '{config['model']}' would learn from the field '{field}' of "
+                f"{config['dataset']}.inter, which no candidate has; leave it out of load_col or "
+                f"numerical_features"
             )
 
 
@@ -188,6 +247,7 @@ def data_preparation(config, dataset, model_class) -> PreparedData:
     if getattr(model_class, "validates_source", False):
         plans[SOURCE_VALID] = plan = eval_plan(config, dataset, "valid", of_source=True)
         eval_data[SOURCE_VALID] = BaselineEvalLoader(config, built[1], plan.users, plan.targets)
+    dataset.asked.clear()  # by the preparation; from here on it is the model that asks
     return PreparedData(train_data, eval_data, plans)
 
 

@@ -8,7 +8,7 @@ in ``properties/dataset/NAME.yaml`` win over these.
 from pathlib import Path
 
 from recbole_tema.atomic import read_header, require_fields
-from recbole_tema.config_keys import class_keys
+from recbole_tema.config_keys import may_read
 from recbole_tema.errors import ConfigError, DataError
 
 # suffix -> (id field, value field, field whose ids it shares)
@@ -132,8 +132,8 @@ def _add_named_fields(config, load_col, headers, name):
     if config is None:
         return
     given = set(config.external_config_dict) | config.dataset_file_keys
-    read = given & class_keys(config.model_class)
-    for key in (*FIELD_KEYS, *(key for key in ATTRIBUTE_KEYS if key in read)):
+    read = [k for k in ATTRIBUTE_KEYS if k in given and may_read(config.model_class, k)]
+    for key in (*FIELD_KEYS, *read):
         names = config[key] or ()
         for wanted in [names] if isinstance(names, str) else names:
             sources = [

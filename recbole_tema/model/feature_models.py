@@ -1,7 +1,12 @@
-"""FDSA, GRU4RecF and SASRecF: RecBole's, which embed each item's features once a batch."""
+"""RecBole's models of item features: FDSA, GRU4RecF and SASRecF embed each item's once a batch.
+
+They and DIN and DIEN take more than one field of numbers, which RecBole's layers do not.
+"""
 
 import torch
-from recbole.model.layers import FeatureSeqEmbLayer
+from recbole.model.layers import ContextSeqEmbLayer, FeatureSeqEmbLayer
+from recbole.model.sequential_recommender.dien import DIEN as RecBoleDIEN
+from recbole.model.sequential_recommender.din import DIN as RecBoleDIN
 from recbole.model.sequential_recommender.fdsa import FDSA as RecBoleFDSA
 from recbole.model.sequential_recommender.gru4recf import GRU4RecF as RecBoleGRU4RecF
 from recbole.model.sequential_recommender.sasrecf import SASRecF as RecBoleSASRecF
@@ -10,7 +15,30 @@ from torch.nn import functional as F
 from recbole_tema.model.by_length import LossByLength
 
 
-class OncePerItem(FeatureSeqEmbLayer):
+class ManyNumbers:
+    """Mixed in before RecBole's layers of features: it joins fields of numbers side by side."""
+
+    def embed_float_fields(self, float_fields, type, embed=True):
+        """RecBole's embedding of numbers.
+
+        Args:
+            float_fields: ``(..., 1, 2 F)``, value and bucket of each field in turn, as RecBole
+                1.2.1 joins them; its embedding wants ``(..., F, 2)``. None for no fields.
+            type: ``"item"`` or ``"user"``.
+
+        Returns:
+            ``(..., F, H)``, or None.
+        """
+        if float_fields is not None:
+            float_fields = float_fields.reshape(*float_fields.shape[:-2], -1, 2)
+        return super().embed_float_fields(float_fields, type, embed)
+
+
+class ContextNumbers(ManyNumbers, ContextSeqEmbLayer):
+    """RecBole's layer of user and item features, for any number of fields of numbers."""
+
+
+class OncePerItem(ManyNumbers, FeatureSeqEmbLayer):
     """RecBole's layer of item features, with the work done once for each item of a batch.
 
     RecBole 1.2.1 looks up and pools the features of every step, padding included: a field of
@@ -82,3 +110,19 @@ class GRU4RecF(QuickFeatures, RecBoleGRU4RecF):
 
 class SASRecF(QuickFeatures, RecBoleSASRecF):
     """RecBole's SASRecF, its features embedded once for each item of a batch."""
+
+
+class ContextFeatures:
+    """Mixed in before a model of RecBole's that reads features of users and of all items."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.embedding_layer.__class__ = ContextNumbers
+
+
+class DIN(ContextFeatures, RecBoleDIN):
+    """RecBole's DIN, with any number of fields of numbers."""
+
+
+class DIEN(ContextFeatures, RecBoleDIEN):
+    """RecBole's DIEN, with any number of fields of numbers."""

@@ -3,7 +3,6 @@
 from logging import getLogger
 
 import torch
-from recbole.utils import FeatureType
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,11 +117,6 @@ class TEMA(CrossDomainRecommender):
 
     def _field_part(self, name, field, dataset):
         """Learned vectors for the values of an item field, such as the words of its title."""
-        if dataset.field2type[field] not in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
-            raise ConfigError(
-                f"selected_features names '{field}', which holds numbers; TEMA learns vectors for "
-                "fields of tokens (field:token, field:token_seq)"
-            )
         values = dataset.item_feat[field][: self.n_items].cpu()
         values = values.view(self.n_items, -1)
         weights = tag_weights(values, None, "binary")
