@@ -3,6 +3,9 @@
 from logging import getLogger
 from time import perf_counter
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
