@@ -412,8 +412,9 @@ def build_trainer(config, model, dataset):
     layer = TrainerLayer
     if getattr(config.model_class, "phased", False):
         from recbole_tema.bridge.trainer import PhasedTrainer as layer
-    bases = (base,) if base is not Trainer else ()
-    trainer_class = type(f"Tema{base.__name__}", (layer, *bases, CountedLoop), {})
+    bases = (base, CountedLoop) if issubclass(base, Trainer) else (base,)  # trees have no loop
+    bases = (CountedLoop,) if base is Trainer else bases
+    trainer_class = type(f"Tema{base.__name__}", (layer, *bases), {})
     folder = Path(config["checkpoint_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
