@@ -280,6 +280,14 @@ def test_a_key_that_another_value_makes_idle(caplog, model, values, named):
     assert "without effect" not in caplog.text
 
 
+@pytest.mark.parametrize("most", [100, 5])
+def test_the_sampled_softmax_is_idle_where_the_exact_one_fits(settings, caplog, most):
+    keys = {**settings, "epochs": 0, "full_softmax_items": most, "sampled_softmax_items": 8}
+    run_recbole_tema("TEMA", "tiny", config_dict=keys, saved=False)
+    told = "keys without effect on TEMA: sampled_softmax_items (config_dict; of 31 items"
+    assert (told in caplog.text) == (most == 100)
+
+
 # A user's own classes
 
 

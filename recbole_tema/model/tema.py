@@ -53,6 +53,12 @@ class TEMA(CrossDomainRecommender):
         self.intra_weight = config["intra_weight"]
         self.full_softmax_items = config["full_softmax_items"]
         self.sampled_items = config["sampled_softmax_items"]
+        if "sampled_softmax_items" in config.sources and self.n_items <= self.full_softmax_items:
+            getLogger().warning(
+                f"keys without effect on TEMA: sampled_softmax_items "
+                f"({config.sources['sampled_softmax_items']}; of {self.n_items} items the softmax "
+                f"is exact, up to full_softmax_items)"
+            )
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
         # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
         self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
