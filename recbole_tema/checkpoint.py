@@ -128,7 +128,10 @@ def _add_field(digest, dataset, field):
         digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
     values = dataset.item_feat[field]
     for row in values.numpy() if isinstance(values, torch.Tensor) else values:
-        row = np.atleast_1d(np.asarray(row, dtype=np.float64))
+        row = np.atleast_1d(np.asarray(row))
+        if row.dtype.kind == "f":  # float64 as read, float32 in RecBole's tensors
+            row = row.astype(np.float32)
+        row = row.astype(np.float64)
         digest.update(np.trim_zeros(row, "b").tobytes() + b"\n")
 
 
