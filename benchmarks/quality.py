@@ -59,7 +59,8 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
     """Train and evaluate one run in this process."""
     import torch
 
-    from recbole_tema.quick_start import evaluate_checkpoint, run_recbole_tema
+    from recbole_tema.evaluation import popularity_notes, target_groups
+    from recbole_tema.quick_start import rank_checkpoint, run_recbole_tema
 
     run = suite["runs"][label]
     keys = {**run["keys"], "seed": seed, "show_progress": False}
@@ -69,14 +70,15 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
         os.chdir(folder)  # RecBole writes its logs into the current folder
         result = run_recbole_tema(run["model"], run["dataset"], config_dict=keys)
         phases = ("valid",) if suite.get("search") else ("valid", "test")
-        metrics = {
-            name: evaluate_checkpoint(
-                result["model_file"],
-                {"eval_args": {"mode": mode}, "eval_groups": ["popularity"]},
-                phases,
-            )
-            for name, mode in PROTOCOLS.items()
-        }
+        metrics = {}
+        for name, mode in PROTOCOLS.items():
+            keys_of_mode = {"eval_args": {"mode": mode}, "eval_groups": ["popularity"]}
+            ranked = rank_checkpoint(result["model_file"], keys_of_mode, phases)
+            metrics[name] = {phase: found[0] for phase, found in ranked.items()}
+        # The same targets whatever they are ranked among.
+        _, _, plan, dataset = ranked[phases[-1]]
+        popularity = dataset.split_popularity()
+        thirds = target_groups(plan, ["popularity"], popularity)
     seconds = result["epoch_seconds"]
     return {
         "label": label,
@@ -88,6 +90,7 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
         "epochs": len(seconds),
         "seconds_per_epoch": round(float(np.median(seconds)), 2) if seconds else None,
         "metrics": metrics,
+        "thirds": popularity_notes(popularity[plan.targets], thirds),
         "date": date.today().isoformat(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -165,6 +168,8 @@ def write_report(args, suite, records):
     if not records:
         return
     first = records[0]
+    held = next((record["thirds"] for record in records if "thirds" in record), None)
+    held = f" ({'; '.join(held)})" if held else ""
     text = f"""# {args.suite.stem}
 
 {suite.get("about", "").strip()}
@@ -173,7 +178,8 @@ def write_report(args, suite, records):
 seeds {", ".join(str(s) for s in suite["seeds"])}; {first["date"]}, {platform.machine()},
 {first["threads"]} thread(s) a run, torch {first["torch"]}, Python {first["python"]}.
 "full" ranks all items of the target's domain, "sampled" 100 of them drawn at random; the columns
-without a metric's name are NDCG@10, `popularity=low` is the least popular third of the targets.
+without a metric's name are NDCG@10, `popularity=low` is the least popular third of the
+targets{held}.
 Mean ± standard deviation over seeds. Raw records: `{args.suite.stem}.jsonl`.
 
 {table(records, phases)}

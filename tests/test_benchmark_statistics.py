@@ -18,6 +18,7 @@ from recbole_tema.benchmark.metrics import (
     paired_p,
     per_target,
 )
+from recbole_tema.benchmark.report import facts
 from recbole_tema.benchmark.results import Results, Row
 from recbole_tema.benchmark.tables import csv_text, latex, markdown, note
 
@@ -230,6 +231,35 @@ def test_a_table_without_baselines_marks_nothing():
 def test_groups_cover_every_target_once():
     for buckets in results(MODELS).groupings.values():
         assert (sum(mask.astype(int) for mask in buckets.values()) == 1).all()
+
+
+def test_a_report_says_what_its_protocol_and_its_thirds_are():
+    found = results(MODELS)
+    keys = {"candidates": "in_domain", "exclude_history": "auto", "eval_args": {"mode": "full"}}
+    entries = {row.label: {"keys": keys} for row in found.rows}
+    stated = {"dataset": "shop", "content": "0" * 64, "entries": entries}
+    for row in found.rows:  # trained for one domain after the other, two seeds
+        row.records = {
+            (seed, domain): {"exclude_history": True, "left_out": {"test": n, "valid": 9}}
+            for seed in (2020, 2021)
+            for domain, n in (("book", 2), ("film", 5))
+        }
+    text = "\n".join(facts(found, stated))
+    assert "domain, without the user's past ones (exclude_history auto)" in text
+    assert "7 more targets, which their users had before, are left out" in text
+    popularity = found.targets["test"]["popularity"].to_numpy()
+    low = popularity[found.groupings["popularity"]["least popular third"]]
+    third = f"least popular third: {len(low)} targets of 0 to {low.max()} training events; middle"
+    assert third in text and (popularity <= low.max()).sum() == len(low)
+    for row in found.rows:
+        row.records = {(2020, ""): {"exclude_history": False, "left_out": {"test": 0}}}
+    text = "\n".join(facts(found, stated))
+    assert "the user's past ones among them (exclude_history auto)" in text
+    assert "left out" not in text
+    keys["eval_args"] = {"mode": "uni100"}
+    assert "100 sampled items of the target's domain, none of the user's own" in "\n".join(
+        facts(found, stated)
+    )
 
 
 def test_tables():
