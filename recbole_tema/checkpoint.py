@@ -128,8 +128,10 @@ def _add_field(digest, dataset, field):
         digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
     values = dataset.item_feat[field]
     for row in values.numpy() if isinstance(values, torch.Tensor) else values:
-        row = np.atleast_1d(np.asarray(row, dtype=np.float64))
-        digest.update(np.trim_zeros(row, "b").tobytes() + b"\n")
+        row = np.atleast_1d(np.asarray(row))
+        if row.dtype.kind == "f":
+            row = row.astype(np.float32)  # as RecBole's tensors have it
+        digest.update(np.trim_zeros(row.astype(np.float64), "b").tobytes() + b"\n")
 
 
 def events_fingerprint(dataset) -> str:
