@@ -129,10 +129,9 @@ def _add_field(digest, dataset, field):
     values = dataset.item_feat[field]
     for row in values.numpy() if isinstance(values, torch.Tensor) else values:
         row = np.atleast_1d(np.asarray(row))
-        if row.dtype.kind == "f":  # float64 as read, float32 in RecBole's tensors
-            row = row.astype(np.float32)
-        row = row.astype(np.float64)
-        digest.update(np.trim_zeros(row, "b").tobytes() + b"\n")
+        if row.dtype.kind == "f":
+            row = row.astype(np.float32)  # as RecBole's tensors have it
+        digest.update(np.trim_zeros(row.astype(np.float64), "b").tobytes() + b"\n")
 
 
 def events_fingerprint(dataset) -> str:

@@ -107,7 +107,7 @@ def test_config_files_are_split_at_blanks_unless_one_file_has_them(tmp_path):
         (["--topk=5,x"], ["topk is [5, 'x'] (command line)", "integers"]),
         (["--metrics=Hit,NDGC"], ["metrics is ['Hit', 'NDGC'] (command line)", "ndcg"]),
         (["--model=SASRec", "--selected_features=3"], ["selected_features is [3]", "fields"]),
-        (["--models=TEMA,SASRec", "--topk=5;10"], ["topk is '5;10' (command line)", "integers"]),
+        (["--models=TEMA,SASRec", "--topk=5;10"], ["topk is ['5;10'] (command line)", "integers"]),
         (["--user_inter_num_interval=5,10"], ["user_inter_num_interval is '5,10'", "[5,inf)"]),
         (["--POS_ITEMS=1"], ["unknown key 'POS_ITEMS' (command line) for model TEMA"]),
         (["--config_files=none.yaml"], ["config file 'none.yaml' cannot be read"]),
