@@ -253,9 +253,8 @@ def test_where_no_tag_is_left_the_cause_is_named(tmp_path, encoder, options, adv
     with pytest.raises(DataError, match=advice) as error:
         tag(dataset, WordBackend(False), options)
     assert no_advice not in str(error.value)
-    said, parts = re.search(r"no tag is left of (\d+) that the model gave: (.*)", str(error.value))[
-        1, 2
-    ]
+    told = re.search(r"no tag is left of (\d+) that the model gave: (.*)", str(error.value))
+    said, parts = told.groups()
     numbers = re.findall(r"(?:^|, )(\d+) (?:merged|too|vague|fit)", parts)
     assert sum(map(int, numbers)) == int(said) > 0
 
