@@ -246,7 +246,7 @@ class CrossDomainMixin:
         few = repeats < FEW_REPEATS * events
         self.exclude_history = few if wanted == "auto" else wanted
         why = "fewer than one in a thousand" if few else "one in a thousand or more"
-        getLogger().info(
+        SCREEN.info(
             f"exclude_history is {self.exclude_history} "
             + (f"(auto): {why}, " if wanted == "auto" else "(as given): ")
             + f"{repeats} of {events} training events, repeat an item of the user's own past"

@@ -13,6 +13,7 @@ from torch.utils.data import DistributedSampler
 
 from recbole_tema.atomic import read_header
 from recbole_tema.config_keys import class_keys, may_read
+from recbole_tema.console import SCREEN
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
@@ -276,7 +277,7 @@ def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
         numbers = np.arange(1, len(dataset.domain_names) + 1)
         plan = plan.of_domains(numbers[(numbers == dataset.target_domain) != of_source])
     if len(plan.left_out):
-        getLogger().info(
+        SCREEN.info(
             f"{SOURCE_VALID if of_source else phase}: {len(plan.left_out)} of "
             f"{len(plan.left_out) + len(plan)} targets left out, which their users had before "
             f"(exclude_history)"

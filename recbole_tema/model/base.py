@@ -1,12 +1,11 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
-from logging import getLogger
-
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch.nn import functional as F
 
+from recbole_tema.console import SCREEN
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
@@ -72,12 +71,12 @@ class CrossDomainRecommender(SequentialRecommender):
         """
         found = dataset.feature(id_field)
         if found is None:
-            getLogger().info(f"{type(self).__name__}: no {name} features, trained without")
+            SCREEN.info(f"{type(self).__name__}: no {name} features, trained without")
             return False
         matrix, present = found
         lacking = int((~present[1:rows]).sum())
         if lacking:
-            getLogger().info(f"{type(self).__name__}: {lacking} of {rows - 1} rows lack {name}")
+            SCREEN.info(f"{type(self).__name__}: {lacking} of {rows - 1} rows lack {name}")
         self.register_buffer(name, matrix[:rows], persistent=False)
         self.register_buffer(f"{name}_present", present[:rows], persistent=False)
         return True

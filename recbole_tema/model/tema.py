@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_tema.console import SCREEN
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.base import CrossDomainRecommender
 from recbole_tema.model.dropout import Dropout
@@ -98,7 +99,7 @@ class TEMA(CrossDomainRecommender):
     def _tag_part(self, config, dataset):
         """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
         if dataset.tags is None:
-            getLogger().info("TEMA: no tags in this dataset, trained without")
+            SCREEN.info("TEMA: no tags in this dataset, trained without")
             return
         tag_ids, given = (part[: self.n_items] for part in dataset.tags)
         vectors, known = dataset.feature("tag_id") or (None, None)
@@ -107,13 +108,13 @@ class TEMA(CrossDomainRecommender):
         if known is not None:
             lacking = int((~known[torch.unique(tag_ids)][1:]).sum())
             if lacking:
-                getLogger().info(f"TEMA: {lacking} tags have no vector (NAME.tag), left out")
+                SCREEN.info(f"TEMA: {lacking} tags have no vector (NAME.tag), left out")
         untagged = int((~present[1:]).sum())
         if untagged:
-            getLogger().info(f"TEMA: {untagged} of {self.n_items - 1} items have no tag to use")
+            SCREEN.info(f"TEMA: {untagged} of {self.n_items - 1} items have no tag to use")
         self.register_buffer("tag_present", present, persistent=False)
         if vectors is None:
-            getLogger().info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
+            SCREEN.info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
             self.register_buffer("tag_ids", tag_ids, persistent=False)
             self.register_buffer("tag_weights", weights, persistent=False)
             self.projections["tag"] = TagTable(int(tag_ids.max()) + 1, self.hidden_size)
@@ -162,7 +163,7 @@ class TEMA(CrossDomainRecommender):
                 present = self.text_present & (start.abs().sum(1) > 0)
                 self.item_embedding.weight.data[present] = start[present]
             else:
-                getLogger().info("TEMA: id_init is text_pca, but no text is used: drawn at random")
+                SCREEN.info("TEMA: id_init is text_pca, but no text is used: drawn at random")
 
     # ---------------------------------------------------------------- items
 
