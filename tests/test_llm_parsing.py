@@ -212,6 +212,8 @@ def test_what_is_no_secret_stays():
         ('{"a": 1, "b": ["x"], "c": 12', {"a": 1, "b": ["x"]}),
         ('{"merge": [{"tag": "a", "into": "tea"}, {"tag": "b", "into": "te',
          {"merge": [{"tag": "a", "into": "tea"}]}),
+        ('Okay, tags. Draft: {"tags": ["draft one", "draft two"]} Hmm, but wait, let', None),
+        ('Okay, tags. Draft: {"tags": ["draft one", "dra', None),
         ('{"merge": [{"tag": ["a"', None),
         ('{"tags": ["te', None),
         ('{"tags": [], "x', None),

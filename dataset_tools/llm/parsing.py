@@ -23,6 +23,8 @@ LONGEST_TAG = 200
 SCORE_SLACK = 0.05
 LONGEST_SCORE = 40  # characters at the end of a line in which its score is looked for
 
+# What may stand before the JSON of an answer without an end: a fence, a few words before that.
+_LEAD = re.compile(r"\s*(?:[^\n`]{0,60}```\w*\s*)?")
 _SENTENCES = re.compile(
     r"\A.*(?:[.!?][\"')\u201d\u2019]*(?=\s|\Z)|[\u3002\uff01\uff1f])", re.DOTALL
 )
@@ -118,7 +120,9 @@ def _bounded(text: str) -> str:
 
 
 def finished_json(text: str) -> dict | list:
-    """What is complete of the JSON in a text that was cut off; of a list, the whole entries.
+    """What is complete of the JSON of a text that was cut off; of a list, the whole entries.
+
+    JSON behind other words counts as none: without an end they may be thoughts, and it a draft.
 
     >>> finished_json('{"tags": ["tea", "hot dri')
     {'tags': ['tea']}
@@ -130,8 +134,8 @@ def finished_json(text: str) -> dict | list:
     """
     text = clean_text(text)
     first = BRACKET.search(text)
-    if first is None:
-        raise ValueError("no JSON in the answer")
+    if first is None or not _LEAD.fullmatch(text[: first.start()]):
+        raise ValueError("no JSON at the beginning of the answer")
     text = text[first.start() :]
     end, ends_with = _last_complete(text)
     value = json_value(text[:end] + ends_with) if end else None
