@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.config_keys import class_keys, may_read
+from recbole_tema.config_keys import class_keys, is_own, may_read
 from recbole_tema.data.cross_domain import ITEM_FIELDS, TAGS
 from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES
 from recbole_tema.errors import CheckpointError
@@ -70,10 +70,16 @@ def _parts_read(dataset) -> list[str]:
     for key in named:
         value = dataset.config[key] or ()
         found |= {f"field {field}" for field in ([value] if isinstance(value, str) else value)}
-    if ITEM_FIELDS in found and named & class_keys(model_class):
+    if is_own(model_class):  # it may read anything, by `dataset.item_feat` too
+        found |= {ITEM_FIELDS, TAGS, *dataset._preloaded_weight}
+    elif ITEM_FIELDS in found and named & class_keys(model_class):
         found.remove(ITEM_FIELDS)  # of all fields it reads those alone
-    elif ITEM_FIELDS in found and dataset.item_feat is not None:
-        found |= {f"field {field}" for field in dataset.item_feat if field != dataset.iid_field}
+    if ITEM_FIELDS in found:
+        for kind, feat in (("field", dataset.item_feat), ("user_field", dataset.user_feat)):
+            ids = (dataset.iid_field, dataset.uid_field)
+            found |= {f"{kind} {field}" for field in (() if feat is None else feat)} - {
+                f"{kind} {field}" for field in ids
+            }
     if getattr(dataset, "kg_feat", None) is not None:
         found.add("knowledge graph")
     return sorted(found)
@@ -100,10 +106,11 @@ def _hash_of(dataset, part) -> str:
         for field in sorted(dataset.kg_feat):
             digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
             digest.update(np.asarray(dataset.kg_feat[field]).tobytes())
-    elif kind == "field":
-        if field not in dataset.item_feat:
+    elif kind in ("field", "user_field"):
+        feat = dataset.item_feat if kind == "field" else dataset.user_feat
+        if feat is None or field not in feat:
             return ""
-        _add_field(digest, dataset, field)
+        _add_field(digest, dataset, feat, field)
     elif part not in dataset._preloaded_weight:
         return ""
     else:
@@ -118,15 +125,16 @@ def _part_words(part, name) -> str:
             return f"{value_field} ({name}.{suffix})"
     words = {"users": "ids of users", "items": "ids of items", "domains": "domains of items"}
     kind, _, field = part.partition(" ")
-    return words.get(part) or (f"'{field}' ({name}.item)" if kind == "field" else part)
+    files = {"field": "item", "user_field": "user"}
+    return words.get(part) or (f"'{field}' ({name}.{files[kind]})" if kind in files else part)
 
 
-def _add_field(digest, dataset, field):
-    """Add an item field's values, in the same bytes before and after RecBole pads its lists."""
+def _add_field(digest, dataset, feat, field):
+    """Add a field's values, in the same bytes before and after RecBole pads its lists."""
     digest.update(field.encode())
     if field in dataset.field2id_token:
         digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
-    values = dataset.item_feat[field]
+    values = feat[field]
     for row in values.numpy() if isinstance(values, torch.Tensor) else values:
         row = np.atleast_1d(np.asarray(row))
         if row.dtype.kind == "f":

@@ -2,8 +2,8 @@
 
 RecBole logs everything to the root logger, whose two handlers its ``init_logger`` makes: the screen
 and a file. The file keeps all of it. The screen gets what the loggers ``recbole_tema`` and
-``dataset_tools`` say, and warnings of the root logger, RecBole's and ours. The configuration, the
-model's layers, RecBole's lines and the warnings of other libraries are in the file. With
+``dataset_tools`` say, and the warnings of RecBole and of the calling program. The configuration,
+the model's layers, RecBole's lines and the warnings of other libraries are in the file. With
 ``verbose`` the screen gets them too, with ``quiet`` the table and errors alone.
 
 Where the calling program has set up logging itself, its handlers get everything and nothing is
@@ -13,6 +13,7 @@ added, as in RecBole.
 import logging
 import os
 import sys
+import sysconfig
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,13 @@ from recbole_tema.errors import ConfigError, TemaError
 
 SCREEN = logging.getLogger("recbole_tema")  # its messages are shown, those of the root logger not
 SHOWN = ("recbole_tema", "dataset_tools")
+# Libraries whose warnings are for the log file: what they say is of their own affairs.
+MUTED = {
+    *("py", "torch", "transformers", "sentence_transformers", "open_clip", "huggingface_hub"),
+    *("tensorboard", "tensorflow", "absl", "matplotlib", "PIL", "urllib3", "httpx", "openai"),
+    *("filelock", "fsspec", "optuna", "asyncio", "numexpr", "h5py"),
+}
+_LIBRARIES = tuple(map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 OFF_SCREEN = {"off_screen": True}  # ``extra`` of a record that is on the screen in another way
 # Keys that say how a run is shown, or that the line of the run has anyway.
 NOT_IN_HEADLINE = {
@@ -54,9 +62,10 @@ class _OnScreen(logging.Filter):
             return False
         if self.verbose or record.levelno >= logging.ERROR:
             return True
-        least = logging.WARNING if record.name == "root" else logging.DEBUG
-        named = (*SHOWN, "root")
-        return record.name.partition(".")[0] in named and record.levelno >= least
+        package = record.name.partition(".")[0]
+        if package in SHOWN:
+            return True
+        return package not in MUTED and record.levelno >= logging.WARNING
 
 
 @contextmanager
@@ -82,12 +91,19 @@ def captured():
     finally:
         warnings.showwarning = before
         _take_kept(root)
+        _end_log(root)  # what the calling program logs or sets up later is its own
 
 
 def _log_warning(message, category, filename, lineno, file=None, line=None):
-    """In place of ``warnings.showwarning``: what Python and the libraries warn of is logged."""
+    """In place of ``warnings.showwarning``: what Python and the libraries warn of is logged.
+
+    Warnings of the calling program's own code, as in a callback, stay on the screen.
+    """
     text = warnings.formatwarning(message, category, filename, lineno, line)
-    logging.getLogger("py.warnings").warning("%s", text)
+    installed = Path(filename).resolve().is_relative_to(Path(sys.prefix).resolve())
+    library = installed or filename.startswith(("<", *_LIBRARIES))
+    name = "py.warnings" if library else "warnings"
+    logging.getLogger(name).warning("%s", text.rstrip())
 
 
 def start_log(config) -> None:

@@ -5,7 +5,7 @@ import importlib
 import re
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,7 +54,10 @@ def recbole_dir() -> Path:
     spec = find_spec("recbole")
     if spec is None:
         raise ConfigError(f"RecBole is not installed; {INSTALL_RECBOLE}")
-    found = version("recbole")
+    try:
+        found = version("recbole")
+    except PackageNotFoundError:
+        found = "of an unknown version (a folder without metadata)"
     if found != RECBOLE_VERSION:
         raise ConfigError(
             f"RecBole {found} is installed, this package works with {RECBOLE_VERSION}; "

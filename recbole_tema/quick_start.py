@@ -110,7 +110,7 @@ def run_recbole_tema(
 
     init_seed(config["seed"], config["reproducibility"])
     with named_missing_package(config["model"]):
-        network = _new_model(config, prepared.train_data.dataset)
+        network = _new_model(config, prepared.train_dataset)
         logger.info(network)
         if rank():  # each process drops out and draws for itself, in the model of the first
             init_seed(config["seed"] + rank(), config["reproducibility"])
@@ -172,8 +172,6 @@ def load_model(checkpoint, data_path=None, device=None):
     if device is not None:
         config["device"] = device
     dataset = _saved_dataset(config, state, checkpoint)
-    # As the model was evaluated, also where `auto` comes to something else on later events.
-    dataset.exclude_history = state.get("exclude_history", dataset.exclude_history)
     model = _saved_model(config, dataset.build()[0], state, checkpoint)
     model.dataset = dataset
     return config, dataset, model
@@ -228,7 +226,7 @@ def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data
             f"was trained on: the metrics are of what is there now"
         )
     prepared = _prepare(config, data)
-    model = _saved_model(config, prepared.train_data.dataset, state, checkpoint)
+    model = _saved_model(config, prepared.train_dataset, state, checkpoint)
     eval_data = _eval_data(config, data, prepared)
     return {
         phase: (
@@ -290,6 +288,9 @@ def _saved_dataset(config, state, checkpoint):
     dataset = _load_dataset(config)
     now = dataset_fingerprint(dataset, state["fingerprint"])
     check_belongs(state, checkpoint, state["model"], now)
+    if config["exclude_history"] == state["config"].get("exclude_history"):
+        # As the model was evaluated, also where `auto` comes to something else on later events.
+        dataset.exclude_history = state.get("exclude_history", dataset.exclude_history)
     return dataset
 
 

@@ -170,8 +170,13 @@ class TrainerLayer:
             write_checkpoint(self.last_file, state)
 
     def pretrain(self, train_data, verbose=True, show_progress=False):
-        """RecBole's pretraining, for at most ``epochs``; its last epoch's model is kept."""
-        self.pretrain_epochs = min(self.pretrain_epochs, self.epochs)
+        """RecBole's pretraining; its last epoch's model is kept.
+
+        Where the user gave ``epochs`` and not ``pretrain_epochs``, for at most ``epochs``.
+        """
+        given = self.config.sources
+        if "epochs" in given and "pretrain_epochs" not in given:
+            self.pretrain_epochs = min(self.pretrain_epochs, self.epochs)
         own = self.saved_model_file
         result = super().pretrain(train_data, verbose, show_progress)
         if self.pretrain_epochs == 0 or self.pretrain_epochs % self.save_step:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recbole.model.sequential_recommender import SASRec
 from scipy import sparse
 
 from recbole_tema import load_model, run_recbole_tema
@@ -24,6 +25,7 @@ from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer import build_trainer
 
 from .conftest import make_dataset
+from .conftest import write as write_rows
 
 
 @pytest.fixture
@@ -359,6 +361,46 @@ def test_a_context_model_reads_every_field(run, moved):
     change(moved / "mine" / "mine.item", "tag_1 tag_2", "tag_1 tag_3")
     with pytest.raises(CheckpointError, match=r"'tags' \(mine.item\) changed"):
         load_model(path)
+
+
+class TagSASRec(SASRec):
+    """A user's own model, which reads the dataset as RecBole's own do."""
+
+    model_arguments = []
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.tag_embedding = torch.nn.Embedding(dataset.num("tags"), self.hidden_size)
+        self.item_tags = dataset.item_feat["tags"]
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "old", "new", "named"),
+    [
+        (TagSASRec, "mine.item", "The book3\ttag_3", "The book3\ttag_4", "tags"),
+        ("DeepFM", "mine.user", "u5\t5", "u5\t7", r"'age' \(mine.user\)"),
+    ],
+)  # fmt: skip
+def test_what_is_read_without_asking_is_part_of_the_checkpoint(
+    settings, tmp_path, model, file, old, new, named
+):
+    """By `dataset.item_feat`, as any class may, and a user's fields by a context model."""
+    folder = make_dataset(tmp_path / "own", "mine")
+    rows = [(f"u{user}", user % 9) for user in range(40)]
+    write_rows(folder / "mine.user", ["user_id:token", "age:token"], rows)
+    keys = {k: v for k, v in settings.items() if model is TagSASRec or k != "hidden_size"}
+    keys |= {"data_path": str(tmp_path / "own"), "epochs": 1, "resume": True}
+    keys["load_col"] = {
+        "inter": ["user_id", "item_id", "timestamp"],
+        "item": ["item_id", "domain", "title", "tags", "tag_weights"],
+        "user": ["user_id", "age"],
+    }
+    run_recbole_tema(model, "mine", config_dict=keys)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=named):
+        run_recbole_tema(model, "mine", config_dict=keys)
 
 
 def test_a_checkpoint_of_the_former_form_is_named(tmp_path):

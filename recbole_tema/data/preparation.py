@@ -36,6 +36,7 @@ class PreparedData(NamedTuple):
     train_data: object
     eval_data: dict
     plans: dict
+    train_dataset: object  # RecBole's loaders of knowledge graphs do not give it
 
 
 def is_sequence_level(model_class) -> bool:
@@ -249,7 +250,7 @@ def data_preparation(config, dataset, model_class) -> PreparedData:
         plans[SOURCE_VALID] = plan = eval_plan(config, dataset, "valid", of_source=True)
         eval_data[SOURCE_VALID] = BaselineEvalLoader(config, built[1], plan.users, plan.targets)
     dataset.asked.clear()  # by the preparation; from here on it is the model that asks
-    return PreparedData(train_data, eval_data, plans)
+    return PreparedData(train_data, eval_data, plans, built[0])
 
 
 def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
