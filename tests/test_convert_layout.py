@@ -332,11 +332,17 @@ def test_files_of_a_given_split(tmp_path):
     # A dataset of its own takes the split along.
     words = ["convert", "recbole", "again", f"z={tmp_path / 'out/shop'}", f"w={tmp_path / 'w'}"]
     (tmp_path / "w").mkdir()
-    (tmp_path / "w/w.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n")
+    text = "user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n"
+    (tmp_path / "w/w.inter").write_text(text)
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "1 of 25 events are of no split" in done.output
+    assert not (tmp_path / "out/again").exists()
+    text = text.replace("float\n", "float\tsplit:token\n").replace("9\n", "9\ttest\n")
+    (tmp_path / "w/w.inter").write_text(text)
     done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     again = read_table(tmp_path / "out/again/again.inter")
-    assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 8, "": 1}
+    assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 9}
 
 
 def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
@@ -358,6 +364,42 @@ def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
     ]  # fmt: skip
 
 
+CUMULATIVE = {"train": "adb", "valid": "adbe", "test": "adbef"}
+ONCE = {("a", "train"), ("d", "train"), ("b", "train"), ("e", "valid"), ("f", "test")}
+
+
+def test_an_event_of_several_splits_counts_in_the_earliest(tmp_path):
+    """Each file holds the history before its targets, as many that are published."""
+    files = {("--items", "i.csv"): ITEMS}
+    for split, items in CUMULATIVE.items():
+        cells = " ".join(f"{item}|{n}" for n, item in enumerate(items))
+        files[f"--{split}", f"{split}.txt"] = f"u1 {cells} a|0\nu2 {cells} a|0\n"
+    code, found, said = convert(tmp_path, files)
+    assert code == 0 and "18 events stand in several of train, valid, test" in said
+    assert len(found) == 12  # `a|0` stands twice in each line, and remains two events
+    for user in ("u1", "u2"):
+        assert {(i, s) for u, i, _, s in found if u == user} == ONCE
+    card = yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())
+    assert card["events left out that an earlier split has"] == 18
+
+
+def test_lists_of_several_splits_without_times(tmp_path):
+    files = {("--items", "i.csv"): ITEMS}
+    for split, items in CUMULATIVE.items():
+        rows = f"u1\t{','.join(items)}\nu2\t{','.join(items)}\n{split}\ta,b\n"
+        files[f"--{split}", f"{split}.txt"] = rows
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "2 users, such as 'u1', are in several of train.txt" in said
+    code, found, said = convert(tmp_path, files, "--user_ids", "shared")
+    assert code == 0 and "14 events stand in several" in said
+    assert [(i, t) for u, i, t, _ in found if u == "u1"] == list(
+        zip("adbef", range(5), strict=True)
+    )
+    assert {(i, s) for u, i, _, s in found if u == "u2"} == ONCE
+    code, found, _ = convert(tmp_path, files, "--user_ids", "own")
+    assert code == 0 and len(found) == 2 * 12 + 6  # nothing is left out of users of their own
+
+
 def test_a_column_of_the_split(tmp_path):
     rows = [
         (*row, "xy"[n % 2], s)
@@ -371,6 +413,8 @@ def test_a_column_of_the_split(tmp_path):
     (tmp_path / "e.csv").write_text(text)
     done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
     assert done.exit_code == 2 and "split is none of train, valid, test (row 2)" in done.output
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path), "--max_broken", "1"])
+    assert done.exit_code == 2 and "split is none of" in done.output  # never some without
 
 
 # ---- what is published

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from dataset_tools.checks import check_name
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
-from dataset_tools.convert.intake import prepare, settle_times
+from dataset_tools.convert.intake import prepare, settle_splits, settle_times
 from dataset_tools.convert.lines import MOST_BROKEN, Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.generated import say_replaced
@@ -105,6 +105,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 raise DataError(
                     f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
                 )
+            repeated = settle_splits(database)
             positions = settle_times(database)
             if positions and conversion.filters.of_times():
                 raise ConfigError(
@@ -126,6 +127,8 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                     for s in steps
                 ],
             }
+            if repeated:
+                card["events left out that an earlier split has"] = repeated
             if broken.files:
                 card["lines left out"] = broken.files
             if broken.cells:

@@ -222,32 +222,36 @@ def _settle_order(engine: Engine, files: Sequence[Interactions], timed: dict[Pat
 def _settle_users(
     engine: Engine, files: Sequence[Interactions], tables: Tables, ends: Sequence[int]
 ) -> None:
-    """Refuse ids of users that may be numbers of the lines of their file.
+    """Refuse ids of users that may be numbers of the lines of their file, and users of several
+    splits of which nothing tells whether they are one.
 
     Args:
         ends: The last `place` of each file.
 
     Raises:
-        DataError: a number is a user of two files of one domain, there are no times that would
-            order the two, and `tables` do not say whether it is one user.
+        DataError: a number is a user of two files of one domain, or any id of two splits, there
+            are no times that would order the two, and `tables` do not say whether it is one user.
     """
     if tables.own_users is not None:
         return
     of_domain = defaultdict(list)
     for file, first, last in zip(files, [0, *ends], ends, strict=False):
-        of_domain[file.domain].append((file.path.name, first, last))
+        of_domain[file.domain].append((file, first, last))
     for parts in of_domain.values():
         if len(parts) < 2:
             continue
-        spans = ", ".join(f"({n}, {first}, {last})" for n, (_, first, last) in enumerate(parts))
+        spans = ", ".join(
+            f"({n}, {file.split is not None}, {first}, {last})"
+            for n, (file, first, last) in enumerate(parts)
+        )
         count, example = engine.rows(
             "SELECT count(*), min(user) FROM (SELECT user FROM raw_events JOIN "
-            f"(VALUES {spans}) AS parts(n, first, last) ON place > first AND place <= last "
-            "WHERE timestamp IS NULL AND regexp_full_match(user, '[0-9]+') "
+            f"(VALUES {spans}) AS parts(n, given, first, last) ON place > first AND place <= last "
+            "WHERE timestamp IS NULL AND (given OR regexp_full_match(user, '[0-9]+')) "
             "GROUP BY user HAVING count(DISTINCT n) > 1)"
         )[0]
         if count:
-            names = ", ".join(name for name, _, _ in parts)
+            names = ", ".join(file.path.name for file, _, _ in parts)
             raise DataError(
                 f"{count:,} users, such as '{example}', are in several of {names}: is it one user? "
                 "Say --user_ids shared, or --user_ids own if each file counts its own from the "
