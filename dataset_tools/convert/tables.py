@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataset_tools.convert.intake import (
     SPLITS,
     categories_of,
     check_form,
+    id_fault,
     refuse_repeats,
     take_events,
     take_items,
@@ -64,8 +66,9 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
         columns_there |= _read_items(engine, domain, path, tables, broken)
     timed: dict[Path, bool] = {}
     ends = []
-    for file in files:
-        found, timed[file.path] = _read_events(engine, file, tables, broken)
+    prefixes = user_prefixes(files) if tables.own_users else [""] * len(files)
+    for file, prefix in zip(files, prefixes, strict=True):
+        found, timed[file.path] = _read_events(engine, file, tables, broken, prefix)
         columns_there |= found
         ends.append(engine.value("SELECT coalesce(max(place), 0) FROM raw_events"))
     for ours, theirs in tables.columns.items():
@@ -124,10 +127,10 @@ def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str
 
 
 def _read_events(
-    engine: Engine, file: Interactions, tables: Tables, broken: Broken
+    engine: Engine, file: Interactions, tables: Tables, broken: Broken, prefix: str
 ) -> tuple[set[str], bool]:
-    """Move a table of interactions to `raw_events`; its columns, in lower case, and whether it
-    has times."""
+    """Move a table of interactions to `raw_events`, `prefix` before the ids of its users; its
+    columns, in lower case, and whether it has times."""
     domain, path, split = file
     found = load(engine, path, "loaded", broken, tables, "interactions")
     columns = {
@@ -148,8 +151,9 @@ def _read_events(
     if own is None:
         own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
     user = columns["user_id"]
-    if tables.own_users:
-        user = f"{quoted(path.name.split('.')[0] + '_')} || {user}"
+    if prefix:
+        sound = f"{id_fault(user)} IS NULL"  # with something before it every text is an id
+        user = f"CASE WHEN {sound} THEN {quoted(prefix)} || {user} ELSE {user} END"
     take_events(
         engine,
         table,
@@ -219,6 +223,31 @@ def _settle_order(engine: Engine, files: Sequence[Interactions], timed: dict[Pat
     )
 
 
+def user_prefixes(files: Sequence[Interactions]) -> list[str]:
+    """What goes before the ids of the users of each file: as much of its name as tells it from
+    the others, then its domain and folder.
+
+    Raises:
+        DataError: not even these differ.
+    """
+    whole = [re.sub(r"(?i)(\.(gz|zstd?))?$", "", file.path.name) for file in files]
+    stems = [Path(name).stem for name in whole]
+    candidates = [
+        [name.split(".")[0] for name in whole],
+        stems,
+        whole,
+        [f"{file.domain}_{stem}" for file, stem in zip(files, stems, strict=True)],
+        [f"{f.path.resolve().parent.name}_{name}" for f, name in zip(files, whole, strict=True)],
+    ]
+    for names in candidates:
+        if len(set(names)) == len(names):
+            return [f"{name}_" for name in names]
+    raise DataError(
+        f"--user_ids own: {files[0].path.name} and others have one name in folders of one name, so "
+        "nothing tells their users apart; name the files differently"
+    )
+
+
 def _settle_users(
     engine: Engine, files: Sequence[Interactions], tables: Tables, ends: Sequence[int]
 ) -> None:
@@ -233,6 +262,8 @@ def _settle_users(
             are no times that would order the two, and `tables` do not say whether it is one user.
     """
     if tables.own_users is not None:
+        if tables.own_users:
+            _refuse_merged(engine, files, ends)
         return
     of_domain = defaultdict(list)
     for file, first, last in zip(files, [0, *ends], ends, strict=False):
@@ -257,6 +288,20 @@ def _settle_users(
                 "Say --user_ids shared, or --user_ids own if each file counts its own from the "
                 "start"
             )
+
+
+def _refuse_merged(engine: Engine, files: Sequence[Interactions], ends: Sequence[int]) -> None:
+    """Raise a DataError where prefix and id of users of two files are one text."""
+    spans = ", ".join(f"({n}, {last})" for n, last in enumerate(ends))
+    users = (
+        "SELECT user, list_sort(list(DISTINCT n)) AS parts FROM raw_events "
+        f"ASOF JOIN (VALUES {spans}) AS parts(n, last) ON place <= last GROUP BY user"
+    )
+    for user, parts in engine.rows(f"SELECT * FROM ({users}) WHERE len(parts) > 1 LIMIT 1"):
+        names = " and ".join(files[n].path.name for n in parts)
+        raise DataError(
+            f"--user_ids own: '{user}' would be a user of {names}; name the files differently"
+        )
 
 
 def _tell_unmatched(engine: Engine) -> None:
