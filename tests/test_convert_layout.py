@@ -210,6 +210,33 @@ def test_numbers_that_are_dates_are_said_to_be(tmp_path, dates, form):
     assert [t for *_, t in found] == [1399075200, 1399075200 + 86400]
 
 
+@pytest.mark.parametrize("broken", ["unknown", "0", "20141399", "NaN"])
+@pytest.mark.parametrize("end", ["", ".0"])
+def test_a_cell_that_is_no_date_leaves_the_others_dates(tmp_path, broken, end):
+    days = [f"2014050{n}{end}" for n in range(1, 6)]
+    rows = [("u1", f"b{n}", "x", day) for n, day in enumerate(days)] + [("u2", "b0", "x", broken)]
+    rows += [("u1", "f0", "y", f"20130501{end}"), ("u2", "f1", "y", f"20130502{end}")]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    files = {("--interactions", "e.csv"): text}
+    code, found, said = convert(tmp_path, files, "--max_broken", "0.5")
+    assert code == 0 and "dates of the form %Y%m%d" in said and "1 line left out" in said
+    assert [t for u, _, t in found if u == "u1"] == [1367366400] + [  # 2013-05-01
+        1398902400 + 86400 * n
+        for n in range(5)  # from 2014-05-01
+    ]
+
+
+def test_dates_of_two_forms_of_which_one_can_be_seconds_are_asked_about(tmp_path):
+    dates = ["20140501", "20140502", "20140503", "2014-05-04"]
+    rows = [("u1", f"i{n}", "xy"[n % 2], date) for n, date in enumerate(dates)]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    code, _, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 2 and "'2014-05-04'" in said and "--time_format" in said
+    text = text.replace("201405", "1405")  # these are seconds, and may stand beside a date
+    code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("date", "asks"),
     [
@@ -362,6 +389,51 @@ def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
         *((i, "train") for i in "adbe"), *((i, "valid") for i in "fa"),
         *((i, "test") for i in "bcd"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("places", "prefixes"),
+    [
+        (("r.book.csv", "r.film.csv"), ("r.book_", "r.film_")),
+        (("bk/data.csv", "fl/data.csv"), ("x_data_", "y_data_")),
+        (("s.csv", "s.tsv.gz"), ("s.csv_", "s.tsv_")),
+    ],
+)
+def test_users_of_each_file_are_kept_apart(tmp_path, places, prefixes):
+    """The beginning of a name, which was taken, can be that of another file too."""
+    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    for domain, place in zip("xy", places, strict=True):
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        rows = [*EVENTS, ("", "a", 1, 1300000000), ("NA", "a", 1, 1300000000)]  # of nobody
+        text = table(rows, "\t" if ".tsv" in place else ",", HEAD)
+        path.write_bytes(gzip.compress(text.encode()) if ".gz" in place else text.encode())
+        words += ["--interactions", f"{domain}={path}"]
+    done = CliRunner().invoke(main, [*words, "--max_broken", "1"])
+    assert done.exit_code == 0 and done.output.count("2 lines left out: no user") == 2
+    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    assert set(users) == {prefix + user for prefix in prefixes for user in ("u1", "u2")}
+
+
+def test_users_of_files_without_a_domain_are_told_by_their_folders_or_refused(tmp_path):
+    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    for domain, place in (("x", "bk"), ("y", "fl")):
+        (tmp_path / place / "s").mkdir(parents=True)
+        text = table([(*row, domain) for row in EVENTS], head=(*HEAD, "domain"))
+        for path in (tmp_path / place / "data.csv", tmp_path / place / "s" / "data.csv"):
+            path.write_text(text)
+    given = [f"--interactions={tmp_path / place / 'data.csv'}" for place in ("bk", "fl")]
+    assert CliRunner().invoke(main, [*words, *given]).exit_code == 0
+    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    assert set(users) == {f"{p}_data.csv_{u}" for p in ("bk", "fl") for u in ("u1", "u2")}
+    given = [f"--interactions={tmp_path / place / 's/data.csv'}" for place in ("bk", "fl")]
+    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    assert done.exit_code == 2 and "name the files differently" in done.output
+    for name, user in (("a.csv", "b_1"), ("a_b.csv", "1")):
+        (tmp_path / name).write_text(f"user_id,item_id,timestamp,domain\n{user},i,1,{name[:-4]}\n")
+    given = [f"--interactions={tmp_path / name}" for name in ("a.csv", "a_b.csv")]
+    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    assert done.exit_code == 2 and "'a_b_1' would be a user of a.csv and a_b.csv" in done.output
 
 
 CUMULATIVE = {"train": "adb", "valid": "adbe", "test": "adbef"}

@@ -39,7 +39,7 @@ DATES = (
     (*(day + clock + " %z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %z %Y"),
     (*(day + clock + " %Z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %Z %Y"),
 )
-DIGITS = {  # numbers that are dates, if all of a file are -> least, greatest
+DIGITS = {  # numbers that are dates, if most of a file are -> least, greatest
     "%Y%m%d": (19000101, 21001231),
     "%Y%m%d%H%M%S": (19000101000000, 21001231235959),
 }
@@ -135,19 +135,40 @@ def check_form(engine: Engine, form: str) -> None:
 
 
 def form_of(engine: Engine, table: str, column: str, path: Path) -> str | None:
-    """The form of DIGITS that all times of a file have; None where they are other numbers."""
+    """The form of DIGITS that most times of a file that are numbers have; None where they are
+    other numbers. A cell that is no such date is then no time.
+
+    Raises:
+        DataError: dates of another form stand beside them.
+    """
+    number = f"try_cast({column} AS BIGINT)"
     for form, (least, most) in DIGITS.items():
-        some = engine.value(
-            f"SELECT coalesce(bool_and(try_cast({column} AS BIGINT) BETWEEN {least} AND {most}), "
-            f"false) FROM {table} WHERE {column} != ''"
+        fits = (
+            f"CASE WHEN {number} BETWEEN {least} AND {most} "
+            f"THEN try_strptime({digits_of(column)}, {quoted(form)}) IS NOT NULL ELSE false END"
         )
-        if some and engine.value(
-            f"SELECT bool_and(try_strptime({column}, {quoted(form)}) IS NOT NULL) FROM {table} "
-            f"WHERE {column} != ''"
-        ):
-            log.info("%s: times are taken as dates of the form %s", path, form)
-            return form
+        dates, numbers = engine.rows(
+            f"SELECT count(*) FILTER ({fits}), count({number}) FROM {table}"
+        )[0]
+        if 2 * dates <= numbers:
+            continue
+        other = engine.value(
+            f"SELECT arg_min({column}, _number) FROM {table} WHERE {number} IS NULL "
+            f"AND {time_of(column)} IS NOT NULL"
+        )
+        if other is not None:
+            raise DataError(
+                f"{path}: {dates:,} times are dates of the form {form} or seconds, and others are "
+                f"dates such as {other!r}; write all in one form, and give it by --time_format"
+            )
+        log.info("%s: times are taken as dates of the form %s", path, form)
+        return form
     return None
+
+
+def digits_of(text: str) -> str:
+    """SQL: a whole number without `.0`, which pandas writes where a column lacks some."""
+    return rf"regexp_replace(trim({text}), '\.0+$', '')"
 
 
 def time_remedy(example: str) -> str:
@@ -200,8 +221,10 @@ def take_events(
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_events")
     names = ", ".join(f"{quoted(name)}: {n}" for name, n in SPLIT_NAMES.items())
     part = f"MAP {{{names}}}[lower(trim({split}))]" if split else "NULL"
+    written = timestamp
     if timestamp and not form:
         form = form_of(engine, table, timestamp, path)
+        written = digits_of(timestamp) if form else timestamp
     no_time = (
         "WHEN time IS NULL AND coalesce(shown, '') = '' THEN 'no time' "
         f"WHEN time IS NULL THEN {quoted(BAD_TIME)} "
@@ -214,7 +237,7 @@ def take_events(
         "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' "
         f"{'WHEN split IS NULL THEN ' + quoted(BAD_SPLIT) if split else ''} END) END"
     )
-    time = time_of(timestamp, form) if timestamp else "NULL::DOUBLE"
+    time = time_of(written, form) if timestamp else "NULL::DOUBLE"
     engine.do(
         "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
         f"split, CASE WHEN time IS NULL THEN shown END AS shown, {fault} AS fault FROM "
