@@ -120,6 +120,36 @@ def test_columns_that_do_not_fit(tmp_path, columns, says):
     assert code == 2 and says in said
 
 
+def test_a_header_of_which_one_name_is_known_is_no_event(tmp_path):
+    rows = [("u1", "a"), ("u2", "b"), ("item", "date")]  # words that name columns elsewhere
+    files = pair(table(rows, head=("user", "song")), table(rows[:2]))
+    code, found, said = convert(tmp_path, files, "--columns", "user_id,item_id")
+    assert code == 0 and "one.csv: line 1 (user, song) is taken for a header and left out" in said
+    assert len(found) == 5 and "song" not in {i for _, i, _ in found}
+    files = pair(table([("date", "u1"), ("x", "u1")]), table([("f", "u1")]))
+    code, found, said = convert(tmp_path, files, "--columns", "item_id,user_id")
+    assert code == 0 and "taken for a header" not in said and len(found) == 3
+
+
+def test_a_column_that_one_file_names_differently(tmp_path):
+    """The usual names still count in the other files, unless another column has them."""
+    head = ("customer", "item_id", "rating", "timestamp")
+    files = pair(table(EVENTS, head=head), table(FILMS, head=HEAD))
+    code, found, said = convert(tmp_path, files, "--column", "user_id=customer")
+    assert (code, found) == (0, TOLD), said
+    items = "item_id,domain,genre\na,x,Q\nf,y,R\n", "item_id,domain,kind,genre\nb,x,S,T\n"
+    files |= {("--items", f"i{n}.csv"): text for n, text in enumerate(items)}
+    options = ["--column", "user_id=customer", "--column", "category=kind"]
+    assert convert(tmp_path, files, *options)[0] == 0
+    kept = read_table(tmp_path / "out/shop/shop.item").set_index("item_id")["category"]
+    assert kept[["a", "b", "f"]].tolist() == ["Q", "S", "R"]
+    assert convert(tmp_path, files, *options[:3], "brand=genre")[0] == 0
+    assert "category" not in read_table(tmp_path / "out/shop/shop.item")
+    (tmp_path / "new").mkdir()
+    code, _, said = convert(tmp_path / "new", files, "--column", "user_id=customers")
+    assert code == 2 and "nearest: 'customer'" in said
+
+
 def test_double_colons_and_items_without_header(tmp_path):
     items = table([("a", 'A "b" c', "x"), ("b", '"B', "x"), ("f", "F", "y"), ("g", "G", "y")], "::")
     files = {
@@ -301,8 +331,8 @@ def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
     ]
     lines += ["3\t1", "4\t1\tb|soon", "5\t2\tc|9\td|8"]
     files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
-    code, _, said = convert(tmp_path, files, "--max_broken", "0.3")
-    assert code == 2  # not all items have a time, so they are no `item|time`
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "no item (line 4), and 1 other reasons" in said
     files["--interactions", "s.txt"] = "\n".join(lines[:3] + lines[5:]) + "\n"
     code, found, said = convert(tmp_path, files)
     assert code == 0 and "1 users have several lines" in said and "(2 left out)" in said
@@ -310,6 +340,38 @@ def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
         ("1", "a", 5), ("1", "b", 7), ("1", "d", 7), ("1", "e", 7), ("2", "c", 2),
         ("2", "f", 1), ("2", "f", 1), ("5", "c", 9), ("5", "d", 8),
     ]  # fmt: skip
+
+
+def test_most_items_tell_whether_they_have_times(tmp_path):
+    """One exception made ids of all cells, `a|100`, whose times were lost."""
+    lines = ["u1 a|100 b|200 d|300", "u2 a|150 c", "u4 e|50 b|10", "u5 3 f|7", "u6 c f"]
+    files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
+    for options in ([], ["--sequences"]):
+        code, found, said = convert(tmp_path, files, "--max_broken", "0.5", *options)
+        assert code == 0 and "1 line left out: no item (line 5)" in said
+        assert "1 line left out: no time" in said and "; lines left out: 2\n" in said
+        assert sorted(found) == [
+            ("u1", "a", 100), ("u1", "b", 200), ("u1", "d", 300), ("u2", "a", 150),
+            ("u4", "b", 10), ("u4", "e", 50), ("u5", "f", 7),
+        ]  # fmt: skip
+
+
+def test_an_item_without_a_time_among_many_is_counted(tmp_path):
+    lines = [f"u{n} a|1 f|2" for n in range(1000)] + ["uX a|5 b d|7"]
+    files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
+    code, found, said = convert(tmp_path, files)
+    assert code == 0 and "1 line left out: no time" in said
+    assert [(i, t) for u, i, t in found if u == "uX"] == [("a", 5), ("d", 7)]
+    (tmp_path / "new").mkdir()
+    assert convert(tmp_path / "new", files, "--strict")[0] == 2
+
+
+def test_a_few_items_that_look_like_times_are_said_to_be_ids(tmp_path):
+    files = {("--interactions", "s.txt"): "u1 a b d|7\nu2 e f\n"}
+    files["--items", "i.csv"] = ITEMS + "d|7,x\n"
+    code, found, said = convert(tmp_path, files, "--sequences")
+    assert code == 0 and "1 of the first 5 items have the form item|time" in said
+    assert ("u1", "d|7", 2) in found
 
 
 def test_lists_in_the_cells_of_a_table(tmp_path):

@@ -21,18 +21,24 @@ def read_sequences(
     """Make `table` (_number, _good, user_id, item_id, and timestamp if `marked`) of lines `user
     item item ...`, with blanks, tabs, commas or `delimiter` between; the names of its columns.
 
-    Where items are `item|time`, cells without a time between the user and the first item, such as
-    the length, are left out. An event of one user, item and time that stands in several lines (in
-    `item|time item|time`, a line for each target) counts once.
+    Where items are `item|time`, a number between the user and the first item, the length, is left
+    out; any other cell without a time is an item without a time. An event of one user, item and
+    time that stands in several lines (in `item|time item|time`, a line for each target) counts
+    once.
     """
     with engine.reading(path) as text:
         engine.number("texts", f"SELECT line FROM {text_lines(text.sql, REJECTS)}", "line NOT NULL")
     note_rejects(engine, path, "texts", broken, text.tally.lines, text.tally.lines, False)
     between = f"[{BETWEEN}{re.escape(delimiter) if delimiter else ''}]+"
+    cells = "cells[2:]"
+    if marked:
+        length = f"regexp_full_match({cells}[1], '[0-9]+')"
+        cells = f"if({length}, {cells}[2:], {cells})"
+        # Of a line without any time nothing tells what its cells are.
+        cells = f"if(contains(array_to_string({cells}, ' '), '|'), {cells}, [])"
     engine.do(
-        "CREATE OR REPLACE TABLE cut AS SELECT _number, cells[1] AS user, "
-        f"{'list_filter(cells[2:], lambda x: contains(x, chr(124)))' if marked else 'cells[2:]'} "
-        "AS cells FROM (SELECT _number, list_filter(regexp_split_to_array(line, "
+        f"CREATE OR REPLACE TABLE cut AS SELECT _number, cells[1] AS user, {cells} AS cells "
+        "FROM (SELECT _number, list_filter(regexp_split_to_array(line, "
         f"{quoted(between)}), lambda x: x != '') AS cells FROM texts)"
     )
     engine.drop("texts")

@@ -473,14 +473,18 @@ def _number_parquet(engine: Engine, path: Path, table: str) -> list[str]:
 
 
 def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:
-    """SQL of one of our columns, as text; None where the file has none.
+    """SQL of one of our columns, as text: of the name that the user gave, in a file without it of
+    a usual one that names nothing else; None where the file has none.
 
     Raises:
-        ConfigError: the user named a column that is not there.
+        ConfigError: the user named a column, and neither it nor a usual one is there.
     """
     by_lower = {name.lower(): name for name in reversed(found)}
     by_lower |= {name: name for name in found}  # an exact name counts more
-    wanted = [given[ours].lower(), given[ours]] if ours in given else NAMES[ours]
+    taken = {theirs.lower() for other, theirs in given.items() if other != ours}
+    wanted = [alias for alias in NAMES[ours] if alias not in taken]
+    if ours in given:
+        wanted = [given[ours], given[ours].lower(), *wanted]
     name = next((by_lower[alias] for alias in wanted if alias in by_lower), None)
     if name is None and ours in given and ours in ("user_id", "item_id", "timestamp"):
         near = difflib.get_close_matches(given[ours], found, n=1, cutoff=0)
