@@ -26,6 +26,7 @@ from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
+PLURAL = ('items"', 'item_ids"')  # columns of lists, by their names
 SAMPLED_LINES = 1000  # of a file of JSON, whose keys are its columns
 
 
@@ -79,8 +80,6 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             )
     _settle_order(engine, files, timed)
     _settle_users(engine, files, tables, ends)
-    if tables.items:
-        _tell_unmatched(engine)
 
 
 def _check_columns(tables: Tables) -> None:
@@ -146,7 +145,8 @@ def _read_events(
             f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
             "that tells it; give --items, or DOMAIN=FILE"
         )
-    columns = expand(engine, path, "loaded", broken, columns, tables.sequences) or columns
+    plural = columns["item_id"].strip('"').lower().startswith(PLURAL)
+    columns = expand(engine, path, "loaded", broken, columns, tables.sequences, plural) or columns
     table, own = "loaded", quoted(domain) if domain is not None else columns.get("domain")
     if own is None:
         own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
@@ -302,30 +302,6 @@ def _refuse_merged(engine: Engine, files: Sequence[Interactions], ends: Sequence
         raise DataError(
             f"--user_ids own: '{user}' would be a user of {names}; name the files differently"
         )
-
-
-def _tell_unmatched(engine: Engine) -> None:
-    """Say so where no item of a domain has an event: names or domains may differ.
-
-    Raises:
-        DataError: so it is in all domains.
-    """
-    rows = engine.rows(
-        "SELECT domain, count(*), count(*) FILTER (EXISTS (SELECT 1 FROM raw_events e "
-        "WHERE e.item = i.item AND e.domain = i.domain)) FROM raw_items i GROUP BY domain "
-        "ORDER BY domain"
-    )
-    idle = [(domain, total) for domain, total, known in rows if not known]
-    if not idle:
-        return
-    found = ", ".join(
-        d for (d,) in engine.rows("SELECT DISTINCT domain FROM raw_events ORDER BY 1")
-    )
-    text = ", ".join(f"none of the {total:,} items of '{domain}'" for domain, total in idle)
-    text += f" has an event (domains of events: {found}); ids or domains differ between the tables"
-    if len(idle) == len(rows):
-        raise DataError(text)
-    log.warning("%s; these items are left out", text)
 
 
 def category_of(column: str) -> str:
