@@ -332,7 +332,7 @@ def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
     lines += ["3\t1", "4\t1\tb|soon", "5\t2\tc|9\td|8"]
     files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
     code, _, said = convert(tmp_path, files)
-    assert code == 2 and "no item (line 4), and 1 other reasons" in said
+    assert code == 2 and "1 of its 6 lines are broken" in said and "no item (line 4)" in said
     files["--interactions", "s.txt"] = "\n".join(lines[:3] + lines[5:]) + "\n"
     code, found, said = convert(tmp_path, files)
     assert code == 0 and "1 users have several lines" in said and "(2 left out)" in said
@@ -400,6 +400,47 @@ def test_ids_with_commas_are_asked_about(tmp_path):
     assert code == 0 and sorted((u, i, t) for u, i, t in found) == [
         ("u", "x_a", 0), ("u", "x_b", 1), ("v", "y_a", 1), ("v", "y_f", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["items", "item_ids"])
+def test_cells_under_a_plural_name_are_lists(tmp_path, name):
+    for lists in (['"a,b"', "f", "e"], ["a b", "f", "e"], ["\"['a', 'b']\"", "['f']", "[e]"]):
+        text = table(
+            zip("uvw", lists, "111", "xyy", strict=True),
+            head=f"user_id,{name},ts,domain".split(","),
+        )
+        code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+        assert code == 0 and "rows are taken for sequences: lists of item_id" in said
+        assert found == [("u", "a", 1), ("u", "b", 1), ("v", "f", 1), ("w", "e", 1)]
+        code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text}, "--no-sequences")
+        assert code == 0 and len(found) == 3
+
+
+def test_ids_with_blanks_are_asked_about_and_a_few_are_told(tmp_path):
+    files = {("--interactions", "e.csv"): "user_id,item_id,domain\nu,i1 i2,x\nv,j1 i1,y\nv,k,y\n"}
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "'i1 i2'" in said and "--sequences" in said and "--no-sequences" in said
+    rows = "u,k,x\nv,k,y\n" * 3
+    code, found, said = convert(
+        tmp_path, {("--interactions", "e.csv"): files["--interactions", "e.csv"] + rows}
+    )
+    assert code == 0 and "2 of 9 item ids have commas or blanks, such as 'i1 i2'" in said
+    assert len(found) == 9
+
+
+def test_broken_lists_are_compared_with_lists(tmp_path):
+    """Not with their items: of 20 rows one is broken, whatever the others hold."""
+    items = ",".join(f"i{n}" for n in range(50))
+    times = ",".join(map(str, range(50)))
+    rows = [f"u{n}\t{items}\t{times}\t{'xy'[n % 2]}" for n in range(19)]
+    for bad in ("u\ti1,i2\t5\tx", "u\t\t\tx", "u\t[]\t[]\tx"):
+        text = "\n".join(["user_id\titem_id\ttimestamp\tdomain", *rows, bad]) + "\n"
+        code, _, said = convert(tmp_path, {("--interactions", "e.tsv"): text})
+        assert code == 2 and "1 of its 20 lines are broken" in said and "(row 20)" in said
+    (tmp_path / "new").mkdir()
+    text = {("--interactions", "e.tsv"): text}
+    code, found, said = convert(tmp_path / "new", text, "--max_broken", "0.05")
+    assert code == 0 and len(found) == 19 * 50 and "; lines left out: 1\n" in said
 
 
 def splits(users=("1", "2", "3")):
