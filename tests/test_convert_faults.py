@@ -286,6 +286,18 @@ def test_one_table_can_tell_of_events_and_of_items(tmp_path):
     assert "A title" in (tmp_path / "out/shop/shop.item").read_text()
 
 
+def test_a_broken_line_of_a_table_of_events_and_items_counts_once(tmp_path):
+    text = HEAD + UPPER + "u1,b1\nu1,,5,book\n" + LOWER
+    code, kept, said = convert(tmp_path, "table.csv", text, "--items", str(tmp_path / "table.csv"))
+    assert code == 0 and len(kept) == 40 and "; lines left out: 2\n" in said
+    assert said.count("too few cells") == 1 and said.count("no item") == 1
+    text += "u1,b1\n" * 6  # 7 of the 48 lines have too few cells
+    for file in (["--items", str(tmp_path / "table.csv")], []):
+        words = [*file, "--max_broken", "0.14"]
+        code, _, said = convert(tmp_path, "table.csv", text, *words)
+        assert code == 2 and "8 of its 48 lines are broken" in said
+
+
 @pytest.mark.parametrize("name", ["table.csv", "table.jsonl"])
 def test_nothing_read_stays_in_memory_but_events_and_items(tmp_path, name):
     (tmp_path / name).write_text(HEAD + UPPER if name == "table.csv" else "".join(JSON))

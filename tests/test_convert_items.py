@@ -80,6 +80,18 @@ def test_what_a_filter_took_the_events_of_is_no_catalogue(tmp_path, options, kep
     assert card["counts"]["items_without_events"] == idle
 
 
+def test_items_that_a_core_leaves_out_are_counted(tmp_path):
+    for options in ([], ["--items_without_events", "keep"]):
+        found, card, said = convert(tmp_path, "--item_core", "2", *options)
+        assert found == {"x": "a", "y": "c"}
+        assert "items without an event left out by --item_core: 3" in said  # e, f and g
+        assert card["items without an event that item_core left out"] == 3
+    _, card, said = convert(tmp_path, "--item_core", "2", "--items_without_events", "drop")
+    assert "by --item_core" not in said and not [key for key in card if "item_core" in key]
+    _, card, said = convert(tmp_path, items=[row for row in ITEMS if row[0] in "abcd"])
+    assert "by --item_core" not in said
+
+
 def test_items_of_a_domain_that_matches_no_event_are_no_catalogue(tmp_path):
     """Their ids are of another kind: they would double the domain."""
     items = [*ITEMS[:4], ("C1", "y", "C"), ("D1", "y", "D")]
@@ -96,6 +108,22 @@ def test_items_of_a_domain_that_matches_no_event_are_no_catalogue(tmp_path):
     assert done.exit_code == 0 and "none of the 2 items of 'y' has an event" in done.output
     table = read_table(tmp_path / "out" / "shop" / "shop.item")
     assert Counter(table["domain"]) == {"x": 4, "y": 2}
+
+
+def test_an_atomic_dataset_whose_items_match_no_event_is_told(tmp_path):
+    for name, event, items in (("x", "a", "ab"), ("y", "c", "de")):
+        (tmp_path / name).mkdir()
+        rows = f"user_id:token\titem_id:token\ttimestamp:float\nu\t{event}\t1\n"
+        (tmp_path / name / f"{name}.inter").write_text(rows)
+        rows = "item_id:token\ttitle:token_seq\n" + "".join(f"{i}\tT {i}\n" for i in items)
+        (tmp_path / name / f"{name}.item").write_text(rows)
+    words = ["convert", "recbole", "xy", f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}"]
+    words += ["--data_path", str(tmp_path / "out"), "--threads", "1", "--force"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0 and "none of the 2 items of 'y' has an event" in done.output
+    (tmp_path / "x" / "x.item").unlink()
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and "none of the 2 items of 'y' has an event" in done.output
 
 
 @pytest.mark.parametrize("source", [name for name, (_, fits) in FORMATS.items() if fits.titled])

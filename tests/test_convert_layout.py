@@ -120,6 +120,36 @@ def test_columns_that_do_not_fit(tmp_path, columns, says):
     assert code == 2 and says in said
 
 
+def test_a_header_of_which_one_name_is_known_is_no_event(tmp_path):
+    rows = [("u1", "a"), ("u2", "b"), ("item", "date")]  # words that name columns elsewhere
+    files = pair(table(rows, head=("user", "song")), table(rows[:2]))
+    code, found, said = convert(tmp_path, files, "--columns", "user_id,item_id")
+    assert code == 0 and "one.csv: line 1 (user, song) is taken for a header and left out" in said
+    assert len(found) == 5 and "song" not in {i for _, i, _ in found}
+    files = pair(table([("date", "u1"), ("x", "u1")]), table([("f", "u1")]))
+    code, found, said = convert(tmp_path, files, "--columns", "item_id,user_id")
+    assert code == 0 and "taken for a header" not in said and len(found) == 3
+
+
+def test_a_column_that_one_file_names_differently(tmp_path):
+    """The usual names still count in the other files, unless another column has them."""
+    head = ("customer", "item_id", "rating", "timestamp")
+    files = pair(table(EVENTS, head=head), table(FILMS, head=HEAD))
+    code, found, said = convert(tmp_path, files, "--column", "user_id=customer")
+    assert (code, found) == (0, TOLD), said
+    items = "item_id,domain,genre\na,x,Q\nf,y,R\n", "item_id,domain,kind,genre\nb,x,S,T\n"
+    files |= {("--items", f"i{n}.csv"): text for n, text in enumerate(items)}
+    options = ["--column", "user_id=customer", "--column", "category=kind"]
+    assert convert(tmp_path, files, *options)[0] == 0
+    kept = read_table(tmp_path / "out/shop/shop.item").set_index("item_id")["category"]
+    assert kept[["a", "b", "f"]].tolist() == ["Q", "S", "R"]
+    assert convert(tmp_path, files, *options[:3], "brand=genre")[0] == 0
+    assert "category" not in read_table(tmp_path / "out/shop/shop.item")
+    (tmp_path / "new").mkdir()
+    code, _, said = convert(tmp_path / "new", files, "--column", "user_id=customers")
+    assert code == 2 and "nearest: 'customer'" in said
+
+
 def test_double_colons_and_items_without_header(tmp_path):
     items = table([("a", 'A "b" c', "x"), ("b", '"B', "x"), ("f", "F", "y"), ("g", "G", "y")], "::")
     files = {
@@ -210,6 +240,33 @@ def test_numbers_that_are_dates_are_said_to_be(tmp_path, dates, form):
     assert [t for *_, t in found] == [1399075200, 1399075200 + 86400]
 
 
+@pytest.mark.parametrize("broken", ["unknown", "0", "20141399", "NaN"])
+@pytest.mark.parametrize("end", ["", ".0"])
+def test_a_cell_that_is_no_date_leaves_the_others_dates(tmp_path, broken, end):
+    days = [f"2014050{n}{end}" for n in range(1, 6)]
+    rows = [("u1", f"b{n}", "x", day) for n, day in enumerate(days)] + [("u2", "b0", "x", broken)]
+    rows += [("u1", "f0", "y", f"20130501{end}"), ("u2", "f1", "y", f"20130502{end}")]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    files = {("--interactions", "e.csv"): text}
+    code, found, said = convert(tmp_path, files, "--max_broken", "0.5")
+    assert code == 0 and "dates of the form %Y%m%d" in said and "1 line left out" in said
+    assert [t for u, _, t in found if u == "u1"] == [1367366400] + [  # 2013-05-01
+        1398902400 + 86400 * n
+        for n in range(5)  # from 2014-05-01
+    ]
+
+
+def test_dates_of_two_forms_of_which_one_can_be_seconds_are_asked_about(tmp_path):
+    dates = ["20140501", "20140502", "20140503", "2014-05-04"]
+    rows = [("u1", f"i{n}", "xy"[n % 2], date) for n, date in enumerate(dates)]
+    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
+    code, _, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 2 and "'2014-05-04'" in said and "--time_format" in said
+    text = text.replace("201405", "1405")  # these are seconds, and may stand beside a date
+    code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text})
+    assert code == 0 and len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("date", "asks"),
     [
@@ -274,8 +331,8 @@ def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
     ]
     lines += ["3\t1", "4\t1\tb|soon", "5\t2\tc|9\td|8"]
     files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
-    code, _, said = convert(tmp_path, files, "--max_broken", "0.3")
-    assert code == 2  # not all items have a time, so they are no `item|time`
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "1 of its 6 lines are broken" in said and "no item (line 4)" in said
     files["--interactions", "s.txt"] = "\n".join(lines[:3] + lines[5:]) + "\n"
     code, found, said = convert(tmp_path, files)
     assert code == 0 and "1 users have several lines" in said and "(2 left out)" in said
@@ -283,6 +340,38 @@ def test_sequences_with_times_lengths_and_a_line_for_each_target(tmp_path):
         ("1", "a", 5), ("1", "b", 7), ("1", "d", 7), ("1", "e", 7), ("2", "c", 2),
         ("2", "f", 1), ("2", "f", 1), ("5", "c", 9), ("5", "d", 8),
     ]  # fmt: skip
+
+
+def test_most_items_tell_whether_they_have_times(tmp_path):
+    """One exception made ids of all cells, `a|100`, whose times were lost."""
+    lines = ["u1 a|100 b|200 d|300", "u2 a|150 c", "u4 e|50 b|10", "u5 3 f|7", "u6 c f"]
+    files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
+    for options in ([], ["--sequences"]):
+        code, found, said = convert(tmp_path, files, "--max_broken", "0.5", *options)
+        assert code == 0 and "1 line left out: no item (line 5)" in said
+        assert "1 line left out: no time" in said and "; lines left out: 2\n" in said
+        assert sorted(found) == [
+            ("u1", "a", 100), ("u1", "b", 200), ("u1", "d", 300), ("u2", "a", 150),
+            ("u4", "b", 10), ("u4", "e", 50), ("u5", "f", 7),
+        ]  # fmt: skip
+
+
+def test_an_item_without_a_time_among_many_is_counted(tmp_path):
+    lines = [f"u{n} a|1 f|2" for n in range(1000)] + ["uX a|5 b d|7"]
+    files = {("--interactions", "s.txt"): "\n".join(lines) + "\n", ("--items", "i.csv"): ITEMS}
+    code, found, said = convert(tmp_path, files)
+    assert code == 0 and "1 line left out: no time" in said
+    assert [(i, t) for u, i, t in found if u == "uX"] == [("a", 5), ("d", 7)]
+    (tmp_path / "new").mkdir()
+    assert convert(tmp_path / "new", files, "--strict")[0] == 2
+
+
+def test_a_few_items_that_look_like_times_are_said_to_be_ids(tmp_path):
+    files = {("--interactions", "s.txt"): "u1 a b d|7\nu2 e f\n"}
+    files["--items", "i.csv"] = ITEMS + "d|7,x\n"
+    code, found, said = convert(tmp_path, files, "--sequences")
+    assert code == 0 and "1 of the first 5 items have the form item|time" in said
+    assert ("u1", "d|7", 2) in found
 
 
 def test_lists_in_the_cells_of_a_table(tmp_path):
@@ -313,6 +402,47 @@ def test_ids_with_commas_are_asked_about(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["items", "item_ids"])
+def test_cells_under_a_plural_name_are_lists(tmp_path, name):
+    for lists in (['"a,b"', "f", "e"], ["a b", "f", "e"], ["\"['a', 'b']\"", "['f']", "[e]"]):
+        text = table(
+            zip("uvw", lists, "111", "xyy", strict=True),
+            head=f"user_id,{name},ts,domain".split(","),
+        )
+        code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+        assert code == 0 and "rows are taken for sequences: lists of item_id" in said
+        assert found == [("u", "a", 1), ("u", "b", 1), ("v", "f", 1), ("w", "e", 1)]
+        code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text}, "--no-sequences")
+        assert code == 0 and len(found) == 3
+
+
+def test_ids_with_blanks_are_asked_about_and_a_few_are_told(tmp_path):
+    files = {("--interactions", "e.csv"): "user_id,item_id,domain\nu,i1 i2,x\nv,j1 i1,y\nv,k,y\n"}
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "'i1 i2'" in said and "--sequences" in said and "--no-sequences" in said
+    rows = "u,k,x\nv,k,y\n" * 3
+    code, found, said = convert(
+        tmp_path, {("--interactions", "e.csv"): files["--interactions", "e.csv"] + rows}
+    )
+    assert code == 0 and "2 of 9 item ids have commas or blanks, such as 'i1 i2'" in said
+    assert len(found) == 9
+
+
+def test_broken_lists_are_compared_with_lists(tmp_path):
+    """Not with their items: of 20 rows one is broken, whatever the others hold."""
+    items = ",".join(f"i{n}" for n in range(50))
+    times = ",".join(map(str, range(50)))
+    rows = [f"u{n}\t{items}\t{times}\t{'xy'[n % 2]}" for n in range(19)]
+    for bad in ("u\ti1,i2\t5\tx", "u\t\t\tx", "u\t[]\t[]\tx"):
+        text = "\n".join(["user_id\titem_id\ttimestamp\tdomain", *rows, bad]) + "\n"
+        code, _, said = convert(tmp_path, {("--interactions", "e.tsv"): text})
+        assert code == 2 and "1 of its 20 lines are broken" in said and "(row 20)" in said
+    (tmp_path / "new").mkdir()
+    text = {("--interactions", "e.tsv"): text}
+    code, found, said = convert(tmp_path / "new", text, "--max_broken", "0.05")
+    assert code == 0 and len(found) == 19 * 50 and "; lines left out: 1\n" in said
+
+
 def splits(users=("1", "2", "3")):
     sequences = ["adbe", "fa", "bcd"]
     return {
@@ -332,11 +462,17 @@ def test_files_of_a_given_split(tmp_path):
     # A dataset of its own takes the split along.
     words = ["convert", "recbole", "again", f"z={tmp_path / 'out/shop'}", f"w={tmp_path / 'w'}"]
     (tmp_path / "w").mkdir()
-    (tmp_path / "w/w.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n")
+    text = "user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n"
+    (tmp_path / "w/w.inter").write_text(text)
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "1 of 25 events are of no split" in done.output
+    assert not (tmp_path / "out/again").exists()
+    text = text.replace("float\n", "float\tsplit:token\n").replace("9\n", "9\ttest\n")
+    (tmp_path / "w/w.inter").write_text(text)
     done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     again = read_table(tmp_path / "out/again/again.inter")
-    assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 8, "": 1}
+    assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 9}
 
 
 def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
@@ -358,6 +494,87 @@ def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("places", "prefixes"),
+    [
+        (("r.book.csv", "r.film.csv"), ("r.book_", "r.film_")),
+        (("bk/data.csv", "fl/data.csv"), ("x_data_", "y_data_")),
+        (("s.csv", "s.tsv.gz"), ("s.csv_", "s.tsv_")),
+    ],
+)
+def test_users_of_each_file_are_kept_apart(tmp_path, places, prefixes):
+    """The beginning of a name, which was taken, can be that of another file too."""
+    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    for domain, place in zip("xy", places, strict=True):
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        rows = [*EVENTS, ("", "a", 1, 1300000000), ("NA", "a", 1, 1300000000)]  # of nobody
+        text = table(rows, "\t" if ".tsv" in place else ",", HEAD)
+        path.write_bytes(gzip.compress(text.encode()) if ".gz" in place else text.encode())
+        words += ["--interactions", f"{domain}={path}"]
+    done = CliRunner().invoke(main, [*words, "--max_broken", "1"])
+    assert done.exit_code == 0 and done.output.count("2 lines left out: no user") == 2
+    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    assert set(users) == {prefix + user for prefix in prefixes for user in ("u1", "u2")}
+
+
+def test_users_of_files_without_a_domain_are_told_by_their_folders_or_refused(tmp_path):
+    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    for domain, place in (("x", "bk"), ("y", "fl")):
+        (tmp_path / place / "s").mkdir(parents=True)
+        text = table([(*row, domain) for row in EVENTS], head=(*HEAD, "domain"))
+        for path in (tmp_path / place / "data.csv", tmp_path / place / "s" / "data.csv"):
+            path.write_text(text)
+    given = [f"--interactions={tmp_path / place / 'data.csv'}" for place in ("bk", "fl")]
+    assert CliRunner().invoke(main, [*words, *given]).exit_code == 0
+    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    assert set(users) == {f"{p}_data.csv_{u}" for p in ("bk", "fl") for u in ("u1", "u2")}
+    given = [f"--interactions={tmp_path / place / 's/data.csv'}" for place in ("bk", "fl")]
+    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    assert done.exit_code == 2 and "name the files differently" in done.output
+    for name, user in (("a.csv", "b_1"), ("a_b.csv", "1")):
+        (tmp_path / name).write_text(f"user_id,item_id,timestamp,domain\n{user},i,1,{name[:-4]}\n")
+    given = [f"--interactions={tmp_path / name}" for name in ("a.csv", "a_b.csv")]
+    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    assert done.exit_code == 2 and "'a_b_1' would be a user of a.csv and a_b.csv" in done.output
+
+
+CUMULATIVE = {"train": "adb", "valid": "adbe", "test": "adbef"}
+ONCE = {("a", "train"), ("d", "train"), ("b", "train"), ("e", "valid"), ("f", "test")}
+
+
+def test_an_event_of_several_splits_counts_in_the_earliest(tmp_path):
+    """Each file holds the history before its targets, as many that are published."""
+    files = {("--items", "i.csv"): ITEMS}
+    for split, items in CUMULATIVE.items():
+        cells = " ".join(f"{item}|{n}" for n, item in enumerate(items))
+        files[f"--{split}", f"{split}.txt"] = f"u1 {cells} a|0\nu2 {cells} a|0\n"
+    code, found, said = convert(tmp_path, files)
+    assert code == 0 and "18 events stand in several of train, valid, test" in said
+    assert len(found) == 12  # `a|0` stands twice in each line, and remains two events
+    for user in ("u1", "u2"):
+        assert {(i, s) for u, i, _, s in found if u == user} == ONCE
+    card = yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())
+    assert card["events left out that an earlier split has"] == 18
+
+
+def test_lists_of_several_splits_without_times(tmp_path):
+    files = {("--items", "i.csv"): ITEMS}
+    for split, items in CUMULATIVE.items():
+        rows = f"u1\t{','.join(items)}\nu2\t{','.join(items)}\n{split}\ta,b\n"
+        files[f"--{split}", f"{split}.txt"] = rows
+    code, _, said = convert(tmp_path, files)
+    assert code == 2 and "2 users, such as 'u1', are in several of train.txt" in said
+    code, found, said = convert(tmp_path, files, "--user_ids", "shared")
+    assert code == 0 and "14 events stand in several" in said
+    assert [(i, t) for u, i, t, _ in found if u == "u1"] == list(
+        zip("adbef", range(5), strict=True)
+    )
+    assert {(i, s) for u, i, _, s in found if u == "u2"} == ONCE
+    code, found, _ = convert(tmp_path, files, "--user_ids", "own")
+    assert code == 0 and len(found) == 2 * 12 + 6  # nothing is left out of users of their own
+
+
 def test_a_column_of_the_split(tmp_path):
     rows = [
         (*row, "xy"[n % 2], s)
@@ -371,6 +588,8 @@ def test_a_column_of_the_split(tmp_path):
     (tmp_path / "e.csv").write_text(text)
     done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
     assert done.exit_code == 2 and "split is none of train, valid, test (row 2)" in done.output
+    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path), "--max_broken", "1"])
+    assert done.exit_code == 2 and "split is none of" in done.output  # never some without
 
 
 # ---- what is published

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from dataset_tools.cli import main
 from dataset_tools.convert import amazon, douban, movielens, recbole, tables
 from dataset_tools.convert.engine import engine
 from dataset_tools.convert.run import Conversion, convert
@@ -113,6 +115,28 @@ def test_amazon_metadata_of_another_category(tmp_path):
     with pytest.raises(DataError, match="no reviewerID or user_id"):
         swapped = [("food", meta[0][1]), files[1]]
         run(tmp_path, lambda engine, broken: amazon.read(engine, swapped, [], broken))
+
+
+@pytest.mark.parametrize("release", ["2014", "2018"])
+def test_amazon_metadata_is_judged_by_all_of_its_lines(tmp_path, release):
+    """Not by the lines of reviewed items, of which a category has few."""
+    files = [
+        (domain, write_lines(tmp_path / f"{domain}.json", reviews("2018", domain)))
+        for domain in ("food", "kitchen")
+    ]
+    idle = (json.dumps({"asin": f"N{n}", "title": "t"}) for n in range(298))
+    lines = [*META[release][:2], *idle, "{"]
+    meta = [("food", write_lines(tmp_path / "meta.json", lines))]
+    words = ["convert", "amazon", "out", *(f"{domain}={path}" for domain, path in files)]
+    words += ["--metadata", f"food={meta[0][1]}", "--data_path", str(tmp_path), "--threads", "1"]
+    for options in (["--item_core", "2"], ["--items_without_events", "drop"], []):
+        done = CliRunner().invoke(main, [*words, "--force", *options])
+        assert done.exit_code == 0 and "; lines left out: 1" in done.output, done.output
+        assert ("left out by --item_core: 298" in done.output) == ("--item_core" in options)
+        done = CliRunner().invoke(main, [*words, "--force", "--max_broken", "0.003", *options])
+        assert done.exit_code == 2 and "1 of its 301 lines are broken" in done.output
+    titles = pd.read_csv(tmp_path / "out/out.item", sep="\t", dtype=str)
+    assert titles["title:token_seq"].notna().sum() == 1 + 298
 
 
 def ml_100k(folder):

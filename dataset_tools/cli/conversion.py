@@ -202,11 +202,6 @@ def conversion_options(command: Callable) -> Callable:
     return PRESET_OPTION(gathered(command, FILTER_OPTIONS + OUTPUT_OPTIONS, "how"))
 
 
-def catalogue_kept(how: dict) -> bool:
-    """Whether the options keep items without events."""
-    return how["items_without_events"] == "keep" and how["item_core"] <= 1
-
-
 def run(name: str, how: dict, read: Callable, source: str) -> None:
     """Convert, and say what came of it."""
     try:
@@ -229,7 +224,7 @@ def _converted(name: str, how: dict, read: Callable, source: str):
         filters,
         strict=how["strict"],
         max_broken=how["max_broken"],
-        catalogue=catalogue_kept(how),
+        catalogue=how["items_without_events"] == "keep",
         item_prefix=how["item_prefix"],
         memory=how["memory"],
         threads=how["threads"],
@@ -249,6 +244,7 @@ def _tell(done, folder: Path) -> None:
         f"{folder}: {counts['users']:,} users ({counts['overlapping_users']:,} in several "
         f"domains), {_items(counts)}, {counts['events']:,} events"
         + (f"; lines left out: {done.broken.total():,}" if done.broken.files else "")
+        + (f"; items without an event left out by --item_core: {done.rare:,}" if done.rare else "")
         + (f"; prices not read: {prices:,}" if prices else "")
     )
     for part in done.parts:

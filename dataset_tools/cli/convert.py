@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dataset_tools.cli.conversion import catalogue_kept, conversion_options, run
+from dataset_tools.cli.conversion import conversion_options, run
 from dataset_tools.cli.options import one_line_errors
 from recbole_tema.errors import ConfigError
 
@@ -221,7 +221,7 @@ def convert_amazon(name: str, reviews, metadata, how: dict) -> None:
     from dataset_tools.convert.amazon import read
 
     source = "Amazon reviews " + ", ".join(path.name for _, path in reviews)
-    catalogue = catalogue_kept(how)
+    catalogue = how["items_without_events"] == "keep" and how["item_core"] <= 1
     run(
         name,
         how,

@@ -4,8 +4,8 @@
     2018  the same names; metadata is JSON: category, price as text, imageURLHighRes
     2023  user_id, parent_asin, rating, timestamp in milliseconds; metadata: categories, images
 
-Metadata of items without a review are those of a whole category; where they are not to be kept they
-are left out at once, and need no memory.
+Metadata of items without a review are those of a whole category; where they are not to be kept
+their texts are left out at once, and need no memory.
 """
 
 import ast
@@ -60,8 +60,8 @@ def read(
     broken: Broken,
     catalogue: bool = True,
 ) -> None:
-    """Fill `raw_events` and `raw_items` from (domain, file); the latter with items that have no
-    review, if `catalogue`.
+    """Fill `raw_events` and `raw_items` from (domain, file); the latter with texts of items
+    that have no review, if `catalogue`.
 
     Raises:
         DataError: a file is missing or cannot be read to its end, holds no review, or metadata
@@ -134,9 +134,10 @@ def _read_metadata(
     table = "loaded"
     if not catalogue:
         table = "chosen"
+        texts_of = ", ".join(f"CASE WHEN known THEN {c} END AS {c}" for c in META if c != "item")
         engine.do(
-            "CREATE OR REPLACE TABLE chosen AS SELECT * FROM loaded WHERE NOT _good "
-            "OR item IS NULL OR item IN (SELECT id FROM wanted)"
+            f"CREATE OR REPLACE TABLE chosen AS SELECT _number, _good, item, {texts_of} "
+            "FROM (SELECT *, item IN (SELECT id FROM wanted) AS known FROM loaded)"
         )
     take_items(
         engine,

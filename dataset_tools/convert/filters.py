@@ -96,7 +96,7 @@ def encode(engine: Engine) -> list[str]:
     has one: else ids or domains differ, and nobody knows what belongs together.
 
     Raises:
-        DataError: there are too many domains.
+        DataError: there are too many domains, or no item of `raw_items` has an event.
     """
     found = engine.rows("SELECT DISTINCT domain FROM raw_events ORDER BY domain LIMIT 256")
     if len(found) > MOST_DOMAINS:
@@ -109,7 +109,10 @@ def encode(engine: Engine) -> list[str]:
         "FROM (SELECT DISTINCT domain FROM raw_events);"
         "CREATE TABLE users AS SELECT row_number() OVER (ORDER BY user) - 1 AS u, user "
         "FROM (SELECT DISTINCT user FROM raw_events);"
-        "CREATE TABLE had AS SELECT DISTINCT item, domain FROM raw_events;"
+        "CREATE TABLE had AS SELECT DISTINCT item, domain FROM raw_events"
+    )
+    _tell_unmatched(engine)
+    engine.do(
         "CREATE TABLE items AS SELECT row_number() OVER (ORDER BY domain, item) - 1 AS i, item, "
         "domain, bool_or(used) AS used FROM (SELECT item, domain, true AS used FROM had UNION ALL "
         "SELECT DISTINCT item, domain, false FROM raw_items WHERE domain IN "
@@ -120,6 +123,27 @@ def encode(engine: Engine) -> list[str]:
         "DROP TABLE raw_events; DROP TABLE had"
     )
     return [name for (name,) in engine.rows("SELECT domain FROM domains ORDER BY d")]
+
+
+def _tell_unmatched(engine: Engine) -> None:
+    """Say so where no item of a domain has an event: names or domains may differ.
+
+    Raises:
+        DataError: so it is in all domains.
+    """
+    rows = engine.rows(
+        "SELECT domain, count(*), count(h.item) FROM raw_items LEFT JOIN had h "
+        "USING (item, domain) GROUP BY domain ORDER BY domain"
+    )
+    idle = [(domain, total) for domain, total, known in rows if not known]
+    if not idle:
+        return
+    found = ", ".join(name for (name,) in engine.rows("SELECT domain FROM domains ORDER BY d"))
+    text = ", ".join(f"none of the {total:,} items of '{domain}'" for domain, total in idle)
+    text += f" has an event (domains of events: {found}); ids or domains differ between the tables"
+    if len(idle) == len(rows):
+        raise DataError(text)
+    log.warning("%s; these items are left out", text)
 
 
 def apply(engine: Engine, filters: Filters) -> list[Step]:

@@ -39,7 +39,7 @@ DATES = (
     (*(day + clock + " %z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %z %Y"),
     (*(day + clock + " %Z" for day in DAYS for clock in CLOCKS), "%a %b %d %H:%M:%S %Z %Y"),
 )
-DIGITS = {  # numbers that are dates, if all of a file are -> least, greatest
+DIGITS = {  # numbers that are dates, if most of a file are -> least, greatest
     "%Y%m%d": (19000101, 21001231),
     "%Y%m%d%H%M%S": (19000101000000, 21001231235959),
 }
@@ -135,19 +135,40 @@ def check_form(engine: Engine, form: str) -> None:
 
 
 def form_of(engine: Engine, table: str, column: str, path: Path) -> str | None:
-    """The form of DIGITS that all times of a file have; None where they are other numbers."""
+    """The form of DIGITS that most times of a file that are numbers have; None where they are
+    other numbers. A cell that is no such date is then no time.
+
+    Raises:
+        DataError: dates of another form stand beside them.
+    """
+    number = f"try_cast({column} AS BIGINT)"
     for form, (least, most) in DIGITS.items():
-        some = engine.value(
-            f"SELECT coalesce(bool_and(try_cast({column} AS BIGINT) BETWEEN {least} AND {most}), "
-            f"false) FROM {table} WHERE {column} != ''"
+        fits = (
+            f"CASE WHEN {number} BETWEEN {least} AND {most} "
+            f"THEN try_strptime({digits_of(column)}, {quoted(form)}) IS NOT NULL ELSE false END"
         )
-        if some and engine.value(
-            f"SELECT bool_and(try_strptime({column}, {quoted(form)}) IS NOT NULL) FROM {table} "
-            f"WHERE {column} != ''"
-        ):
-            log.info("%s: times are taken as dates of the form %s", path, form)
-            return form
+        dates, numbers = engine.rows(
+            f"SELECT count(*) FILTER ({fits}), count({number}) FROM {table}"
+        )[0]
+        if 2 * dates <= numbers:
+            continue
+        other = engine.value(
+            f"SELECT arg_min({column}, _number) FROM {table} WHERE {number} IS NULL "
+            f"AND {time_of(column)} IS NOT NULL"
+        )
+        if other is not None:
+            raise DataError(
+                f"{path}: {dates:,} times are dates of the form {form} or seconds, and others are "
+                f"dates such as {other!r}; write all in one form, and give it by --time_format"
+            )
+        log.info("%s: times are taken as dates of the form %s", path, form)
+        return form
     return None
+
+
+def digits_of(text: str) -> str:
+    """SQL: a whole number without `.0`, which pandas writes where a column lacks some."""
+    return rf"regexp_replace(trim({text}), '\.0+$', '')"
 
 
 def time_remedy(example: str) -> str:
@@ -195,13 +216,15 @@ def take_events(
         form: Of the times, as of strptime; None: numbers and known dates.
 
     Raises:
-        DataError: too many rows are broken, see `Broken.judge`.
+        DataError: too many rows are broken, see `Broken.judge`, or a split is no known one.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_events")
     names = ", ".join(f"{quoted(name)}: {n}" for name, n in SPLIT_NAMES.items())
     part = f"MAP {{{names}}}[lower(trim({split}))]" if split else "NULL"
+    written = timestamp
     if timestamp and not form:
         form = form_of(engine, table, timestamp, path)
+        written = digits_of(timestamp) if form else timestamp
     no_time = (
         "WHEN time IS NULL AND coalesce(shown, '') = '' THEN 'no time' "
         f"WHEN time IS NULL THEN {quoted(BAD_TIME)} "
@@ -214,7 +237,7 @@ def take_events(
         "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' "
         f"{'WHEN split IS NULL THEN ' + quoted(BAD_SPLIT) if split else ''} END) END"
     )
-    time = time_of(timestamp, form) if timestamp else "NULL::DOUBLE"
+    time = time_of(written, form) if timestamp else "NULL::DOUBLE"
     engine.do(
         "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
         f"split, CASE WHEN time IS NULL THEN shown END AS shown, {fault} AS fault FROM "
@@ -229,6 +252,11 @@ def take_events(
         f"SELECT fault, count(*), min(_number, {SHOWN}), arg_min(shown, _number) FROM judged "
         "WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault"
     ):
+        if reason == BAD_SPLIT:  # without it the event would go to a part that nobody chose
+            raise DataError(
+                f"{path}: {count:,} row{'' if count == 1 else 's'}: {reason} (row {first[0]}); "
+                "write one of these in each"
+            )
         bad_time = reason == BAD_TIME
         remedy = time_remedy(shown) if bad_time and not form else ""
         broken.add(path, reason, count, first, "row", shown if bad_time else None, remedy)
@@ -272,6 +300,63 @@ def settle_times(engine: Engine) -> bool:
         "DROP TABLE raw_events; ALTER TABLE ordered RENAME TO raw_events"
     )
     return True
+
+
+def settle_splits(engine: Engine) -> int:
+    """Have each event in one split, the earliest that names it; how many others were left out.
+
+    An event is of one user, item, domain and time. Splits without times that repeat the events of
+    the earlier ones, `a b`, `a b c`, are known by each list beginning with the one before it.
+    Call it before `settle_times`.
+
+    Raises:
+        DataError: some events have a split and some have none.
+    """
+    none, total = engine.rows("SELECT count(*) FILTER (split IS NULL), count(*) FROM raw_events")[0]
+    if none == total:
+        return 0
+    if none:
+        raise DataError(
+            f"{none:,} of {total:,} events are of no split, the others of {', '.join(SPLITS)}; "
+            "give a split for all, or for none"
+        )
+    key = "user, item, domain, timestamp"
+    if engine.value("SELECT count(timestamp) FROM raw_events") == 0:
+        if not _repeated_lists(engine):
+            return 0
+        key = "user, item, domain, seat"
+    engine.do(
+        "CREATE TABLE settled AS SELECT * EXCLUDE (nth, seat) FROM (SELECT *, row_number() OVER "
+        f"(PARTITION BY {key}, split ORDER BY place) AS nth FROM (SELECT *, row_number() OVER "
+        "(PARTITION BY user, split ORDER BY place) AS seat FROM raw_events)) "
+        # Two events of one user, item and time in one split stay two.
+        f"QUALIFY row_number() OVER (PARTITION BY {key}, nth ORDER BY split, place) = 1;"
+        "DROP TABLE raw_events; ALTER TABLE settled RENAME TO raw_events"
+    )
+    left = total - engine.value("SELECT count(*) FROM raw_events")
+    if left:
+        log.warning(
+            "%s events stand in several of %s: each counts in the earliest alone",
+            *(f"{left:,}", ", ".join(SPLITS)),
+        )
+    return left
+
+
+def _repeated_lists(engine: Engine) -> bool:
+    """Whether the lists of all users of several splits begin with those of the split before."""
+    several, repeated = engine.rows(
+        "SELECT count(*), count(*) FILTER (items[:len(former)] = former) FROM (SELECT items, "
+        "lag(items) OVER (PARTITION BY user ORDER BY split) AS former FROM (SELECT user, split, "
+        "list((item, domain) ORDER BY place) AS items FROM raw_events GROUP BY user, split)) "
+        "WHERE former IS NOT NULL"
+    )[0]
+    if 0 < repeated < several:
+        log.warning(
+            "%s of %s lists of users in several splits begin with that of the split before, the "
+            "others do not: all are taken one after another, so these events count again",
+            *(f"{repeated:,}", f"{several:,}"),
+        )
+    return 0 < repeated == several
 
 
 def _tell_units(engine: Engine, path: Path) -> None:

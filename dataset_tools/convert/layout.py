@@ -53,6 +53,7 @@ LIKELY = {  # columns of a table without a header, for messages
     "interactions": ("user_id", "item_id", "rating", "timestamp"),
     "items": ("item_id", "domain", "title", "category"),
 }
+FREE_TEXT = {"title", "category", "brand", "description"}  # any word can be one
 OPTIONS = {"interactions": "--columns", "items": "--item_columns"}
 
 
@@ -164,12 +165,35 @@ def layout_of(path: Path, tables: Tables, role: str) -> Layout:
             f"{path}, line 1: {len(first)} cells ({', '.join(first[:8])}), but "
             f"{OPTIONS[role]} names {len(names)}; name each, {LEFT_OUT} for one of no use"
         )
-    header = all(cell.lower() in known for cell in first)
+    header = _is_header(path, first, names, known, tables)
     if header:
         log.info("%s: line 1 is a header; the columns are those of %s", path, OPTIONS[role])
     # A name that is none of ours is taken for none.
     named = [f"left out {n}" if name == LEFT_OUT else name for n, name in enumerate(names, start=1)]
     return Layout("table", delimiter, quote, tuple(named), int(header))
+
+
+def _is_header(path: Path, first: list[str], names: Sequence[str], known: set, tables) -> bool:
+    """Whether line 1 of a table whose columns the user names is a header all the same: it has known
+    names alone, or that of a column in its place, where no event or item has one."""
+    lower = [cell.lower() for cell in first]
+    if all(cell in known for cell in lower):
+        return True
+    aliases = {
+        name: {*NAMES.get(name, ()), tables.columns.get(name, name).lower()} for name in names
+    }
+    placed = [
+        cell
+        for cell, name in zip(lower, names, strict=True)
+        if name not in FREE_TEXT and cell in aliases[name] and name != LEFT_OUT
+    ]
+    if not placed:
+        return False
+    log.warning(
+        "%s: line 1 (%s) is taken for a header and left out, as %r is the name of a column",
+        *(path, ", ".join(first[:8]), placed[0]),
+    )
+    return True
 
 
 def _starts(path: Path, magic: bytes) -> bool:
@@ -247,6 +271,25 @@ def _width(lines: list[str], delimiter: str) -> int:
     return widths.pop() if len(widths) == 1 else 0
 
 
+def _marked(path: Path, rows: list[list[str]]) -> bool:
+    """Whether most cells behind the users, and the lengths behind those, are `item|time`."""
+    items = [
+        cell
+        for row in rows
+        for cell in (row[2:] if row[1:2] and row[1].isdecimal() else row[1:])
+        if cell
+    ]
+    timed = sum(bool(MARKED.fullmatch(cell)) for cell in items)
+    plain = len(items) - timed
+    if 0 < timed <= plain:
+        log.warning(
+            "%s: %s of the first %s items have the form item|time; as most have not, all are "
+            "taken for ids",
+            *(path, f"{timed:,}", f"{timed + plain:,}"),
+        )
+    return timed > plain
+
+
 def _sequences(path: Path, lines: list[str], delimiter: str | None, tables: Tables):
     """The layout of sequences, where the lines are such."""
     if tables.sequences is False or not lines:
@@ -256,10 +299,7 @@ def _sequences(path: Path, lines: list[str], delimiter: str | None, tables: Tabl
     if set(first) & known:  # a table with lists in its cells, see `sequences.expand`
         return None
     cells = [re.split(r"[\s,]+", line.strip()) for line in lines]
-    marked = all(
-        len(row) > 1 and all(map(MARKED.fullmatch, row[2:])) and MARKED.fullmatch(row[-1])
-        for row in cells
-    )
+    marked = _marked(path, cells)
     if tables.sequences:
         return Layout("sequences", tables.delimiter, marked=marked)
     one_tab = all(line.strip("\n").count("\t") == 1 for line in lines)

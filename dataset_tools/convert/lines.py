@@ -37,6 +37,8 @@ class Broken:
         most: Share of a file's lines that may be left out; more is an error.
         files: Name of a file -> reason -> how many lines.
         cells: Name of a file -> what was not read -> how many cells were left empty.
+
+    What is noted of a file that is read twice, as interactions and as items, counts once.
     """
 
     strict: bool = False
@@ -44,6 +46,7 @@ class Broken:
     files: dict[str, dict[str, int]] = field(default_factory=dict)
     cells: dict[str, dict[str, int]] = field(default_factory=dict)
     _found: dict[Path, list[tuple[int, str, str]]] = field(default_factory=dict)
+    _noted: set[tuple] = field(default_factory=set)
 
     def add(
         self,
@@ -76,18 +79,22 @@ class Broken:
         text = f"{path}: {count:,} line{'' if count == 1 else 's'} left out: {what}"
         if self.strict:
             raise DataError(f"{text}; {remedy or 'mend the file'}, or run without --strict")
-        log.warning("%s", text)
         self._found.setdefault(path, []).append((count, what, remedy))
+        if (path, text) in self._noted:
+            return
+        self._noted.add((path, text))
+        log.warning("%s", text)
         reasons = self.files.setdefault(path.name, {})
         reasons[reason] = reasons.get(reason, 0) + count
 
     def judge(self, path: Path, sound: int) -> None:
-        """Refuse `path`, of which `sound` lines were taken, if too many others were left out.
+        """Refuse `path`, of which `sound` lines were taken, if too many others were left out since
+        it was judged before: lines are compared with lines, and events of lists with events.
 
         Raises:
             DataError: they are more than `most` of its lines, or all.
         """
-        found = self._found.get(path, [])
+        found = self._found.pop(path, [])
         lost = sum(count for count, _, _ in found)
         total = lost + sound
         if not lost or (sound and lost <= self.most * total):

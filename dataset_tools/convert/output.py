@@ -108,7 +108,8 @@ def write_items(engine: Engine, domain: str | None, path: Path) -> None:
             for name in markup:
                 cleaned = [text and without_markup(text) for text in frame[name]]
                 emptied += sum(
-                    bool(a) and not b.strip() for a, b in zip(frame[name], cleaned, strict=True)
+                    bool(a and a.strip()) and not b.strip()
+                    for a, b in zip(frame[name], cleaned, strict=True)
                 )
                 frame[name] = cleaned
             if "category" in frame:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from dataset_tools.checks import check_name
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
-from dataset_tools.convert.intake import prepare, settle_times
+from dataset_tools.convert.intake import prepare, settle_splits, settle_times
 from dataset_tools.convert.lines import MOST_BROKEN, Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.generated import say_replaced
@@ -41,7 +41,7 @@ class Conversion:
         strict: Whether a broken line is an error.
         max_broken: Share of a file's lines that may be broken, and are left out.
         catalogue: Whether to keep items that have no event in the source. An `item_core` drops
-            them: they have fewer events than it asks.
+            them all the same: they have fewer events than it asks; then they are counted.
         item_prefix: See `output.name_items`.
         memory: Limit of the engine, e.g. "4GB".
         threads: Of the engine; None for all cores.
@@ -71,6 +71,7 @@ class Converted:
         counts: As in the card.
         steps: What each filter left.
         broken: Lines that were left out.
+        rare: Items without an event that were to be kept, and that `item_core` left out.
         parts: Folders of the domains by themselves.
     """
 
@@ -78,6 +79,7 @@ class Converted:
     counts: dict
     steps: list[Step]
     broken: Broken
+    rare: int
     parts: list[Path]
 
 
@@ -105,6 +107,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 raise DataError(
                     f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
                 )
+            repeated = settle_splits(database)
             positions = settle_times(database)
             if positions and conversion.filters.of_times():
                 raise ConfigError(
@@ -114,6 +117,10 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             encode(database)
             if conversion.recbole_cdr:
                 refuse_parts(database, folder.parent, name, force)
+            cored = conversion.filters.item_core > 1
+            rare = 0
+            if conversion.catalogue and cored:
+                rare = database.value("SELECT count(*) FROM items WHERE NOT used")
             steps = apply(database, conversion.filters)
             card = {
                 "source": conversion.source,
@@ -126,6 +133,10 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                     for s in steps
                 ],
             }
+            if rare:
+                card["items without an event that item_core left out"] = rare
+            if repeated:
+                card["events left out that an earlier split has"] = repeated
             if broken.files:
                 card["lines left out"] = broken.files
             if broken.cells:
@@ -137,7 +148,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 card,
                 conversion.item_prefix,
                 force,
-                conversion.catalogue and conversion.filters.item_core <= 1,
+                conversion.catalogue and not cored,
             )
             written = True
             parts = []
@@ -149,7 +160,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
     finally:
         lock.release()
         shutil.rmtree(work, ignore_errors=True)
-    return Converted(folder, counts, steps, broken, parts)
+    return Converted(folder, counts, steps, broken, rare, parts)
 
 
 def _work_folder(folder: Path, name: str) -> tuple[Path, FileLock]:

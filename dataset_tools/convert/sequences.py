@@ -21,18 +21,24 @@ def read_sequences(
     """Make `table` (_number, _good, user_id, item_id, and timestamp if `marked`) of lines `user
     item item ...`, with blanks, tabs, commas or `delimiter` between; the names of its columns.
 
-    Where items are `item|time`, cells without a time between the user and the first item, such as
-    the length, are left out. An event of one user, item and time that stands in several lines (in
-    `item|time item|time`, a line for each target) counts once.
+    Where items are `item|time`, a number between the user and the first item, the length, is left
+    out; any other cell without a time is an item without a time. An event of one user, item and
+    time that stands in several lines (in `item|time item|time`, a line for each target) counts
+    once.
     """
     with engine.reading(path) as text:
         engine.number("texts", f"SELECT line FROM {text_lines(text.sql, REJECTS)}", "line NOT NULL")
     note_rejects(engine, path, "texts", broken, text.tally.lines, text.tally.lines, False)
     between = f"[{BETWEEN}{re.escape(delimiter) if delimiter else ''}]+"
+    cells = "cells[2:]"
+    if marked:
+        length = f"regexp_full_match({cells}[1], '[0-9]+')"
+        cells = f"if({length}, {cells}[2:], {cells})"
+        # Of a line without any time nothing tells what its cells are.
+        cells = f"if(contains(array_to_string({cells}, ' '), '|'), {cells}, [])"
     engine.do(
-        "CREATE OR REPLACE TABLE cut AS SELECT _number, cells[1] AS user, "
-        f"{'list_filter(cells[2:], lambda x: contains(x, chr(124)))' if marked else 'cells[2:]'} "
-        "AS cells FROM (SELECT _number, list_filter(regexp_split_to_array(line, "
+        f"CREATE OR REPLACE TABLE cut AS SELECT _number, cells[1] AS user, {cells} AS cells "
+        "FROM (SELECT _number, list_filter(regexp_split_to_array(line, "
         f"{quoted(between)}), lambda x: x != '') AS cells FROM texts)"
     )
     engine.drop("texts")
@@ -40,6 +46,7 @@ def read_sequences(
         f"SELECT count(*), min(_number, {SHOWN}) FROM cut WHERE coalesce(len(cells), 0) = 0"
     )[0]
     broken.add(path, "no item", count, first)
+    broken.judge(path, engine.value("SELECT count(*) FROM cut") - count)
     engine.number(
         table,
         "SELECT true AS _good, _number AS line, user AS user_id, unnest(cells) AS cell FROM cut",
@@ -92,6 +99,7 @@ def expand(
     broken: Broken,
     columns: Mapping[str, str | None],
     wanted: bool | None,
+    plural: bool = False,
 ) -> dict[str, str] | None:
     """Give each item of a list in `columns["item_id"]` a row of its own, with its part of other
     lists of that length; SQL of the columns then. None where the cells are no lists.
@@ -99,9 +107,10 @@ def expand(
     Args:
         columns: Column of ours -> SQL of a text; None where the file has none.
         wanted: Whether they are lists; None: if times or domains beside them are, as long.
+        plural: Whether the column's name says so, of which a cell may yet be one item.
 
     Raises:
-        DataError: ids with commas, which leave a doubt.
+        DataError: ids with commas or blanks, which leave a doubt, or too many rows are broken.
     """
     if wanted is False:
         return None
@@ -112,10 +121,13 @@ def expand(
         for ours, sql in there.items()
         if ours != "user_id"
     }
-    total, commas = engine.rows(
-        f"SELECT count(*), count(*) FILTER (contains({there['item_id']}, ',')) FROM {table}"
+    # A list of one item has its brackets still.
+    parted = f"regexp_matches(trim({there['item_id']}), '[{BETWEEN}]{'|^[[]' if plural else ''}')"
+    total, several, example = engine.rows(
+        f"SELECT count(*), count(*) FILTER ({parted}), arg_min({there['item_id']}, _number) "
+        f"FILTER ({parted}) FROM {table}"
     )[0]
-    if not commas and not wanted:
+    if not several and not wanted:
         return None
     fits = {
         ours: engine.value(
@@ -124,32 +136,38 @@ def expand(
         )
         for ours, cells in lists.items()
     }
-    beside = [ours for ours in ("timestamp", "domain", "rating") if 2 * fits.get(ours, 0) > commas]
-    if not wanted and not beside:
-        if 2 * commas < total:
-            return None  # ids with a comma here and there
-        example = engine.value(
-            f"SELECT first({there['item_id']} ORDER BY _number) FROM {table} "
-            f"WHERE contains({there['item_id']}, ',')"
-        )
+    beside = [ours for ours in ("timestamp", "domain", "rating") if 2 * fits.get(ours, 0) > several]
+    if not wanted and not beside and not plural:
+        if 2 * several < total:
+            log.warning(
+                "%s: %s of %s item ids have commas or blanks, such as %r: taken for one item each; "
+                "if they are lists of items add --sequences",
+                *(path, f"{several:,}", f"{total:,}", example[:60]),
+            )
+            return None
         raise DataError(
-            f"{path}: item ids with commas, such as {example[:60]!r}; if they are lists of items "
-            "add --sequences, else --no-sequences"
+            f"{path}: item ids with commas or blanks, such as {example[:60]!r}; if they are lists "
+            "of items add --sequences, else --no-sequences"
         )
     split = [ours for ours in lists if ours == "item_id" or ours in beside]
     log.info("%s: rows are taken for sequences: lists of %s", path, ", ".join(split))
     uneven = " OR ".join(f"len({lists[ours]}) != len({lists['item_id']})" for ours in split[1:])
-    if uneven:
-        count, first = engine.rows(
-            f"SELECT count(*), min(_number, {SHOWN}) FROM {table} WHERE {uneven}"
-        )[0]
-        broken.add(path, "lists of different lengths", count, first, "row")
+    sound = (
+        f"coalesce(_good AND len({lists['item_id']}) > 0{uneven and f' AND NOT ({uneven})'}, false)"
+    )
+    fault = f"CASE WHEN NOT _good THEN 'no JSON object' WHEN len({lists['item_id']}) = 0 "
+    fault += "THEN 'no item' ELSE 'lists of different lengths' END"
+    for reason, count, first in engine.rows(
+        f"SELECT {fault} AS fault, count(*), min(_number, {SHOWN}) FROM {table} "
+        f"WHERE NOT {sound} GROUP BY fault ORDER BY fault"
+    ):
+        broken.add(path, reason, count, first, "row")
+    broken.judge(path, engine.value(f"SELECT count(*) FROM {table} WHERE {sound}"))
     shown = [f"unnest({lists[ours]}) AS {identifier(ours)}" for ours in split]
     shown += [f"{sql} AS {identifier(ours)}" for ours, sql in there.items() if ours not in split]
     engine.number(
         "expanded",
-        f"SELECT _good, {', '.join(shown)} FROM {table} "
-        f"WHERE {f'NOT ({uneven})' if uneven else 'true'}",
+        f"SELECT _good, {', '.join(shown)} FROM {table} WHERE {sound}",
     )
     engine.drop(table)
     engine.do(f"ALTER TABLE expanded_rows RENAME TO {table}_rows; DROP VIEW expanded")

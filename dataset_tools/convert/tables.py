@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataset_tools.convert.intake import (
     SPLITS,
     categories_of,
     check_form,
+    id_fault,
     refuse_repeats,
     take_events,
     take_items,
@@ -24,6 +26,7 @@ from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
+PLURAL = ('items"', 'item_ids"')  # columns of lists, by their names
 SAMPLED_LINES = 1000  # of a file of JSON, whose keys are its columns
 
 
@@ -64,8 +67,9 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
         columns_there |= _read_items(engine, domain, path, tables, broken)
     timed: dict[Path, bool] = {}
     ends = []
-    for file in files:
-        found, timed[file.path] = _read_events(engine, file, tables, broken)
+    prefixes = user_prefixes(files) if tables.own_users else [""] * len(files)
+    for file, prefix in zip(files, prefixes, strict=True):
+        found, timed[file.path] = _read_events(engine, file, tables, broken, prefix)
         columns_there |= found
         ends.append(engine.value("SELECT coalesce(max(place), 0) FROM raw_events"))
     for ours, theirs in tables.columns.items():
@@ -76,8 +80,6 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
             )
     _settle_order(engine, files, timed)
     _settle_users(engine, files, tables, ends)
-    if tables.items:
-        _tell_unmatched(engine)
 
 
 def _check_columns(tables: Tables) -> None:
@@ -124,10 +126,10 @@ def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str
 
 
 def _read_events(
-    engine: Engine, file: Interactions, tables: Tables, broken: Broken
+    engine: Engine, file: Interactions, tables: Tables, broken: Broken, prefix: str
 ) -> tuple[set[str], bool]:
-    """Move a table of interactions to `raw_events`; its columns, in lower case, and whether it
-    has times."""
+    """Move a table of interactions to `raw_events`, `prefix` before the ids of its users; its
+    columns, in lower case, and whether it has times."""
     domain, path, split = file
     found = load(engine, path, "loaded", broken, tables, "interactions")
     columns = {
@@ -143,13 +145,15 @@ def _read_events(
             f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
             "that tells it; give --items, or DOMAIN=FILE"
         )
-    columns = expand(engine, path, "loaded", broken, columns, tables.sequences) or columns
+    plural = columns["item_id"].strip('"').lower().startswith(PLURAL)
+    columns = expand(engine, path, "loaded", broken, columns, tables.sequences, plural) or columns
     table, own = "loaded", quoted(domain) if domain is not None else columns.get("domain")
     if own is None:
         own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
     user = columns["user_id"]
-    if tables.own_users:
-        user = f"{quoted(path.name.split('.')[0] + '_')} || {user}"
+    if prefix:
+        sound = f"{id_fault(user)} IS NULL"  # with something before it every text is an id
+        user = f"CASE WHEN {sound} THEN {quoted(prefix)} || {user} ELSE {user} END"
     take_events(
         engine,
         table,
@@ -219,35 +223,66 @@ def _settle_order(engine: Engine, files: Sequence[Interactions], timed: dict[Pat
     )
 
 
+def user_prefixes(files: Sequence[Interactions]) -> list[str]:
+    """What goes before the ids of the users of each file: as much of its name as tells it from
+    the others, then its domain and folder.
+
+    Raises:
+        DataError: not even these differ.
+    """
+    whole = [re.sub(r"(?i)(\.(gz|zstd?))?$", "", file.path.name) for file in files]
+    stems = [Path(name).stem for name in whole]
+    candidates = [
+        [name.split(".")[0] for name in whole],
+        stems,
+        whole,
+        [f"{file.domain}_{stem}" for file, stem in zip(files, stems, strict=True)],
+        [f"{f.path.resolve().parent.name}_{name}" for f, name in zip(files, whole, strict=True)],
+    ]
+    for names in candidates:
+        if len(set(names)) == len(names):
+            return [f"{name}_" for name in names]
+    raise DataError(
+        f"--user_ids own: {files[0].path.name} and others have one name in folders of one name, so "
+        "nothing tells their users apart; name the files differently"
+    )
+
+
 def _settle_users(
     engine: Engine, files: Sequence[Interactions], tables: Tables, ends: Sequence[int]
 ) -> None:
-    """Refuse ids of users that may be numbers of the lines of their file.
+    """Refuse ids of users that may be numbers of the lines of their file, and users of several
+    splits of which nothing tells whether they are one.
 
     Args:
         ends: The last `place` of each file.
 
     Raises:
-        DataError: a number is a user of two files of one domain, there are no times that would
-            order the two, and `tables` do not say whether it is one user.
+        DataError: a number is a user of two files of one domain, or any id of two splits, there
+            are no times that would order the two, and `tables` do not say whether it is one user.
     """
     if tables.own_users is not None:
+        if tables.own_users:
+            _refuse_merged(engine, files, ends)
         return
     of_domain = defaultdict(list)
     for file, first, last in zip(files, [0, *ends], ends, strict=False):
-        of_domain[file.domain].append((file.path.name, first, last))
+        of_domain[file.domain].append((file, first, last))
     for parts in of_domain.values():
         if len(parts) < 2:
             continue
-        spans = ", ".join(f"({n}, {first}, {last})" for n, (_, first, last) in enumerate(parts))
+        spans = ", ".join(
+            f"({n}, {file.split is not None}, {first}, {last})"
+            for n, (file, first, last) in enumerate(parts)
+        )
         count, example = engine.rows(
             "SELECT count(*), min(user) FROM (SELECT user FROM raw_events JOIN "
-            f"(VALUES {spans}) AS parts(n, first, last) ON place > first AND place <= last "
-            "WHERE timestamp IS NULL AND regexp_full_match(user, '[0-9]+') "
+            f"(VALUES {spans}) AS parts(n, given, first, last) ON place > first AND place <= last "
+            "WHERE timestamp IS NULL AND (given OR regexp_full_match(user, '[0-9]+')) "
             "GROUP BY user HAVING count(DISTINCT n) > 1)"
         )[0]
         if count:
-            names = ", ".join(name for name, _, _ in parts)
+            names = ", ".join(file.path.name for file, _, _ in parts)
             raise DataError(
                 f"{count:,} users, such as '{example}', are in several of {names}: is it one user? "
                 "Say --user_ids shared, or --user_ids own if each file counts its own from the "
@@ -255,28 +290,18 @@ def _settle_users(
             )
 
 
-def _tell_unmatched(engine: Engine) -> None:
-    """Say so where no item of a domain has an event: names or domains may differ.
-
-    Raises:
-        DataError: so it is in all domains.
-    """
-    rows = engine.rows(
-        "SELECT domain, count(*), count(*) FILTER (EXISTS (SELECT 1 FROM raw_events e "
-        "WHERE e.item = i.item AND e.domain = i.domain)) FROM raw_items i GROUP BY domain "
-        "ORDER BY domain"
+def _refuse_merged(engine: Engine, files: Sequence[Interactions], ends: Sequence[int]) -> None:
+    """Raise a DataError where prefix and id of users of two files are one text."""
+    spans = ", ".join(f"({n}, {last})" for n, last in enumerate(ends))
+    users = (
+        "SELECT user, list_sort(list(DISTINCT n)) AS parts FROM raw_events "
+        f"ASOF JOIN (VALUES {spans}) AS parts(n, last) ON place <= last GROUP BY user"
     )
-    idle = [(domain, total) for domain, total, known in rows if not known]
-    if not idle:
-        return
-    found = ", ".join(
-        d for (d,) in engine.rows("SELECT DISTINCT domain FROM raw_events ORDER BY 1")
-    )
-    text = ", ".join(f"none of the {total:,} items of '{domain}'" for domain, total in idle)
-    text += f" has an event (domains of events: {found}); ids or domains differ between the tables"
-    if len(idle) == len(rows):
-        raise DataError(text)
-    log.warning("%s; these items are left out", text)
+    for user, parts in engine.rows(f"SELECT * FROM ({users}) WHERE len(parts) > 1 LIMIT 1"):
+        names = " and ".join(files[n].path.name for n in parts)
+        raise DataError(
+            f"--user_ids own: '{user}' would be a user of {names}; name the files differently"
+        )
 
 
 def category_of(column: str) -> str:
@@ -424,14 +449,18 @@ def _number_parquet(engine: Engine, path: Path, table: str) -> list[str]:
 
 
 def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:
-    """SQL of one of our columns, as text; None where the file has none.
+    """SQL of one of our columns, as text: of the name that the user gave, in a file without it of
+    a usual one that names nothing else; None where the file has none.
 
     Raises:
-        ConfigError: the user named a column that is not there.
+        ConfigError: the user named a column, and neither it nor a usual one is there.
     """
     by_lower = {name.lower(): name for name in reversed(found)}
     by_lower |= {name: name for name in found}  # an exact name counts more
-    wanted = [given[ours].lower(), given[ours]] if ours in given else NAMES[ours]
+    taken = {theirs.lower() for other, theirs in given.items() if other != ours}
+    wanted = [alias for alias in NAMES[ours] if alias not in taken]
+    if ours in given:
+        wanted = [given[ours], given[ours].lower(), *wanted]
     name = next((by_lower[alias] for alias in wanted if alias in by_lower), None)
     if name is None and ours in given and ours in ("user_id", "item_id", "timestamp"):
         near = difflib.get_close_matches(given[ours], found, n=1, cutoff=0)
