@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-# What RecBole 1.2.1 takes from older numpy, without the plugin's other modules.
+# What RecBole 1.2.1 takes from older numpy, without the plugin.
 NAMES = (
-    f"import runpy; runpy.run_path({str(Path(__file__).parents[1] / 'recbole_tema/compat.py')!r})"
+    "import numpy as np; np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_"
 )
 STOCK = (
     f"""

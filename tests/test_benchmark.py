@@ -31,6 +31,8 @@ from recbole_tema.errors import ConfigError, DataError
 from .browser import missing, opened
 from .cdr_checkout import write_checkout
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
 pytest.importorskip("matplotlib", reason="the extra benchmark is not installed")
 

@@ -20,6 +20,8 @@ from recbole_tema.progress import ProgressBar
 
 from .terminal import open_terminal
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 RESULTS = ("best valid : {'", "test result: {'")
 IN_THE_LOG = (

@@ -17,6 +17,8 @@ from recbole_tema.errors import DataError
 from .convert_formats import A_FILE_EACH, FORMATS, in_reading_order
 from .convert_reference import Event, filtered, named
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
 
 DOMAINS = ("book", "film")

@@ -17,6 +17,8 @@ from recbole_tema.errors import ConfigError
 from recbole_tema.processes import TORCHRUN, launch_keys, torchrun_keys
 from recbole_tema.quick_start import evaluate_checkpoint, load_model
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 KEYS = {
     "dataset": "tiny",

@@ -14,6 +14,8 @@ from recbole_tema.quick_start import evaluate_checkpoint, rank_checkpoint
 from .cdr_checkout import write_checkout
 from .test_train_on import shop
 
+pytestmark = pytest.mark.long
+
 MODELS = [
     ("TEMA", {}),
     ("SASRec", {}),

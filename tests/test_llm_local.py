@@ -18,6 +18,8 @@ from dataset_tools.llm.local_prompt import clean
 from dataset_tools.llm.requests import Completion, Embedding, Prompt, Scoring
 from recbole_tema.errors import BackendError, DataError
 
+pytestmark = pytest.mark.long
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="the features extra is not installed")
 

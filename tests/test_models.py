@@ -386,7 +386,6 @@ def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"selected_features": "title"}, "selected_features is 'title'.*a list of different"),
         ({"selected_features": ["title", "title"]}, "a list of different fields"),
         ({"selected_features": True}, "a list of different fields"),
         ({"selected_features": ["colour"]}, "names the field 'colour'.*there are domain"),

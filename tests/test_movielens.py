@@ -145,6 +145,7 @@ def test_card_states_what_the_files_hold(folder, items):
         assert counts["domains"][name] == {
             "users": len(users[name]),
             "items": list(domain.values()).count(name),
+            "items_without_events": 0,
             "events": events[name],
         }
     assert card["builder"]["version"] == movielens.BUILDER_VERSION

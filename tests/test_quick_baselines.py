@@ -20,6 +20,8 @@ from recbole_tema.randomness import seeded
 
 from .conftest import make_dataset
 
+pytestmark = pytest.mark.long
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 FEATURES = ("FDSA", "GRU4RecF", "SASRecF")
 BPR = {

@@ -15,6 +15,8 @@ from recbole_tema.quick_start import rank_checkpoint
 
 from .cdr_checkout import write_checkout
 
+pytestmark = pytest.mark.long
+
 MODELS = ("TEMA", "LLM4CDSR", "SASRec", "GRU4Rec")
 HISTORIES = [
     ["book1"],

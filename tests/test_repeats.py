@@ -12,6 +12,8 @@ from recbole_tema.model.tema import REPEAT_UNIT
 from .conftest import make_dataset, write
 from .test_models import build, total
 
+pytestmark = pytest.mark.long
+
 
 def test_pairs_of_packed_sequences_by_hand():
     items = torch.tensor([7, 3, 7, 5, 2, 2, 4])

@@ -24,6 +24,8 @@ from recbole_tema.trainer import TrainerLayer
 from .small_genre import NAME
 from .terminal import open_terminal
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 
 

@@ -19,6 +19,8 @@ from recbole_tema.trainer import evaluate_model
 
 from .small_genre import NAME
 
+pytestmark = pytest.mark.long
+
 MODELS = ("TEMA", "LLM4CDSR", "SASRec", "GRU4Rec", "BERT4Rec", "Pop", "LightGCN")
 LENGTH = 10
 ROOT = Path(__file__).parent.parent

@@ -12,6 +12,8 @@ from recbole_tema.quick_start import rank_checkpoint
 
 from .conftest import make_dataset, write
 
+pytestmark = pytest.mark.long
+
 
 def prepared(settings, model, **keys):
     config = TemaConfig(model, "tiny", config_dict={**settings, **keys})

@@ -11,6 +11,8 @@ from recbole_tema.cli import main
 
 from .test_benchmark import words as words_of_all
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
 pytest.importorskip("matplotlib", reason="the extra benchmark is not installed")
 
