@@ -50,6 +50,10 @@ AMOUNTS = {  # -> SQL of what float64 reads
     r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?": "replace({}, ',', '')",
     r"\d{1,3}(?:\.\d{3})*,\d{1,2}": "replace(replace({}, '.', ''), ',', '.')",
 }
+# A list as Python prints it, and pandas' `to_csv` with it; with blanks between as numpy does.
+PYTHON_TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+PYTHON_ITEM = rf"(?:{PYTHON_TEXT}|None|nan)"
+PYTHON_LIST = rf"(?s)\s*\[\s*{PYTHON_ITEM}(?:\s*,?\s*{PYTHON_ITEM})*\s*,?\s*\]\s*"
 BAD_TIME = "time is no number or known date"
 BAD_SPLIT = f"split is none of {', '.join(SPLITS)}"
 NO_PRICE = READ_AS_MISSING | {"-", "\u2013", "\u2014"}
@@ -100,6 +104,20 @@ def refuse_repeats(files: Sequence[tuple[str | None, Path]]) -> None:
 def categories_of(texts: str) -> str:
     """SQL: a list of texts as a cell `category` of `raw_items`."""
     return f"array_to_string({texts}, {quoted(SEPARATOR)})"
+
+
+def list_of(text: str) -> str:
+    """SQL: the texts of a list in JSON, or as Python prints it (read, never run); NULL of what is
+    no list."""
+    bare = "substr(x, 2, length(x) - 2)"
+    bare = rf"regexp_replace({bare}, '(^|[^\\])\\(?:xa0|[nrt])', '\1 ', 'g')"
+    bare = rf"regexp_replace({bare}, '\\([''\"\\])', '\1', 'g')"
+    return (
+        f"CASE WHEN NOT starts_with(ltrim({text}), '[') THEN NULL "
+        f"WHEN json_valid({text}) THEN json_extract_string({text}, '$[*]')::VARCHAR[] "
+        f"WHEN regexp_full_match({text}, {quoted(PYTHON_LIST)}) THEN "
+        f"list_transform(regexp_extract_all({text}, {quoted(PYTHON_TEXT)}), lambda x: {bare}) END"
+    )
 
 
 def time_of(text: str, form: str | None = None) -> str:
