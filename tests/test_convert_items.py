@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
-from dataset_tools.convert.intake import price_of
+from dataset_tools.convert.intake import list_of, price_of
 from dataset_tools.convert.markup import category_tokens, without_markup
 from recbole_tema.atomic import read_table
 
@@ -187,6 +187,42 @@ def test_a_cleaned_text_is_clean(text):
 def test_a_category_stands_once():
     joined = "Home\x1fHome &amp; Kitchen\x1fHome\x1f \x1fHome & Kitchen\x1f<b>Tea</b>&nbsp;Pots"
     assert category_tokens(joined, "\x1f") == "Home Home_&_Kitchen Tea_Pots"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=8)))
+def test_a_list_that_python_printed_is_read(texts):
+    duckdb = pytest.importorskip("duckdb")
+    query = f"SELECT {list_of('t')} FROM (SELECT $1::VARCHAR AS t)"
+    assert duckdb.execute(query, [repr(texts)]).fetchone()[0] == texts
+    if texts:
+        assert duckdb.execute(query, [f"{repr(texts)[:-1]}, None, nan]"]).fetchone()[0] == texts
+
+
+@pytest.mark.parametrize("text", ["[New] it's 'great'", "['cut', 'b", "[it's a 'test']", "[x] y]"])
+def test_what_is_no_list_stays_a_text(text):
+    duckdb = pytest.importorskip("duckdb")
+    query = f"SELECT {list_of('t')} IS NULL FROM (SELECT $1::VARCHAR AS t)"
+    assert duckdb.execute(query, [text]).fetchone()[0]
+
+
+def test_lists_that_pandas_wrote_are_categories(tmp_path):
+    lists = [["Action", "Sci Fi"], ["Children's"], [], ["A", 'say "b"']]
+    frame = pd.DataFrame({"item_id": list("abcd"), "domain": list("xxyy"), "category": lists})
+    frame["title"] = ["A", " ", "C", "D"]
+    frame["description"] = [["one", "two"], ["three"], [], ["four"]]
+    frame["image_url"] = [["http://i.org/1", "http://i.org/2"], ["http://i.org/3"], [], []]
+    frame.to_csv(tmp_path / "i.csv", index=False)
+    rows = "".join(f"u,{item},1\n" for item in "abcd")
+    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    words = ["convert", "csv", "shop", "--interactions", str(tmp_path / "e.csv"), "--threads", "1"]
+    words += ["--items", str(tmp_path / "i.csv"), "--data_path", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0 and "markup" not in done.output  # a title of blanks is none
+    found = read_table(tmp_path / "out" / "shop" / "shop.item").set_index("item_id")
+    assert found["category"].tolist() == ["Action Sci_Fi", "Children's", "", 'A say_"b"']
+    assert found["description"].tolist() == ["one two", "three", "", "four"]
+    assert found["image_url"].tolist() == ["http://i.org/1", "http://i.org/3", "", ""]
 
 
 PRICES = {

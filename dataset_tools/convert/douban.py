@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.intake import categories_of, take_events, take_items
+from dataset_tools.convert.intake import categories_of, list_of, take_events, take_items
 from dataset_tools.convert.lines import Broken, separated
 from recbole_tema.errors import DataError
 
@@ -67,9 +67,10 @@ def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -
 
 
 def labels_of(column: str) -> str:
-    """SQL: a list of the labels in `a|b|c` or `['a', 'b']`."""
+    """SQL: a list of the labels in `a|b|c` or `['a', 'b']`, which may be cut short."""
     bare = f"regexp_replace({column}::VARCHAR, '^\\s*\\[\\s*''|''\\s*\\]\\s*$', '', 'g')"
     split = f"regexp_split_to_array({bare}, '\\||''\\s*,\\s*''')"
+    split = f"coalesce({list_of(f'{column}::VARCHAR')}, {split})"
     return f"list_filter(list_transform({split}, lambda x: trim(x)), lambda x: x NOT IN ('', '[]'))"
 
 

@@ -50,6 +50,10 @@ AMOUNTS = {  # -> SQL of what float64 reads
     r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?": "replace({}, ',', '')",
     r"\d{1,3}(?:\.\d{3})*,\d{1,2}": "replace(replace({}, '.', ''), ',', '.')",
 }
+# A list as Python prints it, and pandas' `to_csv` with it; with blanks between as numpy does.
+PYTHON_TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+PYTHON_ITEM = rf"(?:{PYTHON_TEXT}|None|nan)"
+PYTHON_LIST = rf"(?s)\s*\[\s*{PYTHON_ITEM}(?:\s*,?\s*{PYTHON_ITEM})*\s*,?\s*\]\s*"
 BAD_TIME = "time is no number or known date"
 BAD_SPLIT = f"split is none of {', '.join(SPLITS)}"
 NO_PRICE = READ_AS_MISSING | {"-", "\u2013", "\u2014"}
@@ -100,6 +104,20 @@ def refuse_repeats(files: Sequence[tuple[str | None, Path]]) -> None:
 def categories_of(texts: str) -> str:
     """SQL: a list of texts as a cell `category` of `raw_items`."""
     return f"array_to_string({texts}, {quoted(SEPARATOR)})"
+
+
+def list_of(text: str) -> str:
+    """SQL: the texts of a list in JSON, or as Python prints it (read, never run); NULL of what is
+    no list."""
+    bare = "substr(x, 2, length(x) - 2)"
+    bare = rf"regexp_replace({bare}, '(^|[^\\])\\(?:xa0|[nrt])', '\1 ', 'g')"
+    bare = rf"regexp_replace({bare}, '\\([''\"\\])', '\1', 'g')"
+    return (
+        f"CASE WHEN NOT starts_with(ltrim({text}), '[') THEN NULL "
+        f"WHEN json_valid({text}) THEN json_extract_string({text}, '$[*]')::VARCHAR[] "
+        f"WHEN regexp_full_match({text}, {quoted(PYTHON_LIST)}) THEN "
+        f"list_transform(regexp_extract_all({text}, {quoted(PYTHON_TEXT)}), lambda x: {bare}) END"
+    )
 
 
 def time_of(text: str, form: str | None = None) -> str:
@@ -209,7 +227,7 @@ def take_events(
         path: The file, for messages.
         user: SQL of the user's id, a text; the others likewise.
         timestamp: A number of seconds, or of milli-, micro- or nanoseconds, or a date; None where
-            the source has none, see `settle_times`.
+            the source has none, see `settle.settle_times`.
         rating: None where the source has none.
         domain: SQL of the domain.
         split: SQL of one of SPLIT_NAMES, in any case; None where the source has none.
@@ -275,88 +293,6 @@ def take_events(
     )
     engine.drop("judged")
     return taken
-
-
-def settle_times(engine: Engine) -> bool:
-    """Give events without times their positions in the user's sequence, as they were read; whether
-    that was done.
-
-    Raises:
-        DataError: some have times and some have none.
-    """
-    none, total = engine.rows(
-        "SELECT count(*) FILTER (timestamp IS NULL), count(*) FROM raw_events"
-    )[0]
-    if not none:
-        return False
-    if none < total:
-        raise DataError(
-            f"{none:,} of {total:,} events are of files without times: nothing tells their order "
-            "among the others; give times for all, or use the order of the files: --order file"
-        )
-    engine.do(
-        "CREATE TABLE ordered AS SELECT * REPLACE ((row_number() OVER "
-        "(PARTITION BY user ORDER BY place) - 1)::DOUBLE AS timestamp) FROM raw_events;"
-        "DROP TABLE raw_events; ALTER TABLE ordered RENAME TO raw_events"
-    )
-    return True
-
-
-def settle_splits(engine: Engine) -> int:
-    """Have each event in one split, the earliest that names it; how many others were left out.
-
-    An event is of one user, item, domain and time. Splits without times that repeat the events of
-    the earlier ones, `a b`, `a b c`, are known by each list beginning with the one before it.
-    Call it before `settle_times`.
-
-    Raises:
-        DataError: some events have a split and some have none.
-    """
-    none, total = engine.rows("SELECT count(*) FILTER (split IS NULL), count(*) FROM raw_events")[0]
-    if none == total:
-        return 0
-    if none:
-        raise DataError(
-            f"{none:,} of {total:,} events are of no split, the others of {', '.join(SPLITS)}; "
-            "give a split for all, or for none"
-        )
-    key = "user, item, domain, timestamp"
-    if engine.value("SELECT count(timestamp) FROM raw_events") == 0:
-        if not _repeated_lists(engine):
-            return 0
-        key = "user, item, domain, seat"
-    engine.do(
-        "CREATE TABLE settled AS SELECT * EXCLUDE (nth, seat) FROM (SELECT *, row_number() OVER "
-        f"(PARTITION BY {key}, split ORDER BY place) AS nth FROM (SELECT *, row_number() OVER "
-        "(PARTITION BY user, split ORDER BY place) AS seat FROM raw_events)) "
-        # Two events of one user, item and time in one split stay two.
-        f"QUALIFY row_number() OVER (PARTITION BY {key}, nth ORDER BY split, place) = 1;"
-        "DROP TABLE raw_events; ALTER TABLE settled RENAME TO raw_events"
-    )
-    left = total - engine.value("SELECT count(*) FROM raw_events")
-    if left:
-        log.warning(
-            "%s events stand in several of %s: each counts in the earliest alone",
-            *(f"{left:,}", ", ".join(SPLITS)),
-        )
-    return left
-
-
-def _repeated_lists(engine: Engine) -> bool:
-    """Whether the lists of all users of several splits begin with those of the split before."""
-    several, repeated = engine.rows(
-        "SELECT count(*), count(*) FILTER (items[:len(former)] = former) FROM (SELECT items, "
-        "lag(items) OVER (PARTITION BY user ORDER BY split) AS former FROM (SELECT user, split, "
-        "list((item, domain) ORDER BY place) AS items FROM raw_events GROUP BY user, split)) "
-        "WHERE former IS NOT NULL"
-    )[0]
-    if 0 < repeated < several:
-        log.warning(
-            "%s of %s lists of users in several splits begin with that of the split before, the "
-            "others do not: all are taken one after another, so these events count again",
-            *(f"{repeated:,}", f"{several:,}"),
-        )
-    return 0 < repeated == several
 
 
 def _tell_units(engine: Engine, path: Path) -> None:

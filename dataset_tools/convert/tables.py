@@ -15,6 +15,7 @@ from dataset_tools.convert.intake import (
     categories_of,
     check_form,
     id_fault,
+    list_of,
     refuse_repeats,
     take_events,
     take_items,
@@ -305,29 +306,22 @@ def _refuse_merged(engine: Engine, files: Sequence[Interactions], ends: Sequence
 
 
 def category_of(column: str) -> str:
-    """SQL: categories of a JSON list, of texts with | between, or of tokens."""
+    """SQL: categories of a list, of texts with | between, or of tokens."""
     return categories_of(
-        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
-        f"THEN json_extract_string({column}, '$[*]') "
-        f"WHEN contains({column}, '|') THEN string_split({column}, '|') "
-        f"ELSE string_split({column}, ' ') END"
+        f"coalesce({list_of(column)}, CASE WHEN contains({column}, '|') "
+        f"THEN string_split({column}, '|') ELSE string_split({column}, ' ') END)"
     )
 
 
 def text_of(column: str) -> str:
-    """SQL: a text, or the texts of a JSON list in one."""
-    return (
-        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
-        f"THEN array_to_string(json_extract_string({column}, '$[*]'), ' ') ELSE {column} END"
-    )
+    """SQL: a text, or the texts of a list in one."""
+    return f"coalesce(array_to_string({list_of(column)}, ' '), {column})"
 
 
 def first_of(column: str) -> str:
-    """SQL: a text, or the first of a JSON list."""
-    return (
-        f"CASE WHEN starts_with({column}, '[') AND json_valid({column}) "
-        f"THEN json_extract_string({column}, '$[0]') ELSE {column} END"
-    )
+    """SQL: a text, or the first of a list."""
+    found = list_of(column)
+    return f"CASE WHEN ({found}) IS NULL THEN {column} ELSE ({found})[1] END"
 
 
 def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
