@@ -28,6 +28,8 @@ from recbole_tema.errors import DataError
 
 from .hash_backend import completion, scoring
 
+pytestmark = pytest.mark.long
+
 FILE = "answers-1-of-1.sqlite"
 
 

@@ -32,6 +32,8 @@ from . import hash_backend
 from .hash_backend import HashBackend, completion, requests, scoring
 from .llm_servers import chat, serve
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -116,6 +116,7 @@ def test_the_table_is_what_trec_eval_makes_of_the_stored_ranks(done):
             assert table[model, part, "mrr@10"] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_rows_that_are_trained_for_each_domain(small_root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkout = write_checkout(Path("checkout"))  # relative, as one types it
@@ -339,6 +340,7 @@ def test_overlaps(small_root):
         parse(arguments(small_root, ablation="SASRec"))
 
 
+@pytest.mark.slow
 def test_an_overlap_study_has_its_figure(small_root, tmp_path):
     text = words(small_root, tmp_path / "r", overlap="0.5,1", models="TEMA")
     assert main(text) == 0
@@ -429,6 +431,7 @@ def test_a_damaged_statement_is_told(done, small_root, capsys):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was(small_root, tmp_path, capsys):
     """In two steps as in one: the same trials, the same choice, the same table."""
     pytest.importorskip("optuna")

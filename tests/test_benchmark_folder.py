@@ -87,6 +87,7 @@ def test_keys_and_data_that_change_under_a_benchmark_end_its_runs(copied, small_
     assert not (run / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_row_that_never_ran_holds_nobody_to_its_keys(small_root, tmp_path, capsys):
     folder = tmp_path / "results"
     wrong = words(small_root, folder, models="SASRec", epochs="1", SASRec__hidden_size="63")

@@ -24,6 +24,8 @@ from recbole_tema.quick_start import evaluate_checkpoint, load_model, rank_check
 
 from .cdr_checkout import write_checkout
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):

@@ -17,6 +17,8 @@ from dataset_tools.card import read_card
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path
 
+pytestmark = pytest.mark.long
+
 NAME = "ml-100k-genre"
 ABSENT = "a_package_that_is_not_there"
 

@@ -21,6 +21,8 @@ from recbole_tema.feature_file import read_feature
 from .kill_points import killed_at
 from .word_backend import shop_events, shop_items
 
+pytestmark = pytest.mark.long
+
 NAME = "built-shop"
 SHIPPED = "language model shipped, prompts tag 1"
 PAID = "language model paid for, prompts tag 2, inputs 0123"

@@ -27,6 +27,8 @@ from recbole_tema.trainer import build_trainer
 from .conftest import make_dataset
 from .conftest import write as write_rows
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def run(settings):

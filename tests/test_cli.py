@@ -14,6 +14,8 @@ from recbole_tema.cli import config_files, main, parse_arguments
 from recbole_tema.errors import ConfigError
 from recbole_tema.names import model_names
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).parent.parent / "run_recbole_tema.py"
 
 

@@ -38,6 +38,8 @@ from .tiny_clip import (
 )
 from .word_backend import NAME, write_shop
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):

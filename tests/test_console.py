@@ -184,6 +184,7 @@ def test_state_silences_as_in_recbole(several):
     assert several["state"] == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo terminal")
 def test_a_terminal_has_bars_that_leave_no_line(tiny_root, tmp_path):
     screen, terminal = open_terminal()

@@ -76,6 +76,7 @@ def test_two_processes_make_the_model_of_one(tiny_root, tmp_path):
 SLOW = [pytest.param(model, marks=pytest.mark.slow) for model in ("LLM4CDSR", "BPR")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["SASRec", *SLOW])
 def test_shared_evaluation_is_that_of_one_process(tiny_root, tmp_path, model):
     # Three processes and batches of 8 rows: the parts are not of one size.
@@ -88,6 +89,7 @@ def test_shared_evaluation_is_that_of_one_process(tiny_root, tmp_path, model):
     assert dict(evaluate_checkpoint(checkpoint(tmp_path / "saved"))["test"]) == told
 
 
+@pytest.mark.slow
 def test_torchrun_starts_them_too(tiny_root, tmp_path):
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
@@ -144,6 +146,7 @@ def test_a_killed_process_ends_the_others_with_a_message(tiny_root, tmp_path, vi
     assert all(np.array_equal(one[name].numpy(), two[name].numpy()) for name in one)
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_told_once(tiny_root, tmp_path):
     words = command(tiny_root, tmp_path, model="TEMA", nproc=2, target_domain="flim")
     done = run(words, tmp_path)

@@ -27,6 +27,8 @@ from recbole_tema.names import OUR_MODELS, READERS
 from .conftest import make_dataset, write
 from .word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
 
+pytestmark = pytest.mark.long
+
 needs_encoder = pytest.mark.skipif(
     bool(text_encoder.missing_packages()),
     reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",

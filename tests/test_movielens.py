@@ -17,6 +17,8 @@ from recbole_tema.errors import DataError
 from recbole_tema.feature_file import read_feature
 from tests.stock_recbole import stock_recbole
 
+pytestmark = pytest.mark.long
+
 NAME = "ml-100k-genre"
 RAW = Path(find_spec("recbole").origin).parent / "dataset_example" / "ml-100k"
 needs_encoder = pytest.mark.skipif(

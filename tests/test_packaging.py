@@ -23,6 +23,8 @@ from recbole_tema.names import BUILTIN_DATASETS, check_model
 
 from .conftest import make_dataset
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (".*", "build", "dist", "*.egg-info", "__pycache__", "saved", "log", "log_tensorboard")
 

@@ -261,6 +261,7 @@ def kill_inside_an_epoch(small_root, folder, model, epoch):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 @pytest.mark.parametrize(("model", "epoch"), [("TEMA", 1), ("SASRec", 2)])
 def test_a_killed_run_is_resumed_to_the_same_numbers(small_root, tmp_path, model, epoch):

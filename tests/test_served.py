@@ -20,6 +20,8 @@ from dataset_tools.tags.generate import read_answers, tag_requests
 from .llm_servers import chat, embeddings, error, limited, serve
 from .word_backend import NAME, word_vectors, write_shop
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("openai", reason="pip install 'recbole-tema[features]'")
 
 # Five tags: more than the 22 tokens that a small local model's comma list has.

@@ -29,6 +29,8 @@ from recbole_tema.feature_file import read_feature
 
 from .word_backend import N_ITEMS, NAME, SAYS, WordBackend, shop_items, word_vectors, write_shop
 
+pytestmark = pytest.mark.long
+
 needs_encoder = pytest.mark.skipif(
     bool(text_encoder.missing_packages()),
     reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",

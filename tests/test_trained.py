@@ -70,6 +70,7 @@ def test_it_ranks_as_a_benchmark_under_that_protocol_would(done, small_root, tmp
     assert "chose their best epochs" not in (fresh / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_chain_ends_where_it_began(done, small_root, tmp_path):
     """What a folder in between was ranked by does not stay: ranks are those of `done` again."""
     between, again = tmp_path / "between", tmp_path / "again"
@@ -82,6 +83,7 @@ def test_a_chain_ends_where_it_began(done, small_root, tmp_path):
     assert ranks[2].equals(ranks[0]) and not ranks[1].equals(ranks[0])
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_again_is_ranked_again(done, small_root, tmp_path, capsys):
     trained, again = tmp_path / "trained", tmp_path / "again"
     shutil.copytree(done, trained)
