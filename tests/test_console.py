@@ -114,8 +114,13 @@ def test_the_screen_has_the_run_the_epochs_the_results_and_the_table(run):
     out, err, _ = run
     assert is_table(out.removeprefix("\n"))
     lines = err.splitlines()
-    short, three, first, *epochs, loaded, best, tested = lines
-    assert "2 users with fewer than 3 events" in short and "1 users with 3 events" in three
+    place = next(i for i, line in enumerate(lines) if " on tiny: " in line)
+    notes, (first, *epochs, loaded, best, tested) = "\n".join(lines[:place]), lines[place:]
+    assert "2 users with fewer than 3 events" in notes and "1 users with 3 events" in notes
+    # What decides the candidates, and what the model goes without.
+    assert "exclude_history is False (auto): one in a thousand or more, 2 of 234" in notes
+    assert "TEMA: no image features, trained without" in notes
+    assert place == 5
     # 2 of the 40 users, who have 309 events, have fewer than 3
     assert "TEMA on tiny: 40 users, 30 items, 309 events, domains book, film; " in first
     assert "epochs=2" in first and "hidden_size=16" in first and "seed=2020, cpu (" in first
