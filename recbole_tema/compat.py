@@ -2,11 +2,15 @@
 
 Imported before RecBole's ``Config`` or one of its models is made. Each patch puts a removed name
 back under its old meaning, and does nothing where the library still has it; nothing of RecBole's
-is changed. RecBole's remaining obstacle, ``ray``, is imported by ``recbole.quick_start`` alone,
-which nothing here imports.
+is changed. What its SINE switches on for the whole process is switched off. RecBole's remaining
+obstacle, ``ray``, is imported by ``recbole.quick_start`` alone, which nothing here imports.
 """
 
+import importlib
+import sys
+
 import numpy as np
+import torch
 from scipy.sparse import dok_matrix
 
 from recbole_tema.names import recbole_dir
@@ -33,5 +37,19 @@ def restore_names() -> list[str]:
     return absent
 
 
+def end_anomaly_detection() -> None:
+    """Import RecBole's sequential models without PyTorch's debugging of gradients.
+
+    SINE turns it on as it is imported, and whoever imports one of them imports all: from then on
+    every model of the process trains several times slower. What was on before stays on, unless it
+    is SINE that has been imported already.
+    """
+    package = "recbole.model.sequential_recommender"
+    wanted = torch.is_anomaly_enabled() and f"{package}.sine" not in sys.modules
+    importlib.import_module(package)
+    torch.autograd.set_detect_anomaly(wanted)
+
+
 recbole_dir()  # a RecBole that is missing or another one is told before it is imported
 restore_names()
+end_anomaly_detection()

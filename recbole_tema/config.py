@@ -47,6 +47,7 @@ from recbole_tema.config_model_checks import (
     check_loss,
     check_several,
     check_together,
+    check_transform,
     model_rules,
 )
 from recbole_tema.distributed import join_group
@@ -222,6 +223,7 @@ class TemaConfig(Config):
         if ours:
             check_loss(final, self.sources, self.model_class.losses)
             check_together(final, self.sources)
+        check_transform(final, self.model, self._recbole_defaults, self.sources)
         check_direction(final, self.model, ours, self.sources)
         if self.model in CDR_MODELS:
             check_cdr(final, self.model, self._our_defaults, self.sources)

@@ -106,6 +106,21 @@ def check_together(values: dict, sources: dict[str, str]) -> None:
         fail("use_inter", False, "True, as use_intra is False and no thread is left", sources)
 
 
+def check_transform(values: dict, model: str, defaults: dict, sources: dict[str, str]) -> None:
+    """Check that the batches get the field that BERT4Rec and SHAN read.
+
+    Args:
+        defaults: RecBole's of the model.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    wanted = defaults.get("transform")
+    if wanted and values.get("transform") != wanted:
+        what = f"{wanted}, which makes the field that {model} reads"
+        fail("transform", values.get("transform"), what, sources)
+
+
 def check_direction(values: dict, model: str, ours: bool, sources: dict[str, str]) -> None:
     """Check `target_domain` and `train_on`, which go together.
 

@@ -122,25 +122,20 @@ def get_model_class(name: str, recbole_cdr_path=None):
     Raises:
         ConfigError: no model has that name, or a package that the model needs is not installed.
     """
+    import recbole_tema.compat  # noqa: F401  before RecBole
+
     check_model(name)
     if name in CDR_MODELS:
         from recbole_tema.bridge.model import bridged_class
 
         return bridged_class(name, None if recbole_cdr_path is None else str(recbole_cdr_path))
     with named_missing_package(name):
-        import torch
         from recbole.utils import get_model
 
-        # Among RecBole's sequential models SINE turns on PyTorch's debugging of gradients when it
-        # is imported, and all are imported together: every model would train several times slower.
-        anomaly = torch.is_anomaly_enabled()
-        try:
-            here = {**OUR_MODELS, **REPLACED_MODELS}
-            if name in here:
-                return getattr(importlib.import_module(here[name]), name)
-            return get_model(name)
-        finally:
-            torch.autograd.set_detect_anomaly(anomaly)
+        here = {**OUR_MODELS, **REPLACED_MODELS}
+        if name in here:
+            return getattr(importlib.import_module(here[name]), name)
+        return get_model(name)
 
 
 @contextmanager

@@ -49,6 +49,29 @@ def test_what_recbole_does_not_need_is_not_loaded():
     assert not loaded & {"ray", "thop", "plotly", "pkg_resources", "recbole.quick_start"}
 
 
+SINE = "from recbole.model.sequential_recommender import SASRec"
+OURS = "from recbole_tema import TEMA"
+BY_NAME = "from recbole_tema.names import get_model_class; get_model_class('FDSA')"
+NAMES = "import numpy as np; np.float_, np.complex_, np.unicode_ = float, complex, str"
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        ([BY_NAME, SINE], False),
+        ([NAMES, SINE, "assert torch.is_anomaly_enabled()", OURS], False),
+        (["torch.autograd.set_detect_anomaly(True)", OURS, SINE], True),
+    ],
+    ids=str,
+)
+def test_gradients_are_debugged_where_the_user_says_so(statements, expected):
+    """RecBole's sequential models switch that on, whoever imports one of them."""
+    code = ["import torch", *statements, "print(torch.is_anomaly_enabled())"]
+    command = [sys.executable, "-c", "\n".join(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
 def test_names_and_a_library_that_has_them_is_left_alone(monkeypatch):
     assert (np.float_, np.complex_, np.unicode_) == (np.float64, np.complex128, np.str_)
     assert compat.restore_names() == []

@@ -98,6 +98,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [None, "crop_itemseq"])
+@pytest.mark.parametrize(("model", "made"), [("BERT4Rec", "mask"), ("SHAN", "inverse")])
+def test_a_model_keeps_the_transform_whose_field_it_reads(model, made, value):
+    with pytest.raises(ConfigError, match=f"transform is {value!r}.*allowed: {made}_itemseq, "):
+        TemaConfig(model, "x", config_dict={"transform": value})
+    assert TemaConfig(model, "x", config_dict={"transform": f"{made}_itemseq"})
+
+
 def test_values_at_the_edge_of_their_range_pass():
     values = {
         "overlap_ratio": 0,

@@ -30,17 +30,18 @@ IN_THE_LOG = (
 )
 # One process for several runs, as importing takes longest: what each writes stands between marks.
 SEVERAL = """
-import json, sys
+import json, logging, sys
 from recbole_tema.cli import main
 for words in json.loads(sys.argv[1]):
     code = main(words)
+    assert not logging.getLogger().handlers, "what the program logs next is its own"
     for stream in (sys.stdout, sys.stderr):
         print(f"== {code}", file=stream, flush=True)
 """
 
 
-def words(root, *more):
-    keys = {"data_path": root, "train_batch_size": 64, "MAX_ITEM_LIST_LENGTH": 8}
+def words(root, *more, batch=64):
+    keys = {"data_path": root, "train_batch_size": batch, "MAX_ITEM_LIST_LENGTH": 8}
     keys |= {"model": "TEMA", "dataset": "tiny", "epochs": 2, "hidden_size": 16}
     return [*(f"--{key}={value}" for key, value in keys.items()), *more]
 
@@ -194,7 +195,7 @@ def test_state_silences_as_in_recbole(several):
 def test_a_terminal_has_bars_that_leave_no_line(tiny_root, tmp_path):
     screen, terminal = open_terminal()
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *words(tiny_root)],
+        [sys.executable, str(SCRIPT), *words(tiny_root, batch=1)],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -298,3 +299,35 @@ def test_bars_are_for_terminals(capsys, monkeypatch):
     with ProgressBar(total=3, disable=True) as bar:
         bar.update()
     assert capsys.readouterr().err == ""
+
+
+WARNING_CALLBACK = """
+import json, logging, sys, warnings, numpy
+from recbole_tema import run_recbole_tema
+def after_epoch(epoch, score):
+    warnings.warn(f"mine of epoch {epoch}", stacklevel=1)
+    warnings.warn_explicit("of numpy", UserWarning, numpy.__file__, 1)
+run_recbole_tema(config_dict=json.loads(sys.argv[1]), after_epoch=after_epoch)
+warnings.warn("mine after the run", stacklevel=1)
+"""
+
+
+def test_warnings_of_the_calling_program_are_shown_those_of_libraries_logged(tiny_root, tmp_path):
+    keys = {"data_path": str(tiny_root), "dataset": "tiny", "epochs": 1, "hidden_size": 16}
+    script = tmp_path / "mine.py"  # a warning of `python -c` has no file
+    script.write_text(WARNING_CALLBACK)
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(keys)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    log = log_of(tmp_path)
+    for text, shown, logged in (
+        ("UserWarning: mine of epoch 0", True, True),
+        ("UserWarning: of numpy", False, True),
+        ("UserWarning: mine after the run", True, False),
+    ):
+        assert (text in done.stderr, text in log) == (shown, logged), text

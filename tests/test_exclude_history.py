@@ -1,6 +1,7 @@
 """`exclude_history`: what `auto` comes to, and targets that their users had before."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -189,3 +190,16 @@ def test_groups_by_popularity_are_those_without_overlap_ratio(settings, model, r
         assert low[1] == inside.min()
         assert len(ranks) == len(inside)
     assert masks[1.0] == masks[ratio]
+
+
+def test_a_model_is_measured_by_the_history_rule_that_it_was_trained_under(settings, tmp_path):
+    """Later events, in which users repeat, would turn `auto` over."""
+    shop(tmp_path, walks(12, 8))
+    keys = {**settings, "data_path": str(tmp_path), "epochs": 1}
+    path = run_recbole_tema("SASRec", "shop", config_dict=keys)["model_file"]
+    shutil.rmtree(tmp_path / "shop")
+    shop(tmp_path, [[*row, row[0]] for row in walks(12, 8)])
+    _, _, plan, data = rank_checkpoint(path)["test"]
+    assert data.exclude_history and len(plan.left_out) == 12
+    _, _, plan, _ = rank_checkpoint(path, {"exclude_history": False})["test"]
+    assert not len(plan.left_out)

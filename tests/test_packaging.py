@@ -326,6 +326,33 @@ def test_another_recbole_is_told_which_one_it_takes(tmp_path):
     assert "pip install --no-deps recbole==1.2.1" in done.stdout
 
 
+def test_recbole_without_metadata_is_told_apart(tmp_path):
+    (tmp_path / "recbole").mkdir()
+    (tmp_path / "recbole" / "__init__.py").write_text("")
+    bare = "import importlib.metadata as m; get = m.version\n" + (
+        "def version(name):\n    if name == 'recbole': raise m.PackageNotFoundError(name)\n"
+        "    return get(name)\nm.version = version\n"
+    )
+    done = run([sys.executable, "-c", bare + PROGRAM], tmp_path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (2, 1)
+    assert "RecBole of an unknown version (a folder without metadata) is installed" in done.stdout
+
+
+def test_only_what_an_installer_says_is_read_for_its_reason(checkout):
+    """The command lines of the log hold addresses and names that look like reasons."""
+    script = (
+        "import sys, make_venv as m; print([bool(m.NO_NETWORK.search(t)) for t in sys.argv[1:]])"
+    )
+    texts = [
+        "$ pip install --proxy=http://proxy error\nERROR: No space left on device",
+        "$ uv pip install x\nerror: error sending request for url (https://pypi.org/simple/)",
+        "$ pip install x\nERROR: No matching distribution found for x (from versions: none)",
+        "$ pip install timed out\nsyntax error in setup.py",
+    ]
+    done = run([sys.executable, "-c", script, *texts], checkout / "tools")
+    assert done.stdout == "[False, True, True, False]\n"
+
+
 def readme_commands():
     """The commands in the README's shell blocks, continued lines joined, comments left out."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

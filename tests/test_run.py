@@ -18,6 +18,7 @@ from recbole_tema.progress import ProgressBar
 from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer import evaluate_model
 
+from .conftest import make_dataset, write
 from .small_genre import NAME
 
 pytestmark = pytest.mark.long
@@ -189,15 +190,6 @@ def test_recboles_own_evaluation_of_the_same_weights(runs, small_root, folder, m
     )
 
 
-def test_recboles_models_do_not_turn_on_the_debugging_of_gradients(folder):
-    code = (
-        "from recbole_tema.names import get_model_class; import torch; "
-        "get_model_class('SASRec'); print(torch.is_anomaly_enabled())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["False"], done.stderr
-
-
 # Python callers
 
 
@@ -310,8 +302,35 @@ def test_feature_aware_models_read_the_tags_and_wrong_keys_are_named(settings, c
         run_recbole_tema("SASRec", "tiny", config_dict={**keys, "loss_type": "XY"})
     with pytest.raises(ConfigError, match=r"selected_features names the field 'colour'.*domain"):
         run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": ["colour"]})
+    for none in (None, []):
+        with pytest.raises(ConfigError, match=r"selected_features is .*'FDSA' learns from one"):
+            run_recbole_tema("FDSA", "tiny", config_dict={**keys, "selected_features": none})
+        run_recbole_tema("TEMA", "tiny", config_dict={**keys, "selected_features": none})
     with pytest.raises(DataError, match=r"tiny\.kg not found: model 'KGAT'"):
         run_recbole_tema("KGAT", "tiny", config_dict=settings)
+
+
+@pytest.mark.parametrize("model", ["CKE", "CFKG"])
+def test_a_knowledge_graph_is_read_where_there_is_one(settings, tmp_path, model):
+    folder = make_dataset(tmp_path, "known")
+    items = [f"{domain}{i}" for domain in ("book", "film") for i in range(15)]
+    write(
+        folder / "known.link",
+        ["item_id:token", "entity_id:token"],
+        [(item, f"m.{item}") for item in items],
+    )
+    write(
+        folder / "known.kg",
+        ["head_id:token", "relation_id:token", "tail_id:token"],
+        [(f"m.{item}", "kind", f"shelf{i % 4}") for i, item in enumerate(items)],
+    )
+    keys = {**settings, "data_path": str(tmp_path), "epochs": 1}
+    del keys["hidden_size"]
+    result = run_recbole_tema(model, "known", config_dict=keys)
+    _, data, network = load_model(result["model_file"])
+    assert data.entity_num == 1 + 30 + 4 and data.relation_num == 3  # [PAD], kind, [UI-Relation]
+    assert network.entity_embedding.weight.shape[0] == 35
+    assert evaluate_checkpoint(result["model_file"])["test"] == result["test_result"]
 
 
 @pytest.mark.parametrize("model", ["S3Rec", "RaCT"])
@@ -325,9 +344,10 @@ def test_epochs_bounds_pretraining_too(settings, model, epochs, kept):
     assert evaluate_checkpoint(result["model_file"])["test"] == result["test_result"]
 
 
-def test_a_shorter_pretraining_is_the_models_own(settings):
-    keys = {**settings, "epochs": 3, "pretrain_epochs": 2, "save_step": 5}
-    assert len(run_recbole_tema("S3Rec", "tiny", config_dict=keys)["epoch_seconds"]) == 2
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_pretraining_that_is_given_holds(settings, given):
+    keys = {**settings, "epochs": 2, "pretrain_epochs": given, "save_step": 5}
+    assert len(run_recbole_tema("S3Rec", "tiny", config_dict=keys)["epoch_seconds"]) == given
 
 
 def test_progress_shows_rate_and_time_left(settings, tmp_path, capsys, monkeypatch):

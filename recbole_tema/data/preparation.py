@@ -177,6 +177,11 @@ def _read_numbers(config) -> None:
         numbers = key == "selected_features" and not is_sequence_level(config.model_class)
         kinds = ("token", "token_seq", *(["float"] if numbers else []))
         named = [config[key]] if isinstance(config[key], str) else config[key] or []
+        if numbers and not named:
+            raise ConfigError(
+                f"{key} is {config[key]!r}; model '{config['model']}' learns from one item field "
+                f"or more, as [title]"
+            )
         for field in named:
             if types.get(field, "token") not in kinds:
                 usable = [name for name, kind in types.items() if kind in kinds]

@@ -95,6 +95,7 @@ def detect(folder, name: str, config=None) -> dict:
 
     load_col = {"inter": [user, item, time], "item": [item, domain]}
     _add_named_fields(config, load_col, {"inter": inter_header, "item": item_header}, name)
+    load_col |= _knowledge_graph(config)
     has_tags = "tags" in item_names
     if has_tags:
         load_col["item"] += [field for field in TAG_FIELDS if field in item_names]
@@ -120,6 +121,17 @@ def detect(folder, name: str, config=None) -> dict:
         "additional_feat_suffix": suffixes or None,
         "preload_weight": preload or None,
     } | {f"alias_of_{alias}": fields for alias, fields in aliases.items() if fields}
+
+
+def _knowledge_graph(config) -> dict:
+    """The columns of ``NAME.kg`` and ``NAME.link``, for the models that read them."""
+    if config is None or not str(config["MODEL_TYPE"]).endswith("KNOWLEDGE"):
+        return {}
+    triple = ("HEAD_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "TAIL_ENTITY_ID_FIELD")
+    return {
+        "kg": [config[key] for key in triple],
+        "link": [config["ITEM_ID_FIELD"], config["ENTITY_ID_FIELD"]],
+    }
 
 
 def _add_named_fields(config, load_col, headers, name):
