@@ -33,16 +33,15 @@ def done(small_root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        {"exclude_history": "False", "candidates": "all", "topk": "[3, 10]"},
-        {"eval_args": "{mode: uni20}", "eval_neg_seed": "7"},
-    ],
-)
-def test_it_ranks_as_a_benchmark_under_that_protocol_would(done, small_root, tmp_path, protocol):
+PROTOCOL = {
+    **{"exclude_history": "False", "candidates": "all", "topk": "[3, 10]"},
+    **{"eval_args": "{mode: uni20}", "eval_neg_seed": "7"},
+}
+
+
+def test_it_ranks_as_a_benchmark_under_that_protocol_would(done, small_root, tmp_path):
     again, fresh = tmp_path / "again", tmp_path / "fresh"
-    asked = {**MODELS, **protocol}
+    asked = {**MODELS, **PROTOCOL}
     assert main(words(small_root, again, **asked, trained=str(done))) == 0
     assert main(words(small_root, fresh, **asked)) == 0
     same = []
