@@ -105,19 +105,30 @@ def test_a_row_that_never_ran_holds_nobody_to_its_keys(small_root, tmp_path, cap
     assert "no run is finished" in capsys.readouterr().err
 
 
-def test_its_processes_are_of_the_package_that_started_them(small_root, tmp_path, monkeypatch):
-    """Python looks for modules where it is started first, and there another copy may lie."""
-    other = tmp_path / "recbole_tema"
+@pytest.fixture(scope="module")
+def elsewhere(small_root, tmp_path_factory):
+    """A benchmark that was started where another copy of the package lies, of metrics of its own.
+
+    Python looks for modules where it is started first.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    other = folder / "recbole_tema"
     other.mkdir()
     (other / "__init__.py").write_text("raise SystemExit('the other copy')")
-    monkeypatch.chdir(tmp_path)
-    assert main(words(small_root, tmp_path / "results", **POP)) == 0
-
-
-def test_the_table_shows_what_was_asked_for(small_root, tmp_path):
     asked = {**POP, "topk": "[1, 5]", "metrics": "[Hit, NDCG]", "valid_metric": "NDCG@5"}
-    folder = tmp_path / "results"
-    assert main(words(small_root, folder, **asked)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code = main(words(small_root, folder / "results", **asked))
+    return code, folder / "results"
+
+
+def test_its_processes_are_of_the_package_that_started_them(elsewhere):
+    code, folder = elsewhere
+    assert code == 0 and (folder / "runs" / "Pop-seed2020" / "run.json").is_file()
+
+
+def test_the_table_shows_what_was_asked_for(elsewhere):
+    _, folder = elsewhere
     for name in ("table.md", "table.tex", "report.html"):
         text = (folder / name).read_text()
         assert "hit@1" in text and "ndcg@10" not in text

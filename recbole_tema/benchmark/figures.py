@@ -244,10 +244,23 @@ def svg(name: str, results: Results, summary: pd.DataFrame, width: float = WIDE)
     return svg_of(lambda: figure(name, results, summary, width), salt)
 
 
-def write_figures(folder: Path, results: Results, summary: pd.DataFrame) -> None:
-    """Write every figure as PNG and SVG."""
+def drawn(results: Results, summary: pd.DataFrame) -> dict[tuple[str, float], str]:
+    """Every figure as SVG, by its name and width: WIDE for pages and files, NARROW for phones."""
+    return {
+        (name, width): svg(name, results, summary, width)
+        for name in titles(results)
+        for width in (WIDE, NARROW)
+    }
+
+
+def write_figures(folder: Path, results: Results, summary: pd.DataFrame, svgs: dict) -> None:
+    """Write every figure as PNG and SVG.
+
+    Args:
+        svgs: what `drawn` gave.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in titles(results):
         figure(name, results, summary).savefig(folder / f"{name}.png", format="png", dpi=150)
         head = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
-        (folder / f"{name}.svg").write_text(head + svg(name, results, summary), encoding="utf-8")
+        (folder / f"{name}.svg").write_text(head + svgs[name, WIDE], encoding="utf-8")

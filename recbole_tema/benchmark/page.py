@@ -5,7 +5,7 @@ from html import escape
 
 import pandas as pd
 
-from recbole_tema.benchmark.figures import NARROW, WIDE, svg, titles
+from recbole_tema.benchmark.figures import NARROW, WIDE, titles
 from recbole_tema.benchmark.results import Results
 from recbole_tema.benchmark.tables import grid, mark, note
 from recbole_tema.drawing import whole_page
@@ -22,7 +22,7 @@ details { margin: .5rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 
 def page(
     results: Results,
-    summary: pd.DataFrame,
+    svgs: dict[tuple[str, float], str],
     statement: dict,
     facts: list[str],
     asked: pd.DataFrame,
@@ -30,15 +30,15 @@ def page(
     """The page as text.
 
     Args:
-        summary: For the figures. asked: Its lines of metrics that were asked for.
+        svgs: The figures (`figures.drawn`). asked: The summary's lines of the metrics asked for.
         statement: What the folder belongs to (`spec.stated`). facts: Sentences for its head.
     """
     name = escape(results.dataset)
     told = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     figures = "".join(
         f"<h2>{escape(title)}</h2>"
-        f'<div class="wide">{svg(key, results, summary, WIDE)}</div>'
-        f'<div class="narrow">{svg(key, results, summary, NARROW)}</div>'
+        f'<div class="wide">{svgs[key, WIDE]}</div>'
+        f'<div class="narrow">{svgs[key, NARROW]}</div>'
         for key, title in titles(results).items()
     )
     configs = "".join(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_tema.atomic import replace_file
-from recbole_tema.benchmark.figures import METRIC, K, write_figures
+from recbole_tema.benchmark.figures import METRIC, K, drawn, write_figures
 from recbole_tema.benchmark.metrics import BY_RANK
 from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
@@ -30,16 +30,17 @@ def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     summary = results.summary(metrics, untested=[FIGURES])
     asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
     table = markdown(asked, spec.reference)
+    svgs = drawn(results, summary)
     texts: dict[str, Callable[[], str]] = {
         "table.csv": lambda: csv_text(summary),
         "table.md": lambda: table,
         "table.tex": lambda: latex(asked, f"Results on {spec.dataset}", spec.reference),
-        "report.html": lambda: page(results, summary, statement, facts(results, statement), asked),
+        "report.html": lambda: page(results, svgs, statement, facts(results, statement), asked),
     }
     for name, text in texts.items():
         with replace_file(folder / name) as file:
             file.write(text().encode())
-    write_figures(folder / "figures", results, summary)
+    write_figures(folder / "figures", results, summary, svgs)
     return f"{table}\nreport: {folder / 'report.html'}"
 
 
