@@ -19,11 +19,11 @@ from time import perf_counter
 import torch
 from recbole.utils import get_model, init_seed
 
-from dataset_tools.builtin import BUILTIN, ensure_builtin
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.memory import keep_freed_memory
-from recbole_tema.names import get_model_class
+from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
+from recbole_tema.config.registry import get_model_class
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
+from recbole_tema.trainer.memory import keep_freed_memory
 
 MODELS = ("BERT4Rec", "FDSA", "GRU4RecF", "SASRecF")
 WARM_UP = 2

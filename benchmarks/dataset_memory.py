@@ -47,9 +47,9 @@ def build(side: str, root: str):
     from recbole.data.dataset import SequentialDataset
     from recbole.data.utils import create_samplers, get_dataloader
 
-    from recbole_tema.config import TemaConfig
-    from recbole_tema.data import create_dataset
+    from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.loader import SequenceTrainLoader
+    from recbole_tema.data.preparation import create_dataset
     from recbole_tema.data.schema import detect
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_tools.movielens import mean_profiles
-from dataset_tools.text_encoder import encode_texts
-from dataset_tools.writer import write_dataset
+from dataset_tools.builtin.movielens import mean_profiles
+from dataset_tools.dataset.writer import write_dataset
+from dataset_tools.encoders.text_encoder import encode_texts
 from recbole_tema.paths import default_data_path
 
 NAME = "food-kitchen"

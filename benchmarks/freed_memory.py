@@ -4,7 +4,7 @@
 
 One step is the loss of 512 states of width 64 over the catalogue, its gradients and Adam's update,
 in one thread: as RecBole's sequential models end. Each process runs 30 steps, with and without
-`recbole_tema.memory.keep_freed_memory` in turn, three times; the losses are equal to the bit.
+`keep_freed_memory` in turn, three times; the losses are equal to the bit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def steps(keep, n_items, batch):
     """Seconds and page faults a step, the last loss and the peak memory in MB."""
     import torch
 
-    from recbole_tema.memory import keep_freed_memory
+    from recbole_tema.trainer.memory import keep_freed_memory
 
     if keep and not keep_freed_memory():
         raise SystemExit("freed memory cannot be kept here: see keep_freed_memory")

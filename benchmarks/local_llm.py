@@ -45,8 +45,8 @@ EXAMPLES = (
 
 def requests_of(n_items, max_tokens):
     """A completion for each of `n_items` films, spread over the catalogue."""
+    from dataset_tools.builtin.movielens import _read_raw, film_table
     from dataset_tools.llm.requests import Completion, Prompt
-    from dataset_tools.movielens import _read_raw, film_table
 
     films = film_table(_read_raw("item", {"item_id": "token", "class": "token_seq"}))
     films = films.iloc[:: max(1, len(films) // n_items)].head(n_items)

@@ -13,14 +13,14 @@ import shutil
 from pathlib import Path
 
 from dataset_tools.cli.options import STORE
-from dataset_tools.clip.encoders import load_encoder
+from dataset_tools.dataset.dataset import Dataset, read_dataset, update_dataset
+from dataset_tools.encoders.loading import load_encoder
+from dataset_tools.enrich.tags import tag_table, with_tags
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.session import Session
-from dataset_tools.tagging import tag_table, with_tags
-from dataset_tools.tags.pipeline import TagOptions, generate
-from dataset_tools.update import Dataset, read_dataset, update_dataset
-from recbole_tema.atomic import tag_text, tag_token
+from dataset_tools.tags.generate import TagOptions, generate
+from recbole_tema.data.atomic import tag_text, tag_token
 from recbole_tema.paths import default_data_path
 
 

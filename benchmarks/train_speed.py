@@ -29,10 +29,10 @@ def our_epochs(name, n_epochs, args):
     """Seconds of each training epoch of one of our models."""
     from recbole.utils import init_seed
 
-    from dataset_tools.builtin import BUILTIN, ensure_builtin
-    from recbole_tema.config import TemaConfig
-    from recbole_tema.data import create_dataset, data_preparation
-    from recbole_tema.trainer import build_trainer
+    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.preparation import create_dataset, data_preparation
+    from recbole_tema.trainer.factory import build_trainer
 
     keys = {**SIZES, "MAX_ITEM_LIST_LENGTH": args.length, "show_progress": False}
     if args.data_path:

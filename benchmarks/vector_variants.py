@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tag_variants import copy_of
 
-from dataset_tools.clip.encoders import load_encoder
-from dataset_tools.generated import BY_MODEL
-from dataset_tools.item_embeddings import item_words
-from dataset_tools.update import read_dataset, update_dataset
+from dataset_tools.dataset.dataset import read_dataset, update_dataset
+from dataset_tools.dataset.provenance import BY_MODEL
+from dataset_tools.encoders.loading import load_encoder
+from dataset_tools.enrich.embeddings import item_words
 from recbole_tema.paths import default_data_path
 
 

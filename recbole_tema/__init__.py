@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "run_recbole_tema": "recbole_tema.quick_start",
     "load_model": "recbole_tema.quick_start",
-    "recommend": "recbole_tema.recommendation",
+    "recommend": "recbole_tema.inference",
     "TEMA": "recbole_tema.model.tema",
     "LLM4CDSR": "recbole_tema.model.llm4cdsr",
 }

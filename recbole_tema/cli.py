@@ -11,21 +11,17 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recbole_tema.config_checks import BOOL, RULES, check_kinds, check_values, read_lists
-from recbole_tema.config_files import load_yaml, merge_layer, our_defaults, parse_values
-from recbole_tema.config_keys import check_keys
-from recbole_tema.config_model_checks import check_direction, model_rules
-from recbole_tema.console import captured
-from recbole_tema.errors import ConfigError, TemaError
-from recbole_tema.names import (
+from recbole_tema.config.arguments import check_arguments, config_files, merged
+from recbole_tema.config.registry import (
     DEFAULT_DATASET,
     DEFAULT_MODEL,
-    OUR_MODELS,
-    check_dataset,
     check_model,
 )
+from recbole_tema.config.rules import BOOL, RULES
+from recbole_tema.console import captured
+from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.paths import default_data_path
-from recbole_tema.processes import launch_keys, torchrun_keys
+from recbole_tema.trainer.processes import launch_keys, torchrun_keys
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 FLAGS = ("help", "version")
@@ -119,14 +115,6 @@ def _next_value(name, words):
     return words.pop(0)
 
 
-def config_files(text) -> list[str]:
-    """The paths in the value of ``--config_files``."""
-    if not text:
-        return []
-    # One path with blanks in it is more likely than several files that spell an existing path.
-    return [text] if Path(text).is_file() else text.split()
-
-
 def _train(arguments):
     keys = dict(arguments)
     files = config_files(keys.pop("config_files", ""))
@@ -140,7 +128,7 @@ def _train(arguments):
     started = torchrun_keys()
     several = started or launch_keys(group)
     if several and not started:
-        from recbole_tema.distributed import launch
+        from recbole_tema.trainer.distributed import launch
 
         launch(_train_one, several, model, dataset, files, cmd)
     else:
@@ -151,8 +139,8 @@ def _train(arguments):
 def _train_one(keys, model, dataset, files, cmd):
     """Train in this process, one of several where ``keys`` says so."""
     with captured():  # torch and RecBole may warn while they are imported
-        from recbole_tema.distributed import leave_group
         from recbole_tema.quick_start import run_recbole_tema
+        from recbole_tema.trainer.distributed import leave_group
 
         cmd = {**cmd, **keys}
         try:
@@ -163,33 +151,8 @@ def _train_one(keys, model, dataset, files, cmd):
             leave_group()
 
 
-def merged(files, cmd):
-    """Return the user's keys and where each came from, as ``TemaConfig`` will see them."""
-    values, sources = {}, {}
-    for path in files:
-        layer = load_yaml(path)
-        values = merge_layer(values, layer)
-        sources.update(dict.fromkeys(layer, f"config file '{path}'"))
-    sources.update(dict.fromkeys(cmd, "command line"))
-    return merge_layer(values, parse_values(cmd)), sources
-
-
-def check_arguments(model, dataset, values, sources):
-    """Raise ``ConfigError`` for a name, key or value that a run would refuse."""
-    check_model(model)
-    check_keys(sources, model, values=values)
-    defaults = our_defaults(model, dataset)
-    values = read_lists(merge_layer(defaults, values), defaults)
-    values["data_path"] = values["data_path"] or default_data_path()
-    rules = {**RULES, **model_rules(model)}
-    check_values(values, sources, rules)
-    check_direction(values, model, model in OUR_MODELS, sources)
-    check_kinds(values, sources, defaults, strict=True, rules=rules)
-    check_dataset(dataset, os.path.expanduser(values["data_path"]))
-
-
 def _print_help(arguments):
-    from recbole_tema.cli_help import help_text
+    from recbole_tema.config.help_text import help_text
 
     model = arguments.get("model")
     if model is not None:

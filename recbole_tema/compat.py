@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import dok_matrix
 
-from recbole_tema.names import recbole_dir
+from recbole_tema.paths import recbole_dir
 
 # numpy 2 dropped these; `Config.compatibility_settings` reads all three.
 NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}

@@ -10,40 +10,34 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 import torch
 from recbole.utils import init_seed, set_color
 
-from recbole_tema.checkpoint import (
-    check_belongs,
-    dataset_fingerprint,
-    events_fingerprint,
-    load_weights,
-    read_checkpoint,
-)
-from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import check_layers, file_list, load_yaml, merge_layer
-from recbole_tema.config_keys import class_keys
-from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
-from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.data.preparation import PHASES, SOURCE_VALID
-from recbole_tema.data.schema import ATTRIBUTE_KEYS
-from recbole_tema.distributed import from_main, is_main, rank, world_size
-from recbole_tema.errors import ConfigError, DataError
-from recbole_tema.evaluation import (
-    format_table,
-    popularity_notes,
-    slice_counts,
-    target_groups,
-)
-from recbole_tema.memory import keep_freed_memory
-from recbole_tema.names import (
+from recbole_tema.config.files import check_layers, file_list, load_yaml, merge_layer
+from recbole_tema.config.keys import class_keys
+from recbole_tema.config.registry import (
     CDR_MODELS,
     DEFAULT_DATASET,
     DEFAULT_MODEL,
     check_dataset,
     named_missing_package,
 )
-from recbole_tema.randomness import seeded
-from recbole_tema.refusals import REFUSED, from_recbole, in_one_line, recbole_refusals
-from recbole_tema.scoring import EvalData, evaluate_model
-from recbole_tema.trainer import build_trainer
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
+from recbole_tema.data.preparation import PHASES, SOURCE_VALID, create_dataset, data_preparation
+from recbole_tema.data.schema import ATTRIBUTE_KEYS
+from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.evaluation import format_table, popularity_notes, slice_counts, target_groups
+from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
+from recbole_tema.library_errors import REFUSED, from_recbole, in_one_line, recbole_refusals
+from recbole_tema.trainer.checkpoint import (
+    check_belongs,
+    dataset_fingerprint,
+    events_fingerprint,
+    load_weights,
+    read_checkpoint,
+)
+from recbole_tema.trainer.distributed import from_main, is_main, rank, world_size
+from recbole_tema.trainer.factory import build_trainer
+from recbole_tema.trainer.memory import keep_freed_memory
+from recbole_tema.trainer.seeding import seeded
 
 # Made from the machine or the model class: a checkpoint's value says nothing here.
 MADE_HERE = {
@@ -367,7 +361,7 @@ def _eval_data(config, dataset, prepared):
 
 def _ensure_dataset(config):
     """Build a built-in dataset that is missing; the one place that calls ``dataset_tools``."""
-    from dataset_tools.builtin import BUILTIN, ensure_builtin
+    from recbole_tema.builtin import BUILTIN, ensure_builtin
 
     folder = Path(config["data_path"])
     if config["dataset"] in BUILTIN:

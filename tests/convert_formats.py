@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
-from dataset_tools.convert import amazon, douban, movielens, recbole, tables
+from dataset_tools.convert.sources import amazon, douban, movielens, recbole, tables
 
 duckdb = pytest.importorskip("duckdb", reason="the extra convert is not installed")
 

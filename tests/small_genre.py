@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_tools.movielens import film_table, mean_profiles
-from dataset_tools.writer import write_dataset
+from dataset_tools.builtin.movielens import film_table, mean_profiles
+from dataset_tools.dataset.writer import write_dataset
 
 NAME = "genre-small"
 N_USERS = 40

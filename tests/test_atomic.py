@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from pandas._libs.parsers import STR_NA_VALUES
 from safetensors.numpy import load_file
 
-from recbole_tema import feature_file
-from recbole_tema.atomic import (
+from recbole_tema.data import feature_file
+from recbole_tema.data.atomic import (
     READ_AS_MISSING,
     Field,
     cell_of,
@@ -33,8 +33,8 @@ from recbole_tema.atomic import (
     token_fault,
     unquoted,
 )
+from recbole_tema.data.feature_file import read_feature, write_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature, write_feature
 
 TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -472,7 +472,7 @@ def test_a_link_is_followed(tmp_path):
 def test_kill_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path):
     path = put(tmp_path, b"old")
     code = (
-        "import sys, time\nfrom recbole_tema.atomic import replace_file\n"
+        "import sys, time\nfrom recbole_tema.data.atomic import replace_file\n"
         "with replace_file(sys.argv[1]) as file:\n"
         "    file.write(b'x' * 100_000); file.flush(); print('half', flush=True); time.sleep(60)\n"
     )

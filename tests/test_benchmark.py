@@ -24,8 +24,8 @@ from recbole_tema.benchmark.targets import read_targets, write_targets
 from recbole_tema.benchmark.tuning import space_of, tuned
 from recbole_tema.benchmark.worker import read_curve
 from recbole_tema.cli import main
-from recbole_tema.config_files import properties_dir
-from recbole_tema.config_keys import general_keys, keys_by_model
+from recbole_tema.config.files import properties_dir
+from recbole_tema.config.keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError, DataError
 
 from .browser import missing, opened

@@ -9,18 +9,18 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_tema import run_recbole_tema, trainer
+from recbole_tema import run_recbole_tema
 from recbole_tema.bridge.loader import PairTrainLoader
 from recbole_tema.bridge.pair import DomainPair
-from recbole_tema.bridge.trainer import phases_of
-from recbole_tema.checkpoint import write_checkpoint
 from recbole_tema.cli import main
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset
-from recbole_tema.data.preparation import data_preparation
+from recbole_tema.config.registry import CDR_MODELS
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError
-from recbole_tema.names import CDR_MODELS
 from recbole_tema.quick_start import evaluate_checkpoint, load_model, rank_checkpoint
+from recbole_tema.trainer import trainer
+from recbole_tema.trainer.checkpoint import write_checkpoint
+from recbole_tema.trainer.phased import phases_of
 
 from .cdr_checkout import write_checkout
 

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dataset_tools import builtin, text_encoder
 from dataset_tools.__main__ import main
-from dataset_tools.builtin import BUILTIN, ensure_builtin, rebuild_reason
-from dataset_tools.card import read_card
+from dataset_tools.builtin import datasets as builtin
+from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin, rebuild_reason
+from dataset_tools.dataset.card import read_card
+from dataset_tools.encoders import text_encoder
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path
 
@@ -159,7 +160,7 @@ def test_two_processes_build_it_once(tmp_path):
 def test_killed_while_building_then_built(tmp_path, caplog):
     code = CHILD.replace(
         'print("ready", flush=True); sys.stdin.readline()',
-        "import time\nimport dataset_tools.writer as writer\n"
+        "import time\nimport dataset_tools.dataset.writer as writer\n"
         "def stop(*_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "writer._swap = stop",
     )

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from dataset_tools import builtin
-from dataset_tools.builtin import ensure_builtin, rebuild_reason
-from dataset_tools.card import changed_files, missing_files
-from dataset_tools.update import read_dataset, update_dataset
-from dataset_tools.writer import write_dataset
-from recbole_tema.feature_file import read_feature
+from dataset_tools.builtin import datasets as builtin
+from dataset_tools.builtin.datasets import ensure_builtin, rebuild_reason
+from dataset_tools.dataset.card import changed_files, missing_files
+from dataset_tools.dataset.dataset import read_dataset, update_dataset
+from dataset_tools.dataset.writer import write_dataset
+from recbole_tema.data.feature_file import read_feature
 
 from .kill_points import killed_at
 from .word_backend import shop_events, shop_items

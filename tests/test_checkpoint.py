@@ -16,13 +16,13 @@ from recbole.model.sequential_recommender import SASRec
 from scipy import sparse
 
 from recbole_tema import load_model, run_recbole_tema
-from recbole_tema.checkpoint import FORMAT, pack_other, read_checkpoint, unpack_other
-from recbole_tema.checkpoint import write_checkpoint as write
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.quick_start import evaluate_checkpoint
-from recbole_tema.trainer import build_trainer
+from recbole_tema.trainer.checkpoint import FORMAT, pack_other, read_checkpoint, unpack_other
+from recbole_tema.trainer.checkpoint import write_checkpoint as write
+from recbole_tema.trainer.factory import build_trainer
 
 from .conftest import make_dataset
 from .conftest import write as write_rows
@@ -456,7 +456,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys, torch
-from recbole_tema.checkpoint import write_checkpoint
+from recbole_tema.trainer.checkpoint import write_checkpoint
 from recbole_tema.errors import CheckpointError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

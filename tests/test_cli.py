@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_tema.cli import config_files, main, parse_arguments
+from recbole_tema.cli import main, parse_arguments
+from recbole_tema.config.arguments import config_files
+from recbole_tema.config.registry import model_names
 from recbole_tema.errors import ConfigError
-from recbole_tema.names import model_names
 
 pytestmark = pytest.mark.long
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools import clip_features
 from dataset_tools.__main__ import main
-from dataset_tools.clip.encoders import BATCH_SIZE, load_encoder
-from dataset_tools.clip.features import image_vectors, text_vectors
-from dataset_tools.clip.images import Limits
+from dataset_tools.encoders.item_vectors import image_vectors, text_vectors
+from dataset_tools.encoders.loading import BATCH_SIZE, load_encoder
+from dataset_tools.enrich import features as clip_features
+from dataset_tools.images.decoding import Limits
 from recbole_tema.errors import DataError
 
 from .tiny_clip import (
@@ -161,7 +161,7 @@ def test_sentence_folders_pool_as_they_say_and_by_the_mean_where_they_say_nothin
 
 
 def test_minilm_is_the_encoder_of_the_built_in_dataset(caplog):
-    from dataset_tools import text_encoder
+    from dataset_tools.encoders import text_encoder
 
     if text_encoder.missing_packages():
         pytest.skip(text_encoder.HOW_TO_GET)
@@ -298,7 +298,7 @@ def test_names_on_the_hub_load_from_its_cache_without_a_network(clip, openclip, 
         shutil.copytree(folder, cached / "snapshots" / ("0" * 40))
     script = """
 import sys, numpy
-from dataset_tools.clip.encoders import load_encoder
+from dataset_tools.encoders.loading import load_encoder
 for n, spec in enumerate(sys.argv[2:]):
     encoder = load_encoder(spec, "cpu")
     numpy.save(f"{sys.argv[1]}/{n}.npy", encoder.texts(["a red cup", "tea"], progress=False))

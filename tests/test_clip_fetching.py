@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from dataset_tools.clip import fetching
-from dataset_tools.clip.fetching import fetch_images, image_path, write_missing
-from dataset_tools.clip.images import NO_MEMORY
+from dataset_tools.images import fetching
+from dataset_tools.images.decoding import NO_MEMORY
+from dataset_tools.images.fetching import fetch_images, image_path, write_missing
 from recbole_tema.errors import DataError
 
 from .image_server import SOUND, picture, serve, stop

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from dataset_tools.clip import addresses, http_get
-from dataset_tools.clip.addresses import address_fault
-from dataset_tools.clip.fetching import fetch_images
+from dataset_tools.images import addresses, http_get
+from dataset_tools.images.addresses import address_fault
+from dataset_tools.images.fetching import fetch_images
 
 from .image_server import SOUND, serve, stop
 

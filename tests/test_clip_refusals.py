@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataset_tools.clip.encoders import load_encoder
+from dataset_tools.encoders.loading import load_encoder
 from recbole_tema.errors import DataError
 
 from .tiny_clip import (
@@ -189,7 +189,7 @@ def test_devices_and_batch_sizes_that_cannot_be(clip):
 
 
 def test_a_missing_package_names_the_way_to_get_it(monkeypatch):
-    from dataset_tools.clip import encoders
+    from dataset_tools.encoders import loading as encoders
 
     monkeypatch.setitem(encoders.LOADERS, "clip", ("no.module", ("a_package_that_is_not_there",)))
     with pytest.raises(DataError, match=r"a_package_that_is_not_there.*recbole-tema\[features\]"):

@@ -51,7 +51,7 @@ def test_what_recbole_does_not_need_is_not_loaded():
 
 SINE = "from recbole.model.sequential_recommender import SASRec"
 OURS = "from recbole_tema import TEMA"
-BY_NAME = "from recbole_tema.names import get_model_class; get_model_class('FDSA')"
+BY_NAME = "from recbole_tema.config.registry import get_model_class; get_model_class('FDSA')"
 NAMES = "import numpy as np; np.float_, np.complex_, np.unicode_ = float, complex, str"
 
 

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from recbole.config import Config
 from recbole.utils import argument_list
 
-from recbole_tema.cli_help import documented_keys
-from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import load_yaml, merge_layer, parse_value, properties_dir
-from recbole_tema.errors import ConfigError
-from recbole_tema.names import (
+from recbole_tema.config.files import load_yaml, merge_layer, parse_value, properties_dir
+from recbole_tema.config.help_text import documented_keys
+from recbole_tema.config.registry import (
     check_dataset,
     dataset_names,
     get_model_class,
     model_names,
     nearest,
-    recbole_dir,
 )
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.errors import ConfigError
+from recbole_tema.paths import recbole_dir
 
 
 def write_yaml(path, text):
@@ -200,7 +200,7 @@ def test_a_models_keys_on_a_dataset_lie_over_both(tmp_path, monkeypatch):
     (folder / "dataset" / "shop").mkdir()
     (folder / "dataset" / "shop.yaml").write_text("learning_rate: 0.5\nstopping_step: 7\n")
     (folder / "dataset" / "shop" / "TEMA.yaml").write_text("learning_rate: 0.25\n")
-    monkeypatch.setattr("recbole_tema.config_files.properties_dir", lambda: folder)
+    monkeypatch.setattr("recbole_tema.config.files.properties_dir", lambda: folder)
     rates = {
         (model, dataset): TemaConfig(model, dataset)["learning_rate"]
         for model in ("TEMA", "SASRec")

@@ -15,9 +15,8 @@ from recbole.utils import argument_list
 
 import recbole_tema
 from recbole_tema import run_recbole_tema
-from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import load_yaml, properties_dir
-from recbole_tema.config_keys import (
+from recbole_tema.config.files import load_yaml, properties_dir
+from recbole_tema.config.keys import (
     CODE_KEYS,
     DERIVED_KEYS,
     GENERAL_CODE_KEYS,
@@ -32,15 +31,11 @@ from recbole_tema.config_keys import (
     keys_by_model,
     model_files,
 )
+from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS, get_model_class, recbole_models
+from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.tema import TEMA
-from recbole_tema.names import (
-    CDR_MODELS,
-    OUR_MODELS,
-    get_model_class,
-    recbole_dir,
-    recbole_models,
-)
+from recbole_tema.paths import recbole_dir
 
 OURS = Path(recbole_tema.__file__).parent
 # Set by RecBole's transforms and by KD_DAGFM for themselves, and read back.
@@ -146,8 +141,8 @@ def test_every_declared_key_is_read(model):
 def test_our_models_read_what_their_files_declare(model):
     """The keys that their modules read, and no other model's."""
     modules = {
-        "TEMA": ("tema", "base", "history", "fusion", "preference", "softmax"),
-        "LLM4CDSR": ("llm4cdsr", "base", "contrast"),
+        "TEMA": ("tema", "abstract_recommender", "history", "fusion", "preference", "softmax"),
+        "LLM4CDSR": ("llm4cdsr", "abstract_recommender", "contrast"),
     }[model]
     read = keys_read(*(OURS / "model" / f"{name}.py" for name in modules))
     read |= keys_read(OURS / "data" / "loader.py")

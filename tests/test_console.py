@@ -14,9 +14,9 @@ import pytest
 
 from recbole_tema import run_recbole_tema
 from recbole_tema.cli import main
-from recbole_tema.epochs import is_shown
-from recbole_tema.names import get_model_class
+from recbole_tema.config.registry import get_model_class
 from recbole_tema.progress import ProgressBar
+from recbole_tema.trainer.epochs import is_shown
 
 from .terminal import open_terminal
 

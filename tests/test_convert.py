@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataset_tools.convert.filters import Filters
 from dataset_tools.convert.run import Conversion, convert
-from dataset_tools.convert.tables import Tables, read
+from dataset_tools.convert.sources.tables import Tables, read
 from recbole_tema.errors import DataError
 
 from .convert_formats import A_FILE_EACH, FORMATS, in_reading_order

@@ -10,7 +10,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import Engine
 from dataset_tools.convert.intake import prepare
 from dataset_tools.convert.lines import Broken
-from dataset_tools.convert.tables import Tables, read
+from dataset_tools.convert.sources.tables import Tables, read
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
 

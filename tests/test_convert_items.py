@@ -14,7 +14,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.convert.intake import list_of, price_of
 from dataset_tools.convert.markup import category_tokens, without_markup
-from recbole_tema.atomic import read_table
+from recbole_tema.data.atomic import read_table
 
 from .convert_formats import FORMATS
 from .convert_reference import Event

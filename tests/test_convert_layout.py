@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from dataset_tools.cli import main
-from recbole_tema.atomic import read_table
+from recbole_tema.data.atomic import read_table
 
 duckdb = pytest.importorskip("duckdb", reason="the extra convert is not installed")
 

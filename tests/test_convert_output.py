@@ -18,10 +18,10 @@ from dataset_tools.convert.engine import engine, memory_bytes
 from dataset_tools.convert.feed import unpacked
 from dataset_tools.convert.filters import Filters
 from dataset_tools.convert.run import Conversion, convert
-from dataset_tools.convert.tables import Tables, read
-from recbole_tema.atomic import token_fault
-from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import load_yaml
+from dataset_tools.convert.sources.tables import Tables, read
+from recbole_tema.config.files import load_yaml
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.atomic import token_fault
 from recbole_tema.errors import ConfigError, DataError
 
 from .stock_recbole import NAMES

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from dataset_tools.builtin.movielens import film_table
 from dataset_tools.cli import main
-from dataset_tools.convert import amazon, douban, movielens, recbole, tables
 from dataset_tools.convert.engine import engine
 from dataset_tools.convert.run import Conversion, convert
+from dataset_tools.convert.sources import amazon, douban, movielens, recbole, tables
 from dataset_tools.describe.measures import describe
-from dataset_tools.movielens import film_table
 from recbole_tema.errors import DataError
 
 from .convert_formats import duckdb, packed

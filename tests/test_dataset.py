@@ -7,9 +7,9 @@ import pytest
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 

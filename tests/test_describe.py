@@ -79,8 +79,8 @@ def test_numbers_are_those_of_pandas(tiny, tmp_path):
 
 
 def test_the_split_is_the_trainers(tiny, tmp_path):
-    from recbole_tema.config import TemaConfig
-    from recbole_tema.data import create_dataset
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.preparation import create_dataset
     from recbole_tema.data.sequences import split_targets
 
     folder, inter, _ = tiny

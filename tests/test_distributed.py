@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from recbole_tema.cli import main
-from recbole_tema.config import TemaConfig
+from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.errors import ConfigError
-from recbole_tema.processes import TORCHRUN, launch_keys, torchrun_keys
 from recbole_tema.quick_start import evaluate_checkpoint, load_model
+from recbole_tema.trainer.processes import TORCHRUN, launch_keys, torchrun_keys
 
 pytestmark = pytest.mark.long
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dataset_tools.card import read_card
-from dataset_tools.movielens import _read_raw, film_table
-from dataset_tools.writer import write_dataset
-from recbole_tema.feature_file import read_feature
+from dataset_tools.builtin.movielens import _read_raw, film_table
+from dataset_tools.dataset.card import read_card
+from dataset_tools.dataset.writer import write_dataset
+from recbole_tema.data.feature_file import read_feature
 
 NAME = "films"
 N_ITEMS, N_USERS = 5, 2

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from recbole_tema import load_model, recommend, run_recbole_tema
-from recbole_tema.checkpoint import read_checkpoint
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset
 from recbole_tema.quick_start import evaluate_checkpoint, rank_checkpoint
+from recbole_tema.trainer.checkpoint import read_checkpoint
 
 from .cdr_checkout import write_checkout
 from .test_train_on import shop

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler, normalize
 
-from dataset_tools import text_encoder
-from dataset_tools.generated import digest, say_replaced
-from dataset_tools.item_embeddings import centred, embed_dataset
+from dataset_tools.dataset.dataset import read_dataset, update_dataset
+from dataset_tools.dataset.provenance import digest, say_replaced
+from dataset_tools.dataset.writer import FEATURE_FIELDS
+from dataset_tools.encoders import text_encoder
+from dataset_tools.enrich.embeddings import centred, embed_dataset
+from dataset_tools.enrich.profiles import ProfileOptions, profile_dataset
+from dataset_tools.enrich.tags import tag_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
-from dataset_tools.profiles import ProfileOptions, profile_dataset
-from dataset_tools.tagging import tag_dataset
-from dataset_tools.tags.pipeline import TagOptions
-from dataset_tools.update import read_dataset, update_dataset
-from dataset_tools.writer import FEATURE_FIELDS
+from dataset_tools.tags.generate import TagOptions
+from recbole_tema.config.registry import OUR_MODELS, READERS
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
-from recbole_tema.names import OUR_MODELS, READERS
 
 from .conftest import make_dataset, write
 from .word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
@@ -228,7 +228,7 @@ def test_whose_checkpoints_new_vectors_refuse_is_said_before_the_work(tmp_path, 
 
 @needs_encoder
 def test_whose_checkpoints_new_tags_refuse(tmp_path, saved, caplog):
-    from dataset_tools.clip_features import ClipOptions, clip_dataset
+    from dataset_tools.enrich.features import ClipOptions, clip_dataset
 
     dataset = write_shop(tmp_path)
     with AnswerStore(dataset.folder / "llm-answers") as store:
@@ -280,8 +280,8 @@ def state_of(model, data_path):
     """Names, shapes and values of a new model's parameters and buffers; None: it is refused."""
     import torch
 
-    from recbole_tema.config import TemaConfig
-    from recbole_tema.data import create_dataset
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.preparation import create_dataset
 
     config = TemaConfig(model, "tiny", config_dict={"data_path": str(data_path)})
     try:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools import text_encoder
 from dataset_tools.cli import main as dataset_tools
+from dataset_tools.encoders import text_encoder
+from dataset_tools.enrich.tags import tag_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
-from dataset_tools.tagging import tag_dataset
-from dataset_tools.tags.pipeline import TagOptions
+from dataset_tools.tags.generate import TagOptions
 from recbole_tema import run_recbole_tema
 from recbole_tema.cli import main
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dataset_tools.clip.images import NO_MEMORY, Limits, image_folder, open_image
+from dataset_tools.images.decoding import NO_MEMORY, Limits, image_folder, open_image
 from recbole_tema.errors import DataError
 
 Image = pytest.importorskip("PIL.Image", reason="no pillow")

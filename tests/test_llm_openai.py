@@ -21,14 +21,7 @@ import pytest
 from dataset_tools.llm.background import as_completed, background_loop
 from dataset_tools.llm.endpoint import GIVE_UP_AFTER, retry_after_s
 from dataset_tools.llm.openai_api import OpenAIBackend
-from dataset_tools.llm.requests import (
-    Completion,
-    Embedding,
-    Prompt,
-    Scoring,
-    identity_of,
-    key_of,
-)
+from dataset_tools.llm.requests import Completion, Embedding, Prompt, Scoring, identity_of, key_of
 from recbole_tema.errors import BackendError, DataError
 
 from .llm_servers import Reply, as_json, chat, embeddings, error, serve, serve_model

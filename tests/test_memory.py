@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from recbole_tema.memory import OF_THE_USER
+from recbole_tema.trainer.memory import OF_THE_USER
 
 PROBE = """
 import resource, torch
-from recbole_tema.memory import keep_freed_memory
+from recbole_tema.trainer.memory import keep_freed_memory
 changed = {call}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -4,10 +4,10 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema import load_model, run_recbole_tema
-from recbole_tema.config import TemaConfig
-from recbole_tema.config_files import properties_dir
-from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.config.files import properties_dir
+from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import TARGET_SEQ
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_tools import movielens, shipped_tags, text_encoder
-from dataset_tools.card import read_card
-from dataset_tools.movielens import film_domain, film_text, mean_profiles
+from dataset_tools.builtin import movielens, shipped_tags
+from dataset_tools.builtin.movielens import film_domain, film_text, mean_profiles
+from dataset_tools.dataset.card import read_card
+from dataset_tools.encoders import text_encoder
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
 from tests.stock_recbole import stock_recbole
 
 pytestmark = pytest.mark.long
@@ -57,7 +58,7 @@ def genre_tags():
 def test_building_does_not_import_recbole():
     """RecBole imports ray and more; finding its data takes none of that."""
     code = (
-        "import sys, dataset_tools.movielens as m; m._read_raw('item', {});"
+        "import sys, dataset_tools.builtin.movielens as m; m._read_raw('item', {});"
         "sys.exit('recbole' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -103,7 +104,7 @@ def test_films_checked_by_hand(items, genre_tags, item, title, year, domain, tag
 
 
 def test_tags_are_those_that_the_project_keeps(folder, items):
-    kept = rows(Path(shipped_tags.__file__).parent / "shipped" / NAME / "tags.tsv")
+    kept = rows(Path(shipped_tags.__file__).parents[1] / "shipped" / NAME / "tags.tsv")
     assert {row["item_id"]: row for row in kept} == {
         item: {key: film[key] for key in ("item_id", "tags", "tag_weights")}
         for item, film in items.items()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.trainer import build_trainer
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
+from recbole_tema.trainer.factory import build_trainer
 
 
 @pytest.mark.parametrize("learner", ["adam", "adamw", "sgd"])

@@ -18,8 +18,8 @@ from packaging.specifiers import SpecifierSet
 
 from recbole_tema.benchmark.command import parse as benchmark_of
 from recbole_tema.cli import parse_arguments
-from recbole_tema.config_keys import check_keys
-from recbole_tema.names import BUILTIN_DATASETS, check_model
+from recbole_tema.config.keys import check_keys
+from recbole_tema.config.registry import BUILTIN_DATASETS, check_model
 
 from .conftest import make_dataset
 

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_tools import profiles
-from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.prompts import MAX_FIELD
-from dataset_tools.llm.requests import Answer, Embedding
-from dataset_tools.llm.session import Session
-from dataset_tools.profiles import (
+from dataset_tools.dataset.dataset import read_dataset, training_events
+from dataset_tools.dataset.writer import write_dataset
+from dataset_tools.enrich import profiles
+from dataset_tools.enrich.profiles import (
     MAX_TITLE,
     ProfileOptions,
     cluster_items,
@@ -24,10 +22,12 @@ from dataset_tools.profiles import (
     user_parts,
     write_profiles,
 )
-from dataset_tools.update import read_dataset, training_events
-from dataset_tools.writer import write_dataset
+from dataset_tools.llm.answers import AnswerStore
+from dataset_tools.llm.prompts import MAX_FIELD
+from dataset_tools.llm.requests import Answer, Embedding
+from dataset_tools.llm.session import Session
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
 
 from .word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from recbole.utils import get_model
 
 from recbole_tema import load_model, run_recbole_tema
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.config.registry import get_model_class
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError
+from recbole_tema.model.baselines.feature_models import spread
 from recbole_tema.model.by_length import length_groups
-from recbole_tema.model.feature_models import spread
-from recbole_tema.names import get_model_class
-from recbole_tema.randomness import seeded
+from recbole_tema.trainer.seeding import seeded
 
 from .conftest import make_dataset
 

@@ -4,14 +4,14 @@ import pytest
 from recbole.model.general_recommender import BPR
 
 from recbole_tema import load_model, quick_start, run_recbole_tema
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.evaluation import plan
+from recbole_tema.evaluation.evaluator import EvalData
+from recbole_tema.library_errors import recbole_refusals
 from recbole_tema.quick_start import evaluate_checkpoint
-from recbole_tema.refusals import recbole_refusals
-from recbole_tema.scoring import EvalData
-from recbole_tema.trainer import build_trainer
+from recbole_tema.trainer.factory import build_trainer
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from recbole_tema import run_recbole_tema
-from recbole_tema.checkpoint import read_checkpoint
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset, data_preparation
-from recbole_tema.names import get_model_class
-from recbole_tema.trainer import TrainerLayer
+from recbole_tema.config.registry import get_model_class
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
+from recbole_tema.trainer.checkpoint import read_checkpoint
+from recbole_tema.trainer.trainer import TrainerLayer
 
 from .small_genre import NAME
 from .terminal import open_terminal
@@ -186,7 +186,7 @@ def test_another_config_starts_anew_and_leaves_the_first_run_alone(settings, cap
 
 
 def test_where_a_run_happens_is_no_part_of_its_name(settings, tmp_path):
-    from recbole_tema.trainer import run_name
+    from recbole_tema.trainer.trainer import run_name
 
     base = run_name(TemaConfig("BPR", "tiny", config_dict=settings))
     for keys in ({"show_progress": True}, {"data_path": "else"}, {"state": "error"}):

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_tema import load_model, run_recbole_tema, trainer
-from recbole_tema.checkpoint import read_checkpoint
+from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.progress import ProgressBar
 from recbole_tema.quick_start import evaluate_checkpoint
-from recbole_tema.trainer import evaluate_model
+from recbole_tema.trainer import trainer
+from recbole_tema.trainer.checkpoint import read_checkpoint
+from recbole_tema.trainer.trainer import evaluate_model
 
 from .conftest import make_dataset, write
 from .small_genre import NAME

@@ -12,8 +12,8 @@ from recbole_tema.data.sequences import (
     thin_overlap,
     training_part,
 )
+from recbole_tema.data.split import train_lengths
 from recbole_tema.data.windows import cut_windows, prefix_windows
-from recbole_tema.split import train_lengths
 
 
 def sequences_of(lists):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools import tagging
 from dataset_tools.__main__ import main
+from dataset_tools.enrich import tags as tagging
+from dataset_tools.enrich.profiles import write_profiles
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.openai_api import OpenAIBackend
 from dataset_tools.llm.requests import Answer, Completion
 from dataset_tools.llm.session import Session
-from dataset_tools.profiles import write_profiles
 from dataset_tools.tags.generate import read_answers, tag_requests
 
 from .llm_servers import chat, embeddings, error, limited, serve

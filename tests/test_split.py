@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recbole.data.dataset import SequentialDataset
 
+from dataset_tools.builtin.movielens import mean_profiles
+from dataset_tools.dataset.dataset import read_dataset, training_events
+from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.describe.measures import load
-from dataset_tools.movielens import mean_profiles
-from dataset_tools.update import read_dataset, training_events
-from dataset_tools.writer import write_dataset
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset
-from recbole_tema.split import target_positions, train_lengths
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset
+from recbole_tema.data.split import target_positions, train_lengths
 
 NAME = "short"
 # Times of each user's events, in the order of the file: 0 to 6 events, with ties.
@@ -92,7 +92,7 @@ def test_every_part_trains_on_recboles_events(tmp_path_factory, times):
 
 def test_the_rule_is_had_without_recbole_and_torch():
     code = (
-        "import json, sys, recbole_tema.split, dataset_tools.update; "
+        "import json, sys, recbole_tema.data.split, dataset_tools.dataset.dataset; "
         "print(json.dumps([name in sys.modules for name in ('recbole', 'torch')]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

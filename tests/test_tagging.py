@@ -11,21 +11,23 @@ import pandas as pd
 import pytest
 import yaml
 
-from dataset_tools import tagging, text_encoder
-from dataset_tools.card import changed_files
+from dataset_tools.dataset.card import changed_files
+from dataset_tools.dataset.dataset import read_dataset
+from dataset_tools.encoders import text_encoder
+from dataset_tools.enrich import tags as tagging
+from dataset_tools.enrich.tags import has_llm_tags, tag_dataset, why_none
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import load_prompt
 from dataset_tools.llm.requests import Completion, Scoring
 from dataset_tools.llm.session import Session
-from dataset_tools.tagging import has_llm_tags, tag_dataset, why_none
 from dataset_tools.tags.clean import clean_tag
+from dataset_tools.tags.generate import TagOptions, generate
 from dataset_tools.tags.listing import RARE
-from dataset_tools.tags.pipeline import TagOptions, generate, least_items, make_tags
-from dataset_tools.update import read_dataset
+from dataset_tools.tags.pipeline import least_items, make_tags
 from recbole_tema import run_recbole_tema
-from recbole_tema.atomic import tag_text
+from recbole_tema.data.atomic import tag_text
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
 
 from .word_backend import N_ITEMS, NAME, SAYS, WordBackend, shop_items, word_vectors, write_shop
 
@@ -42,7 +44,7 @@ THREE = ("food", "kitchen", "book")
 @pytest.fixture(scope="module")
 def minilm():
     """The packaged encoder, loaded once for all tests of this module."""
-    from dataset_tools.clip.encoders import load_encoder
+    from dataset_tools.encoders.loading import load_encoder
 
     return load_encoder("minilm")
 

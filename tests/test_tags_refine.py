@@ -10,10 +10,9 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import load_prompt
 from dataset_tools.llm.requests import Answer
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import RawTags
+from dataset_tools.tags.generate import RawTags, TagOptions
 from dataset_tools.tags.listing import TagList, first_list
 from dataset_tools.tags.matching import own_tags
-from dataset_tools.tags.pipeline import TagOptions
 from dataset_tools.tags.refine import (
     PIECE,
     Edits,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dataset_tools import text_encoder
-from dataset_tools.text_encoder import checked_texts, in_batches
+from dataset_tools.encoders import text_encoder
+from dataset_tools.encoders.text_encoder import checked_texts, in_batches
 from recbole_tema.errors import DataError
 
 

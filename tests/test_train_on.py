@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from recbole_tema import run_recbole_tema
-from recbole_tema.config import TemaConfig
-from recbole_tema.data import create_dataset
-from recbole_tema.data.preparation import data_preparation
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.quick_start import rank_checkpoint
 

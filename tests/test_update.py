@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_tools import update
-from dataset_tools.card import changed_files, missing_files, read_card
-from dataset_tools.update import read_dataset, training_events, update_dataset
-from dataset_tools.writer import prepared_folder
+from dataset_tools.dataset import dataset as update
+from dataset_tools.dataset.card import changed_files, missing_files, read_card
+from dataset_tools.dataset.dataset import read_dataset, training_events, update_dataset
+from dataset_tools.dataset.writer import prepared_folder
+from recbole_tema.data.feature_file import TWIN_SUFFIX, read_feature
 from recbole_tema.data.sequences import build_sequences, split_targets
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import TWIN_SUFFIX, read_feature
 
 from .kill_points import killed_at
 from .word_backend import NAME, shop_items, write_shop

@@ -13,12 +13,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_tools.card import changed_files, missing_files, read_card
-from dataset_tools.checks import number_text
-from dataset_tools.writer import write_dataset
-from recbole_tema.atomic import token_fault
+from dataset_tools.dataset.card import changed_files, missing_files, read_card
+from dataset_tools.dataset.checks import number_text
+from dataset_tools.dataset.writer import write_dataset
+from recbole_tema.data.atomic import token_fault
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
 from tests.stock_recbole import stock_recbole
 
 CARD = {"source": "made by hand", "generated": {"clip_text": "by hand"}}
@@ -272,7 +272,7 @@ class Slow(np.ndarray):
     def tolist(self):
         print("half", flush=True)
         time.sleep(60)
-import recbole_tema.feature_file as f
+import recbole_tema.data.feature_file as f
 checked = f._checked_matrix
 f._checked_matrix = lambda *a: checked(*a).view(Slow)
 write(sys.argv[1], interactions=EVENTS[:4], item_text=(["b1"], np.ones((1, 2))), force=True)

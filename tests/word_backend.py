@@ -11,9 +11,9 @@ import re
 import numpy as np
 import pandas as pd
 
+from dataset_tools.dataset.dataset import read_dataset
+from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.llm.requests import Answer, Completion, Embedding, Scoring
-from dataset_tools.update import read_dataset
-from dataset_tools.writer import write_dataset
 
 NAME = "shop"
 # Word of a title -> what the model says of it, junk included. Nobody else says "steaming".

@@ -20,6 +20,6 @@ Examples:
 @one_line_errors
 def build(name: str, data_path: Path | None, force: bool) -> None:
     """Build the built-in dataset NAME (ml-100k-genre) into DATA_PATH/NAME."""
-    from dataset_tools.builtin import ensure_builtin
+    from dataset_tools.builtin.datasets import ensure_builtin
 
     click.echo(ensure_builtin(name, data_path or default_data_path(), force))

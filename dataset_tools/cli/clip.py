@@ -68,7 +68,7 @@ def clip(name: str, data_path: Path | None, force: bool, text_encoder: str, **op
     NAME.itemtext holds the vectors of title, category, brand, description and tags, NAME.itemimage
     those of images from a folder or from the column image_url.
     """
-    from dataset_tools.clip_features import ClipOptions, clip_dataset
+    from dataset_tools.enrich.features import ClipOptions, clip_dataset
 
     dataset = open_dataset(name, data_path)
     click.echo(clip_dataset(dataset, text_encoder, ClipOptions(**options), force))

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from dataset_tools.cli.options import data_path_option, gathered, option_names
-from recbole_tema.config_files import PRESET_KEY, load_yaml, properties_dir
+from recbole_tema.config.files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
 

@@ -169,7 +169,7 @@ def convert_csv(
     name: str, interactions, items, columns, header, item_header, user_ids, how: dict, **options
 ) -> None:
     """Dataset NAME from plain tables."""
-    from dataset_tools.convert.tables import Tables, read
+    from dataset_tools.convert.sources.tables import Tables, read
 
     given = {}
     for text in columns:
@@ -218,7 +218,7 @@ Examples:
 @one_line_errors
 def convert_amazon(name: str, reviews, metadata, how: dict) -> None:
     """Dataset NAME from Amazon reviews, DOMAIN=FILE for each of two or more categories."""
-    from dataset_tools.convert.amazon import read
+    from dataset_tools.convert.sources.amazon import read
 
     source = "Amazon reviews " + ", ".join(path.name for _, path in reviews)
     catalogue = how["items_without_events"] == "keep" and how["item_core"] <= 1
@@ -249,7 +249,7 @@ Examples:
 @one_line_errors
 def convert_douban(name: str, folder: Path, domains, how: dict) -> None:
     """Dataset NAME from FOLDER with bookreviews_cleaned.txt and the like."""
-    from dataset_tools.convert.douban import KINDS, read
+    from dataset_tools.convert.sources.douban import KINDS, read
 
     chosen = tuple(dict.fromkeys(domains)) or tuple(KINDS)
     source = f"Douban reviews of {', '.join(chosen)}"
@@ -272,7 +272,7 @@ def convert_movielens(name: str, place: Path, how: dict) -> None:
 
     Domains are thrill and heart, by the majority of a film's genres.
     """
-    from dataset_tools.convert.movielens import read
+    from dataset_tools.convert.sources.movielens import read
 
     run(
         name,
@@ -294,7 +294,7 @@ Examples:
 @one_line_errors
 def convert_recbole(name: str, folders, how: dict) -> None:
     """Dataset NAME from DOMAIN=FOLDER of two or more atomic datasets, FOLDER/FOLDER.inter."""
-    from dataset_tools.convert.recbole import read
+    from dataset_tools.convert.sources.recbole import read
 
     source = "atomic datasets " + ", ".join(path.name for _, path in folders)
     run(name, how, lambda engine, broken: read(engine, folders, broken), source)

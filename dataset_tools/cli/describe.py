@@ -45,14 +45,14 @@ def describe(
 
     Exit code 1 if a check finds an error.
     """
-    from dataset_tools.builtin import BUILTIN, ensure_builtin
+    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
     from dataset_tools.convert.engine import engine
     from dataset_tools.describe.checks import ERROR, findings
     from dataset_tools.describe.figure import png
     from dataset_tools.describe.measures import describe as measured
     from dataset_tools.describe.page import page
     from dataset_tools.describe.text import text
-    from recbole_tema.atomic import replace_file
+    from recbole_tema.data.atomic import replace_file
     from recbole_tema.errors import DataError
 
     root = Path(data_path or default_data_path()).expanduser()

@@ -38,7 +38,7 @@ def embed(
     name: str, data_path: Path | None, force: bool, pca: int | None, raw: bool, llm: dict
 ) -> None:
     """Give the items of dataset NAME vectors by a language model: NAME.itemllm."""
-    from dataset_tools.item_embeddings import embed_dataset
+    from dataset_tools.enrich.embeddings import embed_dataset
 
     dataset = open_dataset(name, data_path)
     with open_session(dataset, llm) as session:

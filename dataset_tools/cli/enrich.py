@@ -49,11 +49,11 @@ def enrich(
     A step whose result is there is skipped; --force makes all anew, from the answers that are kept
     as far as their questions are the same.
     """
-    from dataset_tools.clip_features import ClipOptions, clip_dataset
-    from dataset_tools.item_embeddings import embed_dataset
-    from dataset_tools.profiles import ProfileOptions, profile_dataset
-    from dataset_tools.tagging import tag_dataset
-    from dataset_tools.tags.pipeline import TagOptions
+    from dataset_tools.enrich.embeddings import embed_dataset
+    from dataset_tools.enrich.features import ClipOptions, clip_dataset
+    from dataset_tools.enrich.profiles import ProfileOptions, profile_dataset
+    from dataset_tools.enrich.tags import tag_dataset
+    from dataset_tools.tags.generate import TagOptions
 
     dataset = open_dataset(name, data_path)
     with open_session(dataset, llm) as session:

@@ -216,8 +216,8 @@ def open_dataset(name: str, data_path: Path | None):
     Raises:
         DataError: see `read_dataset`.
     """
-    from dataset_tools.builtin import BUILTIN, ensure_builtin
-    from dataset_tools.update import read_dataset
+    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
+    from dataset_tools.dataset.dataset import read_dataset
 
     root = Path(data_path or default_data_path()).expanduser()
     folder = root / name

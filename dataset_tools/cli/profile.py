@@ -62,7 +62,7 @@ def profile(
 
     Only training events are read: no validation or test target of a user reaches a prompt.
     """
-    from dataset_tools.profiles import ProfileOptions, profile_dataset
+    from dataset_tools.enrich.profiles import ProfileOptions, profile_dataset
 
     dataset = open_dataset(name, data_path)
     with open_session(dataset, llm) as session:

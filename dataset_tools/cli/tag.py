@@ -80,8 +80,8 @@ Examples:
 @one_line_errors
 def tag(name: str, data_path: Path | None, force: bool, text_encoder: str, llm: dict, **numbers):
     """Give the items of dataset NAME tags: NAME.item's tags and tag_weights, and NAME.tag."""
-    from dataset_tools.tagging import tag_dataset
-    from dataset_tools.tags.pipeline import TagOptions
+    from dataset_tools.enrich.tags import tag_dataset
+    from dataset_tools.tags.generate import TagOptions
 
     dataset = open_dataset(name, data_path)
     with open_session(dataset, llm) as session:

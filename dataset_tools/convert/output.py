@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from dataset_tools.checks import checked_items
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import ITEM_COLUMNS, SEPARATOR, SPLITS
 from dataset_tools.convert.markup import category_tokens, without_markup
-from dataset_tools.writer import commit_dataset, refuse_existing
-from recbole_tema.atomic import cell_of, replace_file
+from dataset_tools.dataset.checks import checked_items
+from dataset_tools.dataset.writer import commit_dataset, refuse_existing
+from recbole_tema.data.atomic import cell_of, replace_file
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

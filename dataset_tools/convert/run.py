@@ -11,15 +11,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dataset_tools.checks import check_name
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
 from dataset_tools.convert.intake import prepare
 from dataset_tools.convert.lines import MOST_BROKEN, Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.convert.settle import settle_splits, settle_times
-from dataset_tools.generated import say_replaced
-from dataset_tools.writer import naming_folder, refuse_existing
+from dataset_tools.dataset.checks import check_name
+from dataset_tools.dataset.provenance import say_replaced
+from dataset_tools.dataset.writer import naming_folder, refuse_existing
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_tools.describe.measures import Description
-from recbole_tema.drawing import COLOURS, GRID, INK, YELLOW, svg_of
 from recbole_tema.errors import DataError
+from recbole_tema.pages import COLOURS, GRID, INK, YELLOW, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Numbers of a dataset, by SQL over its atomic files.
 
 Sequences are as the trainer sees them: a user's events by time, ties in the order of the file, and
-their targets are those of `recbole_tema.split` (RecBole's `LS: valid_and_test`).
+their targets are those of `recbole_tema.data.split` (RecBole's `LS: valid_and_test`).
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import numpy as np
 
 from dataset_tools.convert.engine import Engine, identifier
 from dataset_tools.convert.lines import Broken
-from dataset_tools.convert.recbole import load_atomic
-from dataset_tools.writer import FEATURE_FIELDS
-from recbole_tema.split import PHASES, target_positions
+from dataset_tools.convert.sources.recbole import load_atomic
+from dataset_tools.dataset.writer import FEATURE_FIELDS
+from recbole_tema.data.split import PHASES, target_positions
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 LENGTH_EDGES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)

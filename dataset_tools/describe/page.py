@@ -5,7 +5,7 @@ from html import escape
 from dataset_tools.describe.figure import svg
 from dataset_tools.describe.measures import Description
 from dataset_tools.describe.text import facts, rows
-from recbole_tema.drawing import whole_page
+from recbole_tema.pages import whole_page
 
 STYLE = """
 @media (max-width: 700px) {

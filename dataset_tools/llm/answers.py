@@ -52,7 +52,7 @@ from dataset_tools.llm.answer_notes import (
 )
 from dataset_tools.llm.requests import Answer, Request
 from dataset_tools.llm.salvage import salvage
-from recbole_tema.atomic import sync_folder
+from recbole_tema.data.atomic import sync_folder
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -6,14 +6,7 @@ from functools import lru_cache
 
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.job import plan
-from dataset_tools.llm.requests import (
-    RATING_TOKENS,
-    Backend,
-    Completion,
-    Prompt,
-    Request,
-    Scoring,
-)
+from dataset_tools.llm.requests import RATING_TOKENS, Backend, Completion, Prompt, Request, Scoring
 
 MILLION = 1_000_000
 

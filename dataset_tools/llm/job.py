@@ -6,14 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.requests import (
-    Answer,
-    Backend,
-    Request,
-    identity_of,
-    is_independent,
-    key_of,
-)
+from dataset_tools.llm.requests import Answer, Backend, Request, identity_of, is_independent, key_of
 from recbole_tema.errors import DataError
 
 

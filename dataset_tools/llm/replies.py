@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 
 from dataset_tools.llm.endpoint import Rejected
-from dataset_tools.llm.parsing import (
-    clean_text,
-    finished_json,
-    finished_text,
-    json_value,
-    scores,
-)
+from dataset_tools.llm.parsing import clean_text, finished_json, finished_text, json_value, scores
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
 from dataset_tools.llm.thoughts import was_opened
 from recbole_tema.errors import BackendError

@@ -22,7 +22,7 @@ from dataset_tools.llm.answer_file import (
     to_cell,
     transaction,
 )
-from recbole_tema.atomic import sync_folder
+from recbole_tema.data.atomic import sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.parsing import tag_list
 from dataset_tools.llm.prompts import PromptFile, field_text
 from dataset_tools.llm.requests import Answer, Completion, Prompt
+from dataset_tools.llm.session import Session
 from dataset_tools.tags.clean import copies_of_examples, item_tags, merge_key
-from dataset_tools.update import Dataset
 
 # Columns that a prompt may name although a dataset lacks them; they are empty then.
 COMMON_COLUMNS = ("title", "category", "brand", "price", "year", "description")
@@ -22,6 +23,22 @@ JSON_SCHEMA = json.dumps(
         "additionalProperties": False,
     }
 )
+
+
+@dataclass(frozen=True)
+class TagOptions:
+    """Numbers of the pipeline; see the help of `python -m dataset_tools tag` for their meaning."""
+
+    tags_per_item: int = 6
+    min_items: int = 5
+    max_share: float = 0.25
+    merge_cosine: float = 0.9
+    rounds: int = 2
+    near: int = 6
+    top: int = 6
+    threshold: float = 0.2
+    limit: int | None = None
+    seed: int = 2020
 
 
 @dataclass
@@ -136,3 +153,14 @@ def _others_examples(prompt: Prompt, title: str) -> list[list[str]]:
     """Tags of the few-shot examples, without one that is about the very item."""
     title = field_text(title)
     return [tag_list(answer) for user, answer in prompt.examples if title not in user]
+
+
+def generate(dataset: Dataset, session: Session, options: TagOptions) -> RawTags:
+    """Stage 1, first half: the model's own tags of the first `options.limit` items."""
+    rows = range(len(dataset.items))[: options.limit]
+    as_json = not session.backend.likelihoods
+    requests = tag_requests(dataset, session.prompt("tag"), rows, as_json)
+    answers = session.ask("tag", list(requests.values()))
+    raw = read_answers(dataset, requests, answers, options.tags_per_item)
+    raw.silent -= len(dataset.items) - len(rows)
+    return raw

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.prompts import PromptFile
 from dataset_tools.llm.requests import Prompt, Scoring
 from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import TagList
-from dataset_tools.update import Dataset
 
 BORROWED = 10  # items' worth of the mean over all tags, in the mean of one tag
 

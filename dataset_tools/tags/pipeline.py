@@ -7,39 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import RawTags, item_fields, read_answers, tag_requests
+from dataset_tools.tags.generate import RawTags, TagOptions, generate, item_fields
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
-from dataset_tools.tags.matching import (
-    candidates,
-    centred,
-    match_requests,
-    own_tags,
-    weights,
-)
+from dataset_tools.tags.matching import candidates, centred, match_requests, own_tags, weights
 from dataset_tools.tags.rounds import refine
-from dataset_tools.update import Dataset
 
 log = logging.getLogger(__name__)
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts (n) -> float32 (n, d) of norm 1
-
-
-@dataclass(frozen=True)
-class TagOptions:
-    """Numbers of the pipeline; see the help of `python -m dataset_tools tag` for their meaning."""
-
-    tags_per_item: int = 6
-    min_items: int = 5
-    max_share: float = 0.25
-    merge_cosine: float = 0.9
-    rounds: int = 2
-    near: int = 6
-    top: int = 6
-    threshold: float = 0.2
-    limit: int | None = None
-    seed: int = 2020
 
 
 @dataclass
@@ -63,17 +41,6 @@ class Tagged:
     sizes: list[tuple[str, int, int]]
     min_items: int
     stages: dict[str, int] = field(default_factory=dict)
-
-
-def generate(dataset: Dataset, session: Session, options: TagOptions) -> RawTags:
-    """Stage 1, first half: the model's own tags of the first `options.limit` items."""
-    rows = range(len(dataset.items))[: options.limit]
-    as_json = not session.backend.likelihoods
-    requests = tag_requests(dataset, session.prompt("tag"), rows, as_json)
-    answers = session.ask("tag", list(requests.values()))
-    raw = read_answers(dataset, requests, answers, options.tags_per_item)
-    raw.silent -= len(dataset.items) - len(rows)
-    return raw
 
 
 def make_tags(dataset: Dataset, session: Session, encode: Encode, options: TagOptions) -> Tagged:

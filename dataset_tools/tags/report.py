@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.tags.pipeline import Tagged
-from dataset_tools.update import Dataset
 
 SHOWN_TAGS, SHOWN_ITEMS = 20, 10
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.parsing import tag_list
 from dataset_tools.llm.session import Session
 from dataset_tools.tags.clean import merge_key
@@ -25,10 +26,9 @@ from dataset_tools.tags.refine import (
     read_edits,
     specificity,
 )
-from dataset_tools.update import Dataset
 
 if TYPE_CHECKING:
-    from dataset_tools.tags.pipeline import TagOptions
+    from dataset_tools.tags.generate import TagOptions
 
 log = logging.getLogger(__name__)
 

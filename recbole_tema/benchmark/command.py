@@ -5,20 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from recbole_tema.benchmark.spec import (
-    ALIKE,
-    Entry,
-    Spec,
-    check_entries,
-    check_folders,
-    domains_of,
-)
+from recbole_tema.benchmark.spec import ALIKE, Entry, Spec, check_entries, check_folders, domains_of
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
-from recbole_tema.config_checks import check_values, fail
-from recbole_tema.config_files import merge_layer
-from recbole_tema.config_keys import general_keys
-from recbole_tema.errors import ConfigError, DataError
-from recbole_tema.names import (
+from recbole_tema.config.files import merge_layer
+from recbole_tema.config.keys import general_keys
+from recbole_tema.config.registry import (
     CDR_MODELS,
     DEFAULT_DATASET,
     DEFAULT_MODEL,
@@ -27,6 +18,8 @@ from recbole_tema.names import (
     hint,
     nearest,
 )
+from recbole_tema.config.rules import check_values, fail
+from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path
 
 FIRST_SEED = 2020
@@ -265,7 +258,7 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     Raises:
         ConfigError: a model that is not asked for, or a misspelt argument of benchmarks.
     """
-    from recbole_tema.cli import config_files, merged
+    from recbole_tema.config.arguments import config_files, merged
 
     files = config_files(given.pop("config_files", ""))
     texts: dict[str, dict[str, str]] = {}
@@ -312,7 +305,7 @@ def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:
     Raises:
         ConfigError: a name, key or value is wrong.
     """
-    from recbole_tema.cli import check_arguments
+    from recbole_tema.config.arguments import check_arguments
 
     try:
         told = {**sources, **dict.fromkeys(entry.keys, f"of {entry.label}")}
@@ -325,7 +318,7 @@ def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:
 
 
 def _ensure_dataset(dataset: str, data_path: Path) -> None:
-    from dataset_tools.builtin import BUILTIN, ensure_builtin
+    from recbole_tema.builtin import BUILTIN, ensure_builtin
 
     if dataset in BUILTIN:
         ensure_builtin(dataset, data_path)

@@ -11,9 +11,9 @@ from recbole_tema.benchmark.metrics import bootstrap_interval
 from recbole_tema.benchmark.results import OVERALL, Results
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.variants import OVERLAP
-from recbole_tema.drawing import COLOURS as SIX
-from recbole_tema.drawing import GRID, INK, svg_of
 from recbole_tema.errors import DataError
+from recbole_tema.pages import COLOURS as SIX
+from recbole_tema.pages import GRID, INK, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

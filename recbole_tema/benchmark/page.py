@@ -8,7 +8,7 @@ import pandas as pd
 from recbole_tema.benchmark.figures import NARROW, WIDE, titles
 from recbole_tema.benchmark.results import Results
 from recbole_tema.benchmark.tables import grid, mark, note
-from recbole_tema.drawing import whole_page
+from recbole_tema.pages import whole_page
 
 STYLE = """
 table { font-size: .9rem; } th, td { padding: .25rem .6rem; }

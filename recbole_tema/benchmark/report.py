@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from recbole_tema.atomic import replace_file
 from recbole_tema.benchmark.figures import METRIC, K, drawn, write_figures
 from recbole_tema.benchmark.metrics import BY_RANK
 from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
+from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import ConfigError
 
 FIGURES = (METRIC, K)

@@ -21,6 +21,7 @@ from recbole_tema.benchmark.record import RECORD, read_record, statement_of
 from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, read_curve
+from recbole_tema.config.registry import OUR_MODELS
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import (
     LENGTH_BOUNDS,
@@ -28,7 +29,6 @@ from recbole_tema.evaluation.groups import (
     popularity_notes,
     popularity_thirds,
 )
-from recbole_tema.names import OUR_MODELS
 
 TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
 OVERALL = "overall"

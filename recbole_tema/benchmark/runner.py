@@ -21,7 +21,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import recbole_tema
-from recbole_tema.atomic import replace_file
 from recbole_tema.benchmark.record import RECORD, read_record, statement_of
 from recbole_tema.benchmark.spec import (
     RUNS,
@@ -33,6 +32,7 @@ from recbole_tema.benchmark.spec import (
     unlike,
 )
 from recbole_tema.benchmark.worker import SPEC as RUN_SPEC
+from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.progress import ProgressBar
 

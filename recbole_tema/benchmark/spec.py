@@ -91,9 +91,9 @@ def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
     Raises:
         ConfigError: a key or value is refused.
     """
-    from recbole_tema.checkpoint import plain_config
-    from recbole_tema.config import TemaConfig
-    from recbole_tema.trainer import NOT_IN_RUN_NAME
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.trainer.checkpoint import plain_config
+    from recbole_tema.trainer.trainer import NOT_IN_RUN_NAME
 
     keys = {**spec.keys, **entry.keys, "data_path": str(spec.data_path)}
     if entry.domains:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.atomic import replace_file
+from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import spans_domains
 

@@ -14,16 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recbole_tema.benchmark.record import RECORD
-from recbole_tema.benchmark.runner import (
-    Job,
-    has_begun,
-    open_results,
-    run_jobs,
-    shows_progress,
-)
+from recbole_tema.benchmark.runner import Job, has_begun, open_results, run_jobs, shows_progress
 from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
-from recbole_tema.config_files import load_yaml, properties_dir
+from recbole_tema.config.files import load_yaml, properties_dir
 from recbole_tema.errors import ConfigError, DataError
 
 FOLDER, DEFAULT = "tune", "default"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recbole_tema.benchmark.spec import Entry
-from recbole_tema.config_files import load_yaml, properties_dir
+from recbole_tema.config.files import load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 
 OVERLAP = ", overlap "  # between an entry's label and its share

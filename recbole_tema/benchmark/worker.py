@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from recbole_tema.atomic import replace_file
 from recbole_tema.benchmark.record import RECORD, STATED, fingerprint
+from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import DataError, TemaError
 
 SPEC, CURVE = "spec.json", "curve.jsonl"

@@ -2,6 +2,9 @@
 
 import importlib
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset

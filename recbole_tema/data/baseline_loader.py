@@ -1,5 +1,8 @@
 """Evaluation batches for RecBole's own models, row by row the same targets as ours."""
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction

@@ -6,6 +6,9 @@ models and RecBole's own see the same users, items, order of events and split.
 
 from logging import getLogger
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import pandas as pd
 import torch

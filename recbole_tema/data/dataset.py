@@ -1,5 +1,8 @@
 """The dataset of our own models: flat sequences, no prefix is ever materialised."""
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
@@ -7,8 +10,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
 from recbole_tema.data.sequences import split_targets
+from recbole_tema.data.split import train_lengths
 from recbole_tema.errors import ConfigError
-from recbole_tema.split import train_lengths
 
 
 class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):

@@ -2,6 +2,9 @@
 
 from logging import getLogger
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
@@ -9,7 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.sequences import split_targets
 from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
-from recbole_tema.distributed import rank, world_size
+from recbole_tema.trainer.distributed import rank, world_size
 
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"

@@ -4,6 +4,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
+import recbole_tema.compat  # noqa: F401  before RecBole
+
+# isort: split
 import numpy as np
 from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import create_samplers, get_dataloader
@@ -11,9 +14,9 @@ from recbole.sampler import KGSampler
 from recbole.utils import FeatureSource, ModelType
 from torch.utils.data import DistributedSampler
 
-from recbole_tema.atomic import read_header
-from recbole_tema.config_keys import class_keys, may_read
+from recbole_tema.config.keys import class_keys, may_read
 from recbole_tema.console import SCREEN
+from recbole_tema.data.atomic import read_header
 from recbole_tema.data.baseline import baseline_class
 from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset

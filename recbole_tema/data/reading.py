@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.atomic import read_header, read_table
+from recbole_tema.data.atomic import read_header, read_table
+from recbole_tema.data.feature_file import read_feature
 from recbole_tema.data.schema import check_types
 from recbole_tema.errors import DataError
-from recbole_tema.feature_file import read_feature
 
 
 def read_frame(path, load=None, skip=None, seq_separator=" ", required=()):

@@ -7,8 +7,8 @@ in ``properties/dataset/NAME.yaml`` win over these.
 
 from pathlib import Path
 
-from recbole_tema.atomic import read_header, require_fields
-from recbole_tema.config_keys import may_read
+from recbole_tema.config.keys import may_read
+from recbole_tema.data.atomic import read_header, require_fields
 from recbole_tema.errors import ConfigError, DataError
 
 # suffix -> (id field, value field, field whose ids it shares)

@@ -1,10 +1,10 @@
-"""Every user's merged sequence as flat arrays, split by the rule of `recbole_tema.split`."""
+"""Every user's merged sequence as flat arrays, split by the rule of `recbole_tema.data.split`."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_tema.split import target_positions, train_lengths
+from recbole_tema.data.split import target_positions, train_lengths
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.errors import DataError
-from recbole_tema.model.base import CrossDomainRecommender
+from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import initial_vectors, principal_components

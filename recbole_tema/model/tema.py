@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import ConfigError
-from recbole_tema.model.base import CrossDomainRecommender
+from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.dropout import Dropout
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import (

@@ -1,0 +1,1 @@
+"""Datasets that this package builds by itself, with the tags that the project keeps."""

@@ -1,0 +1,218 @@
+"""Datasets that this package builds by itself when one is asked for and missing."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from dataset_tools.builtin import movielens
+from dataset_tools.dataset.card import card_path, changed_files, missing_files, read_card
+from dataset_tools.dataset.dataset import (
+    Dataset,
+    finish_update,
+    install,
+    read_dataset,
+    update_dataset,
+)
+from dataset_tools.dataset.provenance import say_replaced
+from dataset_tools.dataset.writer import FEATURE_FIELDS, SUFFIXES, naming_folder, staging_folder
+from dataset_tools.encoders.text_encoder import encoder_available
+from recbole_tema.data.atomic import read_table, sha256_of
+from recbole_tema.data.feature_file import read_feature
+from recbole_tema.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+# name -> build(folder, force) -> card path
+BUILTIN: dict[str, Callable[..., Path]] = {movielens.NAME: movielens.build_ml_100k_genre}
+VERSIONS = {movielens.NAME: movielens.BUILDER_VERSION}
+NOTES: dict[str, Callable[[], set[str]]] = {movielens.NAME: movielens.builder_notes}
+
+# Field of a language model -> key of the card with the numbers of its run.
+RUNS = {"tags": "tagging", "profile_emb": "profiling"}
+
+
+def ensure_builtin(name: str, data_path: str | Path, force: bool = False) -> Path:
+    """Build the built-in dataset `name` into `<data_path>/<name>` unless it is there and current.
+
+    It is built again, with one log line that says why, when it is incomplete, made by another
+    version of its builder, or made without text vectors that can be had now. What commands made
+    for it since (tags, vectors, profiles) comes over into the new build; with `force` the build is
+    as the package ships it. What does not come over is kept in a folder beside the files, which
+    the log names. Processes that ask at the same time wait for the first one.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        ConfigError: `name` is no built-in dataset.
+        DataError: the dataset cannot be built, or the folder not be written.
+    """
+    check_builtin(name)
+    data_path = Path(data_path).expanduser()
+    folder = data_path / name
+    finish_update(folder, name)
+    if not force and rebuild_reason(name, folder) is None:
+        return folder  # without the lock: the folder may be read-only
+    try:
+        data_path.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_path / f".{name}.lock"):
+            reason = "asked for" if force else rebuild_reason(name, folder)
+            if reason:
+                say_replaced(folder, name)
+                log.info("building %s in %s: %s", name, folder, reason)
+                _build(name, folder, keep=not force)
+    except OSError as error:
+        raise DataError(
+            f"{data_path}: cannot be written ({error.strerror}); choose another data_path"
+        ) from error
+    return folder
+
+
+def check_builtin(name: str) -> None:
+    """Raise a ConfigError that names the nearest built-in dataset unless `name` is one."""
+    if name not in BUILTIN:
+        near = get_close_matches(name, BUILTIN, n=1, cutoff=0.0)[0]
+        known = ", ".join(sorted(BUILTIN))
+        raise ConfigError(f"no built-in dataset '{name}'; nearest: '{near}' (there are: {known})")
+
+
+def rebuild_reason(name: str, folder: Path) -> str | None:
+    """Why the dataset in `folder` must be built; None where it can be used as it is.
+
+    Files changed by hand are no reason: they are named in the log and kept. Nor are missing files
+    that a build would not give back, because a command made them.
+    """
+    card = read_card(folder, name)
+    if card is None:
+        return "not there yet" if not folder.exists() else "an unfinished or foreign folder"
+    made = [f"{name}.{suffix}" for suffix in _made_since(name, card) if suffix != "item"]
+    missing = missing_files(folder, card)
+    if set(missing) - set(made):
+        return f"{', '.join(missing)} missing"
+    if missing:
+        log.warning(
+            "%s: %s missing; 'python -m dataset_tools enrich %s' makes what is missing, from the "
+            "answers that are kept", folder, ", ".join(missing), name
+        )  # fmt: skip
+    found = (card.get("builder") or {}).get("version")
+    if found != VERSIONS[name]:
+        return f"made by builder version {found}, now {VERSIONS[name]}"
+    if not card.get("text_vectors") and encoder_available():
+        return "made without text vectors, which can be had now"
+    changed = changed_files(folder, card)
+    if changed:
+        log.warning("%s: changed since the build and kept: %s", folder, ", ".join(changed))
+    return None
+
+
+def _made_since(name: str, card: dict[str, Any]) -> set[str]:
+    """Suffixes of the files with fields that the builder's card does not know: commands made them.
+
+    "item" and "tag" stand for tags of the items, which are in both files.
+    """
+    own = NOTES[name]()
+    made = {f for f, note in (card.get("generated") or {}).items() if str(note) not in own}
+    suffixes = {suffix for suffix, (_, field, _) in FEATURE_FIELDS.items() if field in made}
+    return suffixes | ({"item", "tag"} if "tags" in made else set())
+
+
+def _build(name: str, folder: Path, keep: bool) -> None:
+    """Build into a hidden folder, bring over what was made since, then replace the old files."""
+    with naming_folder(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"), staging_folder(folder, name) as staging:
+            BUILTIN[name](staging)
+            came_over = _bring_over(name, folder, staging) if keep else set()
+            _set_aside(name, folder, staging, came_over)
+            install(folder, name, staging)
+
+
+def _bring_over(name: str, folder: Path, staging: Path) -> set[str]:
+    """Give the new build the fields that were made since; returns the suffixes of their files."""
+    card = read_card(folder, name)
+    made = _made_since(name, card) if card else set()
+    came_over: set[str] = set()
+    if not made:
+        return came_over
+    fresh = read_dataset(staging, name)
+    parts = [("item", "tag")] if "item" in made else [("tag",)] if "tag" in made else []
+    parts += [(suffix,) for suffix in sorted(made - {"item", "tag"})]
+    for part in parts:
+        try:
+            fields, tables = _tables(folder, fresh, part)
+            generated = {f: n for f, n in card["generated"].items() if f in fields}
+            notes = {RUNS[f]: card[RUNS[f]] for f in fields if RUNS.get(f) in card}
+            update_dataset(fresh, **tables, generated=generated, notes=notes)
+            came_over.update(part)
+            log.info("%s: kept as they were: %s", folder, ", ".join(fields))
+        except (DataError, ValueError) as error:
+            log.warning("%s: .%s does not go with the new build: %s", folder, part[0], error)
+    return came_over
+
+
+def _tables(
+    folder: Path, fresh: Dataset, part: tuple[str, ...]
+) -> tuple[list[str], dict[str, Any]]:
+    """The fields of the files `part` in `folder`, and them as arguments of `update_dataset`."""
+    last = part[-1]
+    table = read_feature(folder / f"{fresh.name}.{last}")
+    if last != "tag":
+        _, field, owner = FEATURE_FIELDS[last]
+        known = set(fresh.column("item_id") if owner == "item" else fresh.events["user_id"])
+        rows = [row for row, token in enumerate(table.tokens) if token in known]
+        feature = [table.tokens[row] for row in rows], table.values[rows]
+        return [field], {"features": {last: feature}}
+    domains = table.extra.get("tag_domain", [""] * len(table.tokens))
+    rows = {"tag_id": table.tokens, "tag_domain": domains, "tag_emb": list(table.values)}
+    fields, tables = ["tag_emb"], {"tags": pd.DataFrame(rows)}
+    if "item" in part:
+        columns = {"item_id": "token", "tags": "token_seq", "tag_weights": "float_seq"}
+        former = read_table(folder / f"{fresh.name}.item", columns, list(columns))
+        former = former.drop_duplicates("item_id")
+        tables["items"] = movielens.with_kept_tags(fresh.items, former)
+        fields += ["tags", "tag_weights"]
+    return fields, tables
+
+
+def _set_aside(name: str, folder: Path, staging: Path, came_over: set[str]) -> None:
+    """Copy the files that are about to be lost and are not the builder's into a folder.
+
+    Those are files made by commands or changed by hand, and where no card says what they are, all.
+    """
+    card = read_card(folder, name)
+    own: set[str] = set()  # files of the builder, and those whose whole content came over
+    if card is not None:
+        known = card["files"].keys() - set(changed_files(folder, card))
+        made = {f"{name}.{suffix}" for suffix in _made_since(name, card) - came_over}
+        own = known - made | {f"{name}.{suffix}" for suffix in came_over - {"item"}}
+    paths = [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+    lost = [
+        path
+        for path in paths
+        if path.is_file()
+        and path.stat().st_size
+        and path.name not in own
+        and not _same(path, staging / path.name)
+    ]
+    if not lost:
+        return
+    aside = next(f for n in count(1) if not (f := folder / f"{name}.former-{n}").exists())
+    aside.mkdir()
+    if card is not None:
+        shutil.copy2(card_path(folder, name), aside)
+    for path in lost:
+        shutil.copy2(path, aside)
+    names = ", ".join(path.name for path in lost)
+    log.warning("%s: replaced by the build, and kept in %s: %s", folder, aside.name, names)
+
+
+def _same(path: Path, new: Path) -> bool:
+    """Whether the build gives a file back as it is."""
+    return new.is_file() and sha256_of(new) == sha256_of(path)

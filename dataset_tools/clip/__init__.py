@@ -1,1 +1,0 @@
-"""Unit vectors of texts and images: encoders, the checks on images, and their download."""

@@ -1,0 +1,1 @@
+"""What `convert` reads, one file a source."""

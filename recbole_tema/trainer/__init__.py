@@ -1,0 +1,1 @@
+"""Training: epochs, checkpoints, several processes, seeds."""
