@@ -131,7 +131,8 @@ def test_changes_by_hand_are_kept_and_named(tmp_path, caplog):
 CHILD = f"""
 import logging, sys
 logging.basicConfig(level=logging.INFO)
-from dataset_tools import builtin, text_encoder
+from dataset_tools.builtin import datasets as builtin
+from dataset_tools.encoders import text_encoder
 text_encoder.PACKAGES = ("{ABSENT}",)
 print("ready", flush=True); sys.stdin.readline()
 builtin.ensure_builtin("{NAME}", sys.argv[1])

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import dataset_tools
 from dataset_tools.dataset.card import changed_files
 from dataset_tools.dataset.dataset import read_dataset
 from dataset_tools.encoders import text_encoder
@@ -159,7 +160,9 @@ def test_a_kept_answer_depends_on_its_prompt_alone(tmp_path, encoder):
     tag(dataset, WordBackend(False))
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    stated = yaml.safe_load((Path(tagging.__file__).parent / "prompts" / "match.yaml").read_text())
+    stated = yaml.safe_load(
+        (Path(dataset_tools.__file__).parent / "prompts" / "match.yaml").read_text()
+    )
     stated["domains"]["food"]["system"] += " Be strict."
     (prompts / "match.yaml").write_text(yaml.safe_dump(stated))
     backend = WordBackend(False)

@@ -116,6 +116,8 @@ class RowLayer(CacheLayerMixin):
     def get_max_length(self):
         return self.capacity
 
+    get_max_cache_shape = get_max_length  # as transformers 5.0 to 5.10 call it
+
 
 class Forward:
     """A loaded model as a function of tokens, positions and masks.
