@@ -116,7 +116,7 @@ class RowLayer(CacheLayerMixin):
     def get_max_length(self):
         return self.capacity
 
-    get_max_cache_shape = get_max_length  # as transformers 5.0 to 5.10 call it
+    get_max_cache_shape = get_max_length  # as transformers before 5.15 calls it
 
 
 class Forward:
