@@ -168,9 +168,9 @@ def test_every_direct_requirement_is_pinned_inside_its_range(metadata):
     [
         ("numpy", ("1.26.4", "2.4.6"), "3.0.0"),
         # Under pandas 3 RecBole's agg(len) gets whole columns, its fillna(inplace=True) a copy.
-        ("pandas", ("2.1.4", "2.3.3"), "3.0.0"),
+        ("pandas", ("2.2.0", "2.3.3"), "3.0.0"),
         ("scipy", ("1.12.0", "1.17.1"), "2.0.0"),
-        ("torch", ("2.4.0", "2.14.1"), "2.15.0"),
+        ("torch", ("2.6.0", "2.14.1"), "2.15.0"),
     ],
 )
 def test_ranges(metadata, package, works, fails):
