@@ -43,12 +43,12 @@ def graph():
             if isinstance(node, ast.Import):
                 named = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
-                named = [f"{node.module}.{a.name}" for a in node.names] + [node.module]
+                # A module of that name in the package, else what the package itself holds.
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                named = [one if one in files else node.module for one in inside]
             else:
                 continue
-            hits = [one for one in named if one in files and one != name]
-            # `from package import module` is of the module, not of the package.
-            edges[name].update(hits[:-1] if len(hits) > 1 else hits)
+            edges[name].update(one for one in named if one in files and one != name)
     return edges
 
 
