@@ -22,8 +22,7 @@ from dataset_tools.llm.session import Session
 from dataset_tools.tags.generate import TagOptions
 from recbole_tema import run_recbole_tema
 from recbole_tema.cli import main
-
-from .word_backend import WordBackend, write_shop
+from tests.support.word_backend import WordBackend, write_shop
 
 pytestmark = pytest.mark.long
 

@@ -4,7 +4,7 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 DOOR = "recbole_tema.builtin"  # to dataset_tools
 # Models read batches, not files; data know no model; a folder knows nothing that is built on it.
 FORBIDDEN = {

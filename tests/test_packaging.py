@@ -20,12 +20,11 @@ from recbole_tema.benchmark.command import parse as benchmark_of
 from recbole_tema.cli import parse_arguments
 from recbole_tema.config.keys import check_keys
 from recbole_tema.config.registry import BUILTIN_DATASETS, check_model
-
-from .conftest import make_dataset
+from tests.support.tiny_dataset import make_dataset
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = (".*", "build", "dist", "*.egg-info", "__pycache__", "saved", "log", "log_tensorboard")
 
 

@@ -1,0 +1,718 @@
+"""The loop that asks: nothing twice, nothing lost, the same answers whoever stops or shares."""
+
+import json
+import logging
+import multiprocessing
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataset_tools.llm import answers as answers_module
+from dataset_tools.llm import keeper, shards
+from dataset_tools.llm.answers import AnswerStore
+from dataset_tools.llm.asking import Tally, ask
+from dataset_tools.llm.estimate import Estimate, estimate
+from dataset_tools.llm.openai_api import OpenAIBackend
+from dataset_tools.llm.requests import Answer, Embedding, content, key_of
+from recbole_tema.errors import BackendError, DataError
+from tests.support import hash_backend
+from tests.support.hash_backend import HashBackend, completion, requests, scoring
+from tests.support.llm_servers import chat, serve
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def small_reserve(monkeypatch):
+    monkeypatch.setattr(answers_module, "RESERVE_BYTES", 1 << 16)
+
+
+def values(answers):
+    return [a.fault or np.asarray(a.value).tolist() for a in answers]
+
+
+def ask_all(folder, wanted, backend=None, shard=(1, 1), **options):
+    with AnswerStore(folder, shard) as store:
+        options = {"task": "t", "progress": False} | options
+        return ask(backend or HashBackend(), wanted, store, **options)
+
+
+def direct(wanted, size=4):
+    """What the hash backend says when it is asked for all different requests at once."""
+    unique = list(dict.fromkeys(wanted))
+    backend, answers = HashBackend(size=size), {}
+    units = [[unique[i] for i in unit] for unit in backend.units(unique)]
+    for place, given_answers in backend.answer(units):
+        answers |= dict(zip(units[place], given_answers, strict=True))
+    return values(answers[request] for request in wanted)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    places=st.lists(st.integers(0, 20), max_size=40),
+    size=st.integers(1, 5),
+    order=st.sampled_from([1, -1]),
+    kept=st.lists(st.integers(0, 20), max_size=8),
+)
+def test_order_and_duplicates(tmp_path, places, size, order, kept):
+    wanted = [completion(f"item {i}") for i in places]
+    folder = tmp_path / str(time.monotonic_ns())
+    backend = HashBackend(size=size, order=order)
+    before = [completion(f"item {i}") for i in set(kept)]
+    with AnswerStore(folder) as store:
+        rows = [(key_of("hash", r), r, Answer(f"kept {content(r)}")) for r in before]
+        store.put(rows, "t", "hash")
+        answers = ask(backend, wanted, store, task="t", progress=False)
+    right = direct(wanted, size)
+    for request, answer, value in zip(wanted, answers, right, strict=True):
+        assert answer.value == (f"kept {content(request)}" if request in before else value)
+    assert max(Counter(backend.asked).values(), default=1) == 1
+
+
+@pytest.mark.parametrize("make", [completion, scoring, Embedding])
+def test_a_second_run_makes_no_call(tmp_path, make):
+    wanted = [make(f"text {i}") for i in range(11)] * 2
+    first, second = HashBackend(), HashBackend()
+    tally = Tally()
+    before = ask_all(tmp_path, wanted, first, tally=tally)
+    after = ask_all(tmp_path, wanted, second, tally=tally)
+    assert values(before) == values(after) == direct(wanted)
+    assert len(first.asked) == 11 and second.asked == []
+    assert (tally.requests, tally.calls, tally.kept, tally.from_store) == (22, 11, 11, 11)
+    assert (tally.tokens_in, tally.faults) == (77, Counter())
+    assert ask_all(tmp_path, []) == []
+
+
+def test_another_model_is_asked_again(tmp_path):
+    ask_all(tmp_path, requests(3))
+    other = HashBackend(identity="other")
+    ask_all(tmp_path, requests(3), other)
+    assert len(other.asked) == 3
+
+
+def test_a_unit_that_lacks_one_is_answered_whole_and_the_kept_answers_stay(tmp_path):
+    wanted = requests(12)
+    with AnswerStore(tmp_path) as store:
+        rows = [
+            (key_of("hash", r), r, Answer(np.full(32, i, np.float32))) for i, r in enumerate(wanted)
+        ]
+        store.put([*rows[:3], *rows[4:8]], "t", "hash")
+    backend, tally = HashBackend(), Tally()
+    answers = ask_all(tmp_path, wanted, backend, tally=tally)
+    assert backend.asked == wanted[:4] + wanted[8:]
+    kept = [[float(i)] * 32 for i in range(8)]
+    right = direct(wanted)
+    assert values(answers) == [*kept[:3], right[3], *kept[4:], *right[8:]]
+    assert (tally.from_store, tally.calls, tally.again, tally.kept) == (7, 8, 3, 5)
+    told = "12 requests: 7 answered from the store, 5 by the model, 0 without an answer. Sent to "
+    assert str(tally).startswith(f"{told}the model: 8, 3 of them again with their batch (")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 14), st.integers(1, 5), st.sets(st.integers(0, 13)), st.sets(st.integers(0, 13)),
+    st.booleans(),
+)  # fmt: skip
+def test_the_numbers_of_a_run_add_up(n, size, kept, faulty, lasting):
+    """Over two runs, of answers that are kept, faulty, lastingly so, and asked with their batch."""
+    wanted = requests(n)
+    told = {wanted[i].text for i in faulty if i < n}
+    with TemporaryDirectory() as folder:
+        with AnswerStore(folder) as store:
+            rows = [
+                (key_of("hash", wanted[i]), wanted[i], Answer(np.ones(32, np.float32)))
+                for i in kept
+                if i < n
+            ]
+            if rows:
+                store.put(rows, "t", "hash")
+        for _ in range(2):
+            backend, tally = Faulty(told, lasting, size), Tally()
+            with AnswerStore(folder, readonly=True) as store:
+                forecast = estimate(backend, wanted, store)
+            ask_all(Path(folder), wanted, backend, tally=tally)
+            faults = tally.faults.total()
+            assert tally.requests == n == tally.from_store + tally.kept + faults
+            assert tally.calls == tally.kept + faults - tally.failed + tally.again
+            assert tally.calls == len(backend.asked) == forecast.calls
+            assert forecast.lacking == tally.calls - tally.again
+            assert forecast.kept + forecast.lacking == n
+            listed = [int(x.replace(",", "")) for x in re.findall(r"\((\d+)\)", str(tally))]
+            assert sum(listed) == faults
+
+
+class Faulty(HashBackend):
+    """Gives faults to some texts, each with a reason of its own."""
+
+    def __init__(self, faulty, lasting, size):
+        super().__init__(size=size)
+        self.faulty, self.lasting = faulty, lasting
+
+    def one(self, request, together):
+        if request.text in self.faulty:
+            return Answer(None, fault=f"no {request.text}", lasting=self.lasting)
+        return super().one(request, together)
+
+
+def test_faults_are_told_counted_and_asked_again(tmp_path, caplog):
+    wanted = requests(9)
+    tally = Tally()
+    with caplog.at_level(logging.INFO):
+        answers = ask_all(tmp_path, wanted, HashBackend(size=1, faults=["text 4"]), tally=tally)
+    assert [a.fault for a in answers] == [None] * 4 + ["an empty answer"] + [None] * 4
+    assert tally.faults == {"an empty answer": 1} and tally.kept == 8
+    told = "0 answered from the store, 8 by the model, 1 without an answer. Sent to the model: 9 ("
+    assert told in caplog.text and "Without an answer: an empty answer (1)" in caplog.text
+    again = HashBackend(size=1)
+    assert values(ask_all(tmp_path, wanted, again)) == direct(wanted, size=1)
+    assert again.asked == [wanted[4]]
+
+
+class Odd(HashBackend):
+    """Gives `odd` in place of each answer."""
+
+    def __init__(self, odd):
+        super().__init__(size=1)
+        self.odd = odd
+
+    def one(self, request, together):
+        return self.odd
+
+
+@pytest.mark.parametrize(
+    ("wanted", "odd", "reason"),
+    [
+        (completion("a"), Answer(None), "no answer"),
+        (scoring("a"), Answer([1.0, 2.0]), "not one score for each option"),
+        (scoring("a"), Answer([1.0, float("nan"), 0.0]), "numbers that are not finite"),
+        (Embedding("a"), Answer(np.float32([1, np.inf])), "numbers that are not finite"),
+    ],
+)
+def test_values_that_nobody_can_use_are_faults(tmp_path, wanted, odd, reason):
+    assert [a.fault for a in ask_all(tmp_path, [wanted], Odd(odd))] == [reason]
+    assert ask_all(tmp_path, [wanted])[0].fault is None
+
+
+def test_a_backend_that_leaves_requests_out_is_named(tmp_path):
+    class Lazy(HashBackend):
+        def answer(self, units):
+            yield next(super().answer(units))
+
+    with pytest.raises(BackendError, match="no answers for 2 units"):
+        ask_all(tmp_path, requests(12), Lazy())
+    again = HashBackend()
+    ask_all(tmp_path, requests(12), again)
+    assert len(again.asked) == 8
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BackendError("gone"), RuntimeError("bug")])
+def test_all_that_arrived_is_stored_whatever_ends_the_run(tmp_path, size, error):
+    class Ending(HashBackend):
+        def answer(self, units):
+            for place, answers in super().answer(units):
+                if place == 5:
+                    raise error
+                yield place, answers
+
+    wanted, tally = requests(40), Tally()
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        ask_all(tmp_path, wanted, Ending(size=size), tally=tally)
+    assert tally.kept == 5 * size and tally.calls == 5 * size
+    again = HashBackend(size=size)
+    assert values(ask_all(tmp_path, wanted, again)) == direct(wanted, size)
+    assert again.asked == wanted[5 * size :]
+
+
+def test_single_answers_are_stored_while_the_next_is_awaited(tmp_path, monkeypatch):
+    """What arrived is on the disk within the half second, though the server then stalls."""
+    monkeypatch.setattr(keeper, "GROUP_SECONDS", 0.05)
+    go_on = threading.Event()
+
+    class Stalling(HashBackend):
+        def answer(self, units):
+            for place, answers in super().answer(units):
+                if place == 3:
+                    assert go_on.wait(30)
+                yield place, answers
+
+    wanted = requests(5)
+    keys = [key_of("hash", request) for request in wanted]
+    thread = threading.Thread(target=ask_all, args=(tmp_path, wanted, Stalling(size=1)))
+    thread.start()
+    try:
+        with AnswerStore(tmp_path, readonly=True) as store:
+            limit = time.monotonic() + 20
+            while len(store.get(keys)) < 3 and time.monotonic() < limit:
+                time.sleep(0.02)
+            assert store.missing(keys) == keys[3:]
+    finally:
+        go_on.set()
+        thread.join()
+
+
+def test_many_single_answers_share_transactions(tmp_path, monkeypatch):
+    puts = []
+    put = AnswerStore.put
+    monkeypatch.setattr(
+        AnswerStore, "put", lambda self, rows, *a: (puts.append(len(rows)), put(self, rows, *a))
+    )
+    ask_all(tmp_path, requests(200), HashBackend(size=1))
+    assert sum(puts) == 200 and len(puts) <= 5
+
+
+def test_what_the_disk_did_not_take_ends_the_run(tmp_path, monkeypatch):
+    def full(self, rows, task, model):
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(keeper, "GROUP_SECONDS", 0.01)
+    monkeypatch.setattr(AnswerStore, "put", full)
+    backend = HashBackend(size=1, seconds=0.02)
+    with pytest.raises(DataError, match="the disk is full"):
+        ask_all(tmp_path, requests(100), backend)
+    assert len(backend.asked) < 50  # the timer's failure stopped it
+
+
+def start(folder, shard="1/1", n=24, seconds=0.0, *faults):
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.hash_backend",
+        folder,
+        shard,
+        n,
+        seconds,
+        *faults,
+    ]
+    return subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def result(folder, name="1-1"):
+    return json.loads((folder / f"result-{name}.json").read_text())
+
+
+def asked(folder, name="1-1"):
+    log = folder / f"asked-{name}.log"
+    return log.read_text().split("\n")[:-1] if log.exists() else []
+
+
+def run_forked(folder, n, seconds):
+    arguments = (str(folder), "1/1", n, seconds)
+    process = multiprocessing.get_context("fork").Process(target=hash_backend.main, args=arguments)
+    process.start()
+    return process
+
+
+def test_kill_9_costs_no_more_than_the_unit_in_flight(tmp_path):
+    pauses, kills, n = np.random.default_rng(3), 0, 240
+    while True:
+        process = run_forked(tmp_path, n, 0.004)
+        process.join(float(pauses.uniform(0.02, 0.15)) if kills < 12 else 60)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert kills >= 3
+    assert result(tmp_path) == direct(requests(n))
+    times = Counter(asked(tmp_path))
+    assert len(times) == n
+    assert sum(times.values()) - n <= 4 * kills  # a unit has 4 requests
+    assert ask_all(tmp_path / "store", requests(n), HashBackend(log=tmp_path / "asked-1-1.log"))
+    assert Counter(asked(tmp_path)) == times  # a further run asks nothing
+
+
+def test_three_processes_share_a_run(tmp_path):
+    """All get the same full result, the fault of one of them included, and ask nothing twice."""
+    processes = [start(tmp_path, f"{i}/3", 50, 0.01, "text 17", "text 30") for i in (1, 2, 3)]
+    for process in processes:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    results = [result(tmp_path, f"{i}-3") for i in (1, 2, 3)]
+    assert results[0] == results[1] == results[2]
+    right = direct(requests(50))
+    assert results[0] == [
+        "an empty answer" if i in (17, 30) else value for i, value in enumerate(right)
+    ]
+    lists = [asked(tmp_path, f"{i}-3") for i in (1, 2, 3)]
+    assert Counter(line for part in lists for line in part) == Counter(
+        content(r) for r in requests(50)
+    )
+    assert [len(part) for part in lists] == [18, 16, 16]  # 13 units of 4, the last one of 2
+
+
+def test_a_run_without_shard_completes_what_a_killed_shard_left(tmp_path):
+    one, two = start(tmp_path, "1/2", 40, 0.01), start(tmp_path, "2/2", 40, 0.15)
+    assert two.stdout.readline() == "open\n"
+    limit = time.monotonic() + 120
+    while len(asked(tmp_path, "2-2")) < 8 and time.monotonic() < limit:
+        time.sleep(0.01)
+    two.kill()
+    two.communicate()
+    time.sleep(0.3)
+    assert one.poll() is None  # waits for the other
+    one.kill()
+    one.communicate()
+    process = start(tmp_path, "1/1", 40)
+    process.communicate(timeout=120)
+    assert result(tmp_path) == direct(requests(40))
+    assert len(asked(tmp_path, "1-2")) == 20
+    assert len(asked(tmp_path, "2-2")) + len(asked(tmp_path)) <= 20 + 4
+
+
+def test_without_waiting_a_shard_says_what_is_missing(tmp_path, caplog):
+    wanted, tally = requests(20), Tally()
+    with pytest.raises(
+        shards.Incomplete, match=r"shard 1/2 has done its part; missing: shard 2 \(does"
+    ):
+        ask_all(tmp_path, wanted, shard=(1, 2), wait=False, tally=tally)
+    assert tally.kept == 12
+    assert values(ask_all(tmp_path, wanted, shard=(2, 2), wait=False)) == direct(wanted)
+    assert values(ask_all(tmp_path, wanted, shard=(1, 2), wait=False)) == direct(wanted)
+
+
+def test_the_faults_of_a_shard_that_ended_are_accepted_after_a_grace(tmp_path, monkeypatch):
+    wanted = requests(8)
+    broken = HashBackend(faults=["text 5"])
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, broken, shard=(2, 2), wait=False)
+    with pytest.raises(shards.Incomplete):  # of an earlier run: maybe it is asked again
+        ask_all(tmp_path, wanted, shard=(1, 2), wait=False)
+    monkeypatch.setattr(shards, "GRACE_SECONDS", 0.5)
+    began = time.monotonic()
+    answers = ask_all(tmp_path, wanted, shard=(1, 2))
+    assert time.monotonic() - began > 0.5
+    assert [a.fault for a in answers] == [None] * 5 + ["an empty answer"] + [None] * 2
+
+
+def test_faults_of_an_earlier_run_are_asked_again_and_awaited(tmp_path, caplog):
+    """Shard 1 begins first, while the list of shard 2 still has the fault of the run before."""
+    wanted = requests(8)
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, HashBackend(faults=["text 5"]), shard=(2, 2), wait=False)
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.extend(ask_all(tmp_path, wanted, shard=(1, 2))), daemon=True
+    )
+    with caplog.at_level(logging.INFO):
+        thread.start()
+        limit = time.monotonic() + 20
+        while "shard 2 (does not run). You may stop here" not in caplog.text:
+            assert time.monotonic() < limit and thread.is_alive()
+            time.sleep(0.05)
+        second = ask_all(tmp_path, wanted, shard=(2, 2))
+        thread.join(30)
+    assert values(answers) == values(second) == direct(wanted)
+
+
+def test_the_faults_of_a_shard_that_runs_are_accepted_at_once(tmp_path):
+    wanted = requests(8)
+    with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
+        with pytest.raises(shards.Incomplete):
+            broken = HashBackend(faults=["text 5"])
+            ask(broken, wanted, two, task="t", progress=False, wait=False)
+        began = time.monotonic()
+        answers = ask(HashBackend(), wanted, one, task="t", progress=False)
+    assert time.monotonic() - began < shards.GRACE_SECONDS / 2
+    assert [a.fault for a in answers] == [None] * 5 + ["an empty answer"] + [None] * 2
+
+
+def test_the_bar_counts_what_is_kept_as_done(tmp_path, capsys, monkeypatch):
+    ask_all(tmp_path, requests(8), progress=True)
+    assert capsys.readouterr().err == ""  # a file or pipe gets no bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ask_all(tmp_path, requests(24), HashBackend(seconds=0.12), progress=True)
+    shown = re.findall(r"(\d+)/24", capsys.readouterr().err)
+    assert shown[0] == "8" and shown[-1] == "24"
+
+
+def test_an_estimate_is_what_the_run_then_takes(tmp_path):
+    wanted = [completion(f"item {i}") for i in range(30)] * 2
+    ask_all(tmp_path, wanted[:10], HashBackend(size=1))
+    backend, tally = HashBackend(size=1), Tally()
+    with AnswerStore(tmp_path, readonly=True) as store:
+        forecast = estimate(backend, wanted, store, price_in=1_000_000, price_out=2_000_000)
+    assert backend.asked == []
+    ask_all(tmp_path, wanted, backend, tally=tally)
+    assert forecast.calls == tally.calls == 20
+    # "You tag." "tea" "hot, green" "item i": 2 + 1 + 2 + 2 words; 8 tokens to write at most
+    cost = 20.0 * 7 + 2 * 20 * 8
+    assert forecast == Estimate(30, 10, 20, 20, 20 * 7, 20 * 8, cost, 20 * 8, cost)
+    assert str(forecast) == (
+        "calls: 20 (20 of 30 requests are to be asked)\ntokens in: about 140\n"
+        "tokens out: at most about 160\ncost: at most about 460.00"
+    )
+
+
+def test_estimates_of_scores_and_vectors(tmp_path):
+    backend = HashBackend()
+    with AnswerStore(tmp_path / "absent", readonly=True) as store:
+        rated = [scoring("a b c", ("x", "y z"))]
+        assert estimate(backend, rated, store) == Estimate(1, 0, 1, 1, 4 + 3, 0, None, 0, None)
+        backend.likelihoods = False
+        assert estimate(backend, rated, store, 3.0) == Estimate(1, 0, 1, 1, 4, 16, None, 16, None)
+        vectors = estimate(backend, [Embedding("a b")], store, price_in=500_000)
+        assert vectors == Estimate(1, 0, 1, 1, 2, 0, 1.0, 0, 1.0)
+        total = vectors + estimate(backend, rated, store, 3.0, 3.0)
+        assert total.calls == 2 and total.cost == pytest.approx(1.0 + 60e-6)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_an_estimate_is_of_this_shard(tmp_path):
+    with AnswerStore(tmp_path, (2, 3), readonly=True) as store:
+        assert estimate(HashBackend(size=1), requests(10), store).calls == 3
+
+
+# ---- lasting faults
+
+
+class Lasting(HashBackend):
+    """Its faults would be the same another time."""
+
+    def one(self, request, together):
+        answer = super().one(request, together)
+        return replace(answer, lasting=answer.fault is not None)
+
+
+def test_lasting_faults_are_not_asked_again_before_that_is_wished(tmp_path, caplog):
+    """100 requests in units of 32: the units of two faults would be 64 requests on every run."""
+    wanted = requests(100)
+    backend = Lasting(size=32, faults=['text 5"', 'text 40"'])
+    ask_all(tmp_path, wanted, backend)
+    assert len(backend.asked) == 100
+    backend, tally = Lasting(size=32), Tally()
+    with caplog.at_level(logging.INFO):
+        answers = ask_all(tmp_path, wanted, backend, tally=tally)
+    assert backend.asked == [] and "2 requests had lasting faults" in caplog.text
+    assert [i for i, a in enumerate(answers) if a.fault] == [5, 40]
+    assert tally.faults == {"an empty answer": 2} and tally.from_store == 98
+    with AnswerStore(tmp_path, readonly=True) as store:
+        forecast = estimate(backend, wanted, store)
+        assert (forecast.calls, forecast.kept) == (0, 100)
+    with AnswerStore(tmp_path, readonly=True, retry_failed=True) as store:
+        assert estimate(backend, wanted, store).calls == 64
+    backend = Lasting(size=32, faults=['text 40"'])
+    with AnswerStore(tmp_path, retry_failed=True) as store:
+        answers = ask(backend, wanted, store, task="t", progress=False)
+        assert len(backend.asked) == 64 and [i for i, a in enumerate(answers) if a.fault] == [40]
+        ask(backend, wanted, store, task="t", progress=False)  # once a run
+    assert len(backend.asked) == 64
+    ask_all(tmp_path, wanted, backend)
+    assert len(backend.asked) == 64
+
+
+def test_what_failed_in_a_unit_of_independent_requests_is_asked_alone(tmp_path):
+    wanted, backend = requests(10), HashBackend(size=8, faults=["text 3"])
+    ask_all(tmp_path, wanted, backend)
+    again = HashBackend(size=8)
+    again.independent = True
+    with AnswerStore(tmp_path, readonly=True) as store:
+        assert estimate(again, wanted, store).calls == 1
+    answers = ask_all(tmp_path, wanted, again)
+    assert again.asked == [wanted[3]] and not any(answer.fault for answer in answers)
+
+
+def test_a_lasting_fault_of_another_shard_is_accepted_at_once(tmp_path):
+    wanted = requests(8)
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+    answers = ask_all(tmp_path, wanted, shard=(1, 2), wait=False)
+    assert [i for i, answer in enumerate(answers) if answer.fault] == [5]
+
+
+def test_a_lasting_fault_of_another_shard_is_awaited_where_it_is_asked_anew(tmp_path, monkeypatch):
+    """Both shards of the second run ask anew; the first of them does not take the old fault."""
+    wanted, answers = requests(8), []
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+
+    def first():
+        with AnswerStore(tmp_path, (1, 2), retry_failed=True) as store:
+            answers.extend(ask(HashBackend(), wanted, store, task="t", progress=False))
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    with AnswerStore(tmp_path, (2, 2), retry_failed=True) as store:
+        second = ask(HashBackend(), wanted, store, task="t", progress=False)
+    thread.join(30)
+    assert values(answers) == values(second) == direct(wanted)
+
+
+def test_an_old_lasting_fault_of_a_shard_that_does_not_run_is_taken_after_a_grace(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "GRACE_SECONDS", 0.5)
+    wanted = requests(8)
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, wanted, Lasting(faults=["text 5"]), shard=(2, 2), wait=False)
+    with AnswerStore(tmp_path, (1, 2), retry_failed=True) as store:
+        began = time.monotonic()
+        answers = ask(HashBackend(), wanted, store, task="t", progress=False)
+    assert time.monotonic() - began > 0.5
+    assert [i for i, answer in enumerate(answers) if answer.fault] == [5]
+
+
+def test_shards_that_ask_different_questions_end_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "STARTING_SECONDS", 0.05)
+    said = []
+
+    def second():
+        try:
+            ask(HashBackend(), requests(20), two, task="t", progress=False)
+        except DataError as error:
+            said.append(str(error))
+
+    with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        while not two.published(2):
+            time.sleep(0.01)
+        backend = HashBackend()
+        with pytest.raises(DataError, match=r"shard 2/2 asks other questions for 't'.*--limit"):
+            ask(backend, requests(16), one, task="t", progress=False)
+        assert backend.asked == []
+        thread.join(30)  # it waited for the first
+    assert len(said) == 1 and "shard 1/2 asks other questions for 't'" in said[0]
+
+
+def test_what_a_shard_asked_in_an_earlier_run_or_before_does_not_matter(tmp_path):
+    with pytest.raises(shards.Incomplete):
+        ask_all(tmp_path, requests(20), shard=(2, 2), wait=False)
+    ask_all(tmp_path, requests(16), shard=(1, 2), wait=False)  # the second does not run
+    with AnswerStore(tmp_path, (2, 2)) as two, AnswerStore(tmp_path, (1, 2)) as one:
+        for store in (one, two):  # each asks for the first time in this run
+            for n in (10, 16):
+                ask(HashBackend(), requests(n), store, task="t", progress=False, wait=False)
+        assert sorted(one.published(2)) == ["t 1", "t 2"]
+
+
+# ---- Ctrl-C and a store that fails, with answers under way
+
+
+class Served(HashBackend):
+    """Has four answers under way, as a server does; after an exception it gives these."""
+
+    def answer(self, units):
+        units = enumerate(units)
+        under_way = deque(islice(units, 4))
+        try:
+            while under_way:
+                place, unit = under_way.popleft()
+                under_way.extend(islice(units, 1))
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+        except (Exception, KeyboardInterrupt):
+            for place, unit in under_way:
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+            raise
+
+
+def failing_put(monkeypatch, error, times=1):
+    """The store's second `put`, and further ones up to so many, raise `error` before they store."""
+    puts, put = [], AnswerStore.put
+
+    def fails(self, *arguments):
+        puts.append(arguments)
+        if 2 <= len(puts) < 2 + times:
+            raise error
+        put(self, *arguments)
+
+    monkeypatch.setattr(AnswerStore, "put", fails)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), DataError("locked for a minute")], ids=["ctrl-c", "store"]
+)
+def test_answers_under_way_are_kept_when_the_loop_is_interrupted(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 5)
+    failing_put(monkeypatch, error)
+    wanted, backend, tally = requests(100), Served(size=1), Tally()
+    with pytest.raises(type(error)):
+        ask_all(tmp_path, wanted, backend, tally=tally)
+    assert len(backend.asked) == 14  # ten, and the four that were under way
+    assert (tally.calls, tally.kept, tally.tokens_in) == (14, 14, 14 * 7)
+    with AnswerStore(tmp_path, readonly=True) as store:
+        keys = [key_of("hash", request) for request in wanted]
+        assert store.missing(keys) == keys[14:]
+
+
+def test_a_store_that_goes_on_failing_ends_the_run_with_its_first_error(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 5)
+    failing_put(monkeypatch, DataError("the disk is full"), times=99)
+    tally = Tally()
+    with pytest.raises(DataError, match="the disk is full"):
+        ask_all(tmp_path, requests(100), Served(size=1), tally=tally)
+    assert tally.kept == 5 and caplog.text.count("the disk is full") == 1
+
+
+def test_ctrl_c_in_the_loop_keeps_what_a_server_still_answers(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="pip install 'recbole-tema[features]'")
+    monkeypatch.setattr(keeper, "GROUP_ANSWERS", 2)
+    failing_put(monkeypatch, KeyboardInterrupt())
+
+    def reply(seen):
+        time.sleep(0.1)
+        return chat(seen.said)
+
+    wanted = [completion(f"{i}") for i in range(200)]
+    with serve(reply) as server:
+        backend = OpenAIBackend("m", server.url, concurrency=4, grace_s=20)
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(tmp_path, wanted, backend)
+    with AnswerStore(tmp_path, readonly=True) as store:
+        kept = store.get(key_of(backend.identity, request) for request in wanted)
+    assert sorted(answer.value for answer in kept.values()) == sorted(s.said for s in server.seen)
+    assert 4 < len(kept) < 40
+
+
+# ---- vectors of unlike widths
+
+
+class Wide(HashBackend):
+    """Its vectors have `width` numbers."""
+
+    def __init__(self, width, **keys):
+        super().__init__(**keys)
+        self.width = width
+
+    def one(self, request, together):
+        return Answer(np.ones(self.width, np.float32), 7, 0)
+
+
+def test_vectors_of_unlike_widths_end_the_run_before_more_is_paid_for(tmp_path):
+    wanted = requests(20)
+    ask_all(tmp_path, wanted[:8], Wide(3))
+    backend = Wide(5)
+    with pytest.raises(DataError, match=r"vectors of 3 and of 5 numbers.*\(--answers\)") as caught:
+        ask_all(tmp_path, wanted, backend)
+    assert str(tmp_path) in str(caught.value) and len(backend.asked) == 4
+    with AnswerStore(tmp_path) as store:
+        assert store.counts()["t"].answers == 8
+        # A store that an earlier version mixed is named, too.
+        store.put([(key_of("hash", wanted[9]), wanted[9], Answer(np.ones(4, np.float32)))], "t", "")
+    with pytest.raises(DataError, match="vectors of 3 and of 4 numbers"):
+        ask_all(tmp_path, wanted[:10], Wide(3))

@@ -1,0 +1,182 @@
+"""TEMA's `repeat_bias`: what the score of an item that the history has gets added."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recbole_tema.model.history import History
+from recbole_tema.model.packing import Layout
+from recbole_tema.model.softmax import linear_cross_entropy
+from recbole_tema.model.tema import REPEAT_UNIT
+from tests.recbole_tema.model.test_models import build, total
+from tests.support.tiny_dataset import make_dataset, write
+
+pytestmark = pytest.mark.long
+
+
+def test_pairs_of_packed_sequences_by_hand():
+    items = torch.tensor([7, 3, 7, 5, 2, 2, 4])
+    layout = Layout(torch.tensor([4, 0, 3]))
+    read = torch.tensor([0, 2, 3, 5])
+    had = History.until(read, layout, items, 10)
+    pairs = list(zip(had.row.tolist(), had.item.tolist(), strict=True))
+    assert pairs == [(0, 7), (1, 3), (1, 7), (2, 3), (2, 5), (2, 7), (3, 2)]
+    assert had.has(torch.tensor([7, 5, 5, 2])).tolist() == [True, False, True, True]
+    drawn = torch.tensor([7, 9, 3, 7])
+    wanted = [[1, 0, 0, 1], [1, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]]
+    assert had.has_each(drawn, 4).long().tolist() == wanted
+    odd = torch.arange(10) % 2 == 1
+    some = had.only(torch.tensor([False, True, False, True]), odd)
+    assert (some.row.tolist(), some.item.tolist()) == ([0, 0], [3, 7])
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 21])
+def test_a_bonus_in_the_softmax_is_that_of_autograd(chunk, monkeypatch):
+    monkeypatch.setattr("recbole_tema.model.softmax.CHUNK_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.double)  # noqa: E731
+    leaves = [draw(40, 3), draw(11, 3), draw(40, 3), draw(6, 3), draw(())]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    column = torch.randint(17, (40,), generator=generator)
+    weight = torch.rand(40, generator=generator, dtype=torch.double)
+    place = torch.rand(40, 17, generator=generator) < 0.2
+    place[[0, 5, 39]] = False
+    row, at = place.nonzero(as_tuple=True)
+    first, table, second, other, value = leaves
+    blocks = [(first, table), (second, other)]
+    found = linear_cross_entropy(blocks, column, weight, (row, at, value))
+    logits = torch.cat([first @ table.T, second @ other.T], 1) + place * value
+    wanted = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            linear_cross_entropy(blocks, column, weight, (row, at, value)), wanted
+        )
+
+
+SOFTMAXES = [{}, {"full_softmax_items": 5, "sampled_softmax_items": 30}]
+
+
+@pytest.mark.parametrize("keys", [*SOFTMAXES, {"use_intra": False}, {"use_inter": False}], ids=str)
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_without_a_bias_the_loss_is_as_before(settings, name, keys):
+    plain, prepared, _ = build(settings, name=name, repeat_bias=False, **keys)
+    biased, _, _ = build(settings, name=name, repeat_bias=True, **keys)
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    batch = next(iter(prepared.train_data))
+    losses = []
+    for model in (plain, biased):
+        torch.manual_seed(5)
+        losses.append(total(model.eval().calculate_loss(batch)))
+    torch.testing.assert_close(*losses)
+    losses[1].backward()
+    assert biased.repeat.grad.abs() > 1e-4
+
+
+def dense_loss(model, batch, bias):
+    """TEMA's loss of a batch from whole matrices of logits, a target at a time."""
+    layout = Layout(batch["item_length"])
+    items = batch["item_id_list"][layout.row, layout.step]
+    wanted = batch["target_id_list"][layout.row, layout.step]
+    read = wanted.nonzero().squeeze(1)
+    table, scoring = model.item_tables()
+    inter, intra = model.threads(table, items, layout, read)
+    states = model.join(inter, intra)
+    main, own = 0, 0
+    for number, step in enumerate(read.tolist()):
+        start = int(layout.start[layout.row[step]])
+        had = torch.zeros(model.n_items)
+        had[items[start : step + 1]] = bias
+        target = wanted[step]
+        for state, among in (
+            (states[number], model.item_domain > 0),
+            (intra[number], model.item_domain == model.item_domain[target]),
+        ):
+            logits = (state[model.item_domain - 1] * scoring).sum(1) + had
+            term = -logits.masked_fill(~among, -torch.inf).log_softmax(0)[target]
+            if among.sum() == model.n_items - 1:
+                main = main + term / len(read)
+            else:
+                own = own + term / len(read)
+    return main + model.intra_weight * own
+
+
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_the_loss_with_a_bias_is_that_of_every_target_by_itself(settings, name):
+    model, prepared, _ = build(settings, name=name, repeat_bias=True, intra_weight=0.7)
+    batch = next(iter(prepared.train_data))
+    model.eval()
+    model.repeat.data.fill_(-3 / REPEAT_UNIT)
+    losses = [total(model.calculate_loss(batch)), dense_loss(model, batch, -3.0)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    model.repeat.data.zero_()
+    assert abs(total(model.calculate_loss(batch)) - losses[0]) > 1e-2
+
+
+def test_a_sampled_softmax_without_a_negative_of_a_domain(settings):
+    keys = {"full_softmax_items": 5, "sampled_softmax_items": 1}
+    model, prepared, _ = build(settings, name="three", repeat_bias=True, **keys)
+    loss = total(model.calculate_loss(next(iter(prepared.train_data))))
+    assert loss.isfinite()
+
+
+def test_the_gradient_of_the_bias_is_in_units_of_scores(settings):
+    """A clipped norm of all gradients must not be that of this one number."""
+    model, prepared, _ = build(settings, repeat_bias=True)
+    model.eval()
+    batch = next(iter(prepared.train_data))
+    total(model.calculate_loss(batch)).backward()
+    step = 1e-2
+    with torch.no_grad():
+        found = []
+        for sign in (1, -1):
+            model.repeat.fill_(sign * step / REPEAT_UNIT)
+            found.append(total(model.calculate_loss(batch)))
+    assert model.repeat.grad.item() == pytest.approx((found[0] - found[1]).item() / 2 / step, 0.02)
+
+
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_scores_of_the_history_get_the_bias_and_no_others(settings, name):
+    model, prepared, _ = build(settings, name=name, repeat_bias=True)
+    _, batch = next(iter(prepared.eval_data["test"]))
+    model.eval()
+    with torch.no_grad():
+        before, pair = model.full_sort_predict(batch), model.predict(batch)
+        model.repeat.fill_(-3 / REPEAT_UNIT)
+        after = model.full_sort_predict(batch)
+        had = torch.zeros_like(after, dtype=torch.bool).scatter(1, batch["item_id_list"], True)
+        had[:, 0] = False
+        torch.testing.assert_close(after[had], before[had] - 3)
+        assert torch.equal(after[:, 1:][~had[:, 1:]], before[:, 1:][~had[:, 1:]])
+        again = model.predict(batch) - pair
+        asked = had.gather(1, batch["item_id"][:, None])[:, 0]
+        torch.testing.assert_close(again, -3.0 * asked)
+    assert had.any(1).all()
+
+
+@pytest.mark.parametrize("keys", SOFTMAXES, ids=str)
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_bias_learns_whether_items_come_again(settings, tmp_path, repeats, keys):
+    folder = make_dataset(tmp_path / "data", "again")
+    events = []
+    for user in range(60):
+        items = [f"{('book', 'film')[k % 2]}{(user + k) % 15}" for k in range(12)]
+        if repeats:  # each item twice
+            items = [item for item in items[:6] for _ in range(2)]
+        events += [(f"u{user}", item, 1000 * user + k) for k, item in enumerate(items)]
+    head = (folder / "again.inter").read_text().splitlines()[0].split("\t")
+    write(folder / "again.inter", head, events)
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    model, prepared, _ = build(settings, name="again", repeat_bias=True, **keys)
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(3):
+        for batch in prepared.train_data:
+            optimizer.zero_grad()
+            total(model.calculate_loss(batch)).backward()
+            optimizer.step()
+    assert (model.history_bias().item() > 0.5) == repeats
+    assert abs(model.history_bias().item()) > 0.5

@@ -1,0 +1,500 @@
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_tema import load_model, run_recbole_tema
+from recbole_tema.config.files import properties_dir
+from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.loader import TARGET_SEQ
+from recbole_tema.data.preparation import create_dataset, data_preparation
+from recbole_tema.errors import CheckpointError, ConfigError, DataError
+from recbole_tema.model.llm4cdsr import Adapter
+from recbole_tema.model.packing import Layout
+from recbole_tema.model.tema import REPEAT_UNIT, TEMA
+from tests.support.tiny_dataset import make_dataset, write
+
+
+def build(settings, model="TEMA", name="tiny", **keys):
+    config = TemaConfig(model, name, config_dict={**settings, **keys})
+    dataset = create_dataset(config, config.model_class)
+    prepared = data_preparation(config, dataset, config.model_class)
+    torch.manual_seed(0)
+    return config.model_class(config, prepared.train_data.dataset), prepared, dataset
+
+
+def total(loss):
+    return sum(loss) if isinstance(loss, tuple) else loss
+
+
+TEMA_SWITCHES = [
+    {},
+    {"use_tags": False},
+    {"use_id": False},
+    {"use_text": False},
+    {"use_intra": False},
+    {"use_inter": False},
+    {"tag_weighting": "binary"},
+    {"fusion": "gate"},
+    {"fusion": "concat"},
+    {"similarity": "cosine"},
+    {"share_intra": True},
+    {"full_softmax_items": 5, "sampled_softmax_items": 20},
+    {"full_softmax_items": 5, "sampled_softmax_items": 20, "use_intra": False},
+    {"use_tags": False, "use_text": False, "id_init": "normal", "use_intra": False},
+    {"selected_features": ["title", "domain"]},
+    {"selected_features": ["tags"], "use_id": False, "use_tags": False, "use_text": False},
+    {"selected_features": ["title"], "full_softmax_items": 5, "sampled_softmax_items": 20},
+]
+
+
+@pytest.mark.parametrize("keys", TEMA_SWITCHES, ids=str)
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_tema_trains_with_every_switch(settings, name, keys):
+    model, prepared, _ = build(settings, name=name, **keys)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batch = next(iter(prepared.train_data))
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = total(model.calculate_loss(batch))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not unused
+    check_scores(model, prepared)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"loss_type": "BCE"},
+        {"alpha": 0, "beta": 0},
+        {"llm_size": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_llm4cdsr_trains(settings, name, keys):
+    model, prepared, _ = build(settings, "LLM4CDSR", name, **keys)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batch = next(iter(prepared.train_data))
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        terms = model.calculate_loss(batch)
+        assert len(terms) == 3
+        sum(terms).backward()
+        optimizer.step()
+        losses.append(terms[0].item())
+    assert losses[-1] < losses[0]
+    check_scores(model, prepared)
+
+
+def test_vectors_wider_than_llm_size_mean_what_they_meant(settings, tmp_path):
+    """The same vectors in spaces of 16, 24 and 40 dimensions: the same model, the same losses."""
+    generator = torch.Generator().manual_seed(1)
+    narrow = torch.nn.functional.normalize(torch.randn(30, 16, generator=generator), dim=1)
+    narrow = (narrow - narrow.mean(0)).double()
+    built = {}
+    for width in (16, 24, 40):
+        basis, _ = torch.linalg.qr(torch.randn(width, 16, generator=generator, dtype=torch.float64))
+        folder = make_dataset(tmp_path / str(width))
+        rows = [
+            (f"{domain}{i}", " ".join(map(repr, (narrow[15 * d + i] @ basis.T).tolist())))
+            for d, domain in enumerate(("book", "film"))
+            for i in range(15)
+        ]
+        write(folder / "tiny.itemllm", ["llm_iid:token", "llm_emb:float_seq"], rows)
+        keys = {**settings, "data_path": str(tmp_path / str(width)), "llm_size": 16}
+        built[width] = build(keys, "LLM4CDSR", "tiny")
+    for model, _, _ in built.values():
+        assert model.llm.shape[1] == 16
+        there = model.llm[model.llm_present].double()
+        assert torch.allclose(there.norm(dim=1).sort()[0], narrow.norm(dim=1).sort()[0], atol=1e-6)
+    losses = []
+    for width in (24, 40):
+        model, prepared, _ = built[width]
+        model.eval()
+        model.alpha = 0  # its items are drawn anew each time
+        losses.append(total(model.calculate_loss(next(iter(prepared.train_data)))).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def check_scores(model, prepared):
+    """``predict`` agrees with ``full_sort_predict``; scores are finite; training is unchanged."""
+    model.eval()
+    with torch.no_grad():
+        for rows, batch in prepared.eval_data["test"]:
+            scores = model.full_sort_predict(batch)
+            assert scores.shape == (len(rows), model.n_items)
+            assert torch.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -torch.inf).all()
+            for item in (1, 7, model.n_items - 1):
+                batch.interaction["item_id"] = torch.full((len(rows),), item)
+                assert torch.allclose(model.predict(batch), scores[:, item], atol=1e-4)
+    model.train()
+
+
+@pytest.mark.parametrize("model_name", ["TEMA", "LLM4CDSR"])
+def test_training_states_are_those_of_the_truncated_history(settings, model_name):
+    """What is trained at step t is what evaluation computes after t events: no step sees ahead."""
+    model, _, dataset = build(settings, model_name)
+    model.eval()
+    sequence = torch.from_numpy(dataset.sequences.of(7)[:8])[None]
+    length = torch.tensor([sequence.size(1)])
+    tables, layout = model.item_tables(), Layout(length)
+    everything = torch.arange(sequence.size(1))
+    if model_name == "TEMA":
+        states = model.join(*model.threads(tables[0], sequence[0], layout, everything))
+    else:
+        shared, local = model.threads(tables, sequence[0], layout, everything)
+        states = torch.cat([shared[:, None].expand_as(local), local], dim=-1)
+    for t in range(sequence.size(1)):
+        alone = model.last_states(tables, sequence[:, : t + 1], torch.tensor([t + 1]))
+        assert torch.allclose(states[t], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "keys"),
+    [
+        ("TEMA", {"intra_weight": 0.0}),
+        ("LLM4CDSR", {"loss_type": "CE", "train_neg_sample_args": None, "alpha": 0, "beta": 0}),
+    ],
+)
+def test_loss_is_the_cross_entropy_of_each_target_after_its_history(settings, model_name, keys):
+    model, prepared, _ = build(settings, model_name, **keys)
+    batch = next(iter(prepared.train_data))
+    model.eval()
+    with torch.no_grad():
+        loss = total(model.calculate_loss(batch))
+        terms = []
+        for seq, targets in zip(batch["item_id_list"], batch[TARGET_SEQ], strict=True):
+            for step in targets.nonzero().flatten().tolist():
+                length = torch.tensor([step + 1])
+                history = {"item_id_list": seq[None, : step + 1], "item_length": length}
+                scores = model.full_sort_predict(Interaction(history))
+                terms.append(torch.nn.functional.cross_entropy(scores, targets[step : step + 1]))
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+def test_domain_thread_by_brute_force(settings):
+    model, _, dataset = build(settings)
+    model.eval()
+    items = [dataset.token2id("item_id", t) for t in ("book1", "film2", "film3", "book4", "film5")]
+    packed = torch.tensor(items[:2] + items + items[3:4])
+    layout = Layout(torch.tensor([2, 5, 0, 1]))
+    table, encoder = model.item_vectors(), model.intra_encoders[1]
+    states = model.domain_thread(
+        table[packed],
+        layout,
+        model.item_domain[packed],
+        2,
+        encoder,
+        model.empty[1],
+        torch.arange(8),
+    )
+    films = torch.tensor([items[1], items[2], items[4]])
+    alone = encoder(table[films], Layout(torch.tensor([3])))
+    empty = model.empty[1]
+    # book1 film2 | book1 film2 film3 book4 film5 | book4
+    expected = [empty, alone[0], empty, alone[0], alone[1], alone[1], alone[2], empty]
+    for step, state in enumerate(expected):
+        assert torch.allclose(states[step], state, atol=1e-5), step
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_scores(settings):
+    """The fused loss over chunks of rows equals cross-entropy of full_sort_predict's scores."""
+    model, prepared, _ = build(
+        settings, intra_weight=0.0, hidden_dropout_prob=0, attn_dropout_prob=0
+    )
+    batch = next(iter(prepared.train_data))
+    fused = total(model.calculate_loss(batch)).item()
+    expected = []
+    with torch.no_grad():
+        for row in range(len(batch)):
+            for step in torch.nonzero(batch["target_id_list"][row]).flatten().tolist():
+                history = batch["item_id_list"][row : row + 1, : step + 1]
+                scores = model.full_sort_predict(
+                    {"item_id_list": history, "item_length": torch.tensor([step + 1])}
+                )
+                target = batch["target_id_list"][row, step]
+                expected.append(torch.logsumexp(scores[0, 1:], 0) - scores[0, target])
+    assert fused == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+def test_bce_loss_by_hand(settings):
+    model, prepared, _ = build(
+        settings,
+        "LLM4CDSR",
+        loss_type="BCE",
+        alpha=0.0,
+        beta=0.0,
+        hidden_dropout_prob=0,
+        attn_dropout_prob=0,
+    )
+    batch = next(iter(prepared.train_data))
+    found = total(model.calculate_loss(batch)).item()
+    per_domain = {1: [], 2: []}
+    with torch.no_grad():
+        for row in range(len(batch)):
+            for step in torch.nonzero(batch["target_id_list"][row]).flatten().tolist():
+                scores = model.full_sort_predict(
+                    {
+                        "item_id_list": batch["item_id_list"][row : row + 1, : step + 1],
+                        "item_length": torch.tensor([step + 1]),
+                    }
+                )[0].double()  # in float32 the sigmoid of a large score is 1
+                target = batch["target_id_list"][row, step]
+                negative = batch["neg_item_id_list"][row, step]
+                loss = -torch.log(torch.sigmoid(scores[target]))
+                loss = loss - torch.log(1 - torch.sigmoid(scores[negative]))
+                per_domain[int(model.item_domain[target])].append(loss.item())
+    assert found == pytest.approx(sum(np.mean(x) for x in per_domain.values()), rel=1e-3)
+
+
+def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
+    model, prepared, _ = build(settings)
+    calls = []
+    original = type(model).item_vectors
+    monkeypatch.setattr(type(model), "item_vectors", lambda *a: calls.append(1) or original(*a))
+    model.eval()
+    with torch.no_grad():
+        batches = [b for _, b in prepared.eval_data["test"]]
+        assert len(batches) > 1
+        before = [model.full_sort_predict(b) for b in batches]
+        assert len(calls) == 1
+        model.item_embedding.weight.add_(torch.randn_like(model.item_embedding.weight))
+        model.eval()  # a new evaluation
+        after = model.full_sort_predict(batches[0])
+    assert len(calls) == 2 and not torch.allclose(before[0], after)
+
+
+def test_absent_features_are_said_once(settings, caplog):
+    caplog.set_level("INFO")
+    model, _, _ = build(settings, name="bare")
+    assert set(model.projections) == {"tag"}  # tags without vectors: theirs are trained
+    assert caplog.text.count("no text features") == 1
+    with pytest.raises(DataError, match=r"bare\.itemllm"):
+        build(settings, "LLM4CDSR", "bare")
+    with pytest.raises(ConfigError, match="nothing is left"):
+        build(settings, name="bare", use_id=False, use_tags=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"fusion": "add"}, "fusion is 'add'"),
+        ({"similarity": "euclid"}, "similarity"),
+        ({"use_intra": False, "use_inter": False}, "no thread is left"),
+        ({"window_stride": 9}, "window_stride is 9"),
+        ({"n_heads": 3}, "n_heads .3. does not divide"),
+        ({"n_layers": 0}, "n_layers is 0.*integer >= 1"),
+        ({"n_heads": 0}, "n_heads is 0.*integer >= 1"),
+        ({"hidden_size": 0}, "hidden_size is 0.*integer >= 1"),
+        ({"temperature": 0}, "temperature is 0.*number > 0"),
+        ({"hidden_act": "sigmoid"}, "hidden_act is 'sigmoid'.*gelu, relu, swish, tanh"),
+        ({"sampled_softmax_items": 0}, "sampled_softmax_items is 0"),
+        ({"window_stride": "abc"}, "window_stride is 'abc'.*integer >= 1, or none"),
+        ({"window_stride": 0}, "window_stride is 0"),
+        ({"window_stride": 2.5}, "window_stride is 2.5"),
+        ({"item_dropout_prob": -1}, "item_dropout_prob is -1"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0"),
+        ({"intra_weight": -0.1}, "intra_weight is -0.1.*>= 0"),
+        ({"learner": "sparse_adam"}, "learner is 'sparse_adam'"),
+        ({"loss_type": "BPR"}, "loss_type is 'BPR'.*CE"),
+        (
+            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}},
+            "train_neg_sample_args.*none, as loss_type is CE",
+        ),
+    ],
+)
+def test_bad_values(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"loss_type": "BPR"}, "loss_type is 'BPR'.*BCE or CE"),
+        ({"tau": 0}, "tau is 0"),
+        ({"alpha": -1}, "alpha is -1"),
+        ({"llm_size": 0}, "llm_size is 0"),
+        ({"train_neg_sample_args": {"sample_num": 5}}, "train_neg_sample_args.*'sample_num': 1"),
+        ({"train_neg_sample_args": {"distribution": "popularity"}}, "train_neg_sample_args"),
+        ({"train_neg_sample_args": {"dynamic": True}}, "train_neg_sample_args"),
+        ({"train_neg_sample_args": None}, "train_neg_sample_args"),
+    ],
+)
+def test_bad_values_of_llm4cdsr(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, "LLM4CDSR", **{"loss_type": "BCE", **keys})
+
+
+def test_negatives_may_be_spelt_out(settings):
+    spelt = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}
+    build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args=spelt)
+    build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args={"sample_num": 1})
+
+
+def test_tags_and_items_without_a_vector_are_left_out_and_said(settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = make_dataset(tmp_path / "data", "holes")
+    keep = (folder / "holes.tag").read_text().splitlines()[:-2]
+    (folder / "holes.tag").write_text("\n".join(keep) + "\n")
+    keep = (folder / "holes.itemllm").read_text().splitlines()[:-5]
+    (folder / "holes.itemllm").write_text("\n".join(keep) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    model, _, _ = build(settings, name="holes")
+    assert "2 tags have no vector" in caplog.text
+    has = model.tag.abs().sum(1) > 0
+    assert 0 < int(has.sum()) < model.n_items - 1
+    assert torch.equal(has, model.tag_present)
+    model, _, _ = build(settings, "LLM4CDSR", "holes")
+    absent = model.local_items.weight[1:][~model.llm_present[1:]]
+    assert len(absent) == 5 and (absent.abs().sum(1) > 0).all()
+
+
+def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
+    folder = make_dataset(tmp_path / "data", "worded")
+    head, *rows = (folder / "worded.item").read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    column = head.split("\t").index("title:token_seq")
+    for number, row in enumerate(cells):  # one without words, one with a word twice, one long
+        row[column] = ["", "red red pan", " ".join(f"w{i}" for i in range(40))][min(number, 2)]
+    (folder / "worded.item").write_text("\n".join([head, *map("\t".join, cells)]) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    with_words, _, data = build(settings, name="worded", selected_features=["title"])
+    without, _, _ = build(settings, name="worded")
+    parameters = with_words.state_dict()
+    without.load_state_dict({name: parameters[name] for name in without.state_dict()})
+    added = (with_words.item_vectors() - without.item_vectors()).detach()
+    table = with_words.projections["field0"]
+    word = dict(zip(data.field2id_token["title"], table.vectors.weight.detach(), strict=True))
+    for row in cells[:3]:
+        words = row[column].split()
+        wanted = torch.stack([word[w] for w in words]).mean(0) if words else table.missing.detach()
+        item = data.token2id("item_id", row[0])
+        torch.testing.assert_close(added[item], wanted, rtol=1e-4, atol=1e-6)
+    assert added[data.token2id("item_id", cells[1][0])].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"selected_features": ["title", "title"]}, "a list of different fields"),
+        ({"selected_features": True}, "a list of different fields"),
+        ({"selected_features": ["colour"]}, "names the field 'colour'.*there are domain"),
+        (
+            {"selected_features": ["user_id"]},
+            "names the field 'user_id', which is not loaded from tiny.item",
+        ),
+        (
+            {"selected_features": ["title"], "unload_col": {"item": ["title"]}},
+            "names the field 'title', which is not loaded from tiny.item; loaded are domain",
+        ),
+        ({"repeat_bias": "often"}, "repeat_bias is 'often'"),
+    ],
+)
+def test_bad_values_of_tema(settings, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(settings, **keys)
+
+
+def test_features_of_a_model_of_ones_own_are_checked_too(settings):
+    class Mine(TEMA):
+        pass
+
+    keys = {**settings, "selected_features": ["user_id"]}
+    files = [str(properties_dir() / "model" / "TEMA.yaml")]
+    config = TemaConfig(Mine, "tiny", config_file_list=files, config_dict=keys)
+    with pytest.raises(ConfigError, match="names the field 'user_id', which is not loaded"):
+        create_dataset(config, Mine)
+
+
+def test_a_checkpoint_is_for_the_words_it_has_learned(settings, tmp_path):
+    path = make_dataset(tmp_path / "data", "tiny") / "tiny.item"
+    keys = {**settings, "data_path": str(tmp_path / "data"), "selected_features": ["title"]}
+    file = run_recbole_tema("TEMA", "tiny", config_dict=keys)["model_file"]
+    load_model(file)
+    head, *rows = path.read_text().splitlines()
+    column = head.split("\t").index("title:token_seq")
+    cells = rows[0].split("\t")
+    cells[column] = " ".join(reversed(cells[column].split()))
+    assert "\t".join(cells) != rows[0]
+    path.write_text("\n".join([head, "\t".join(cells), *rows[1:]]) + "\n")
+    with pytest.raises(CheckpointError):
+        load_model(file)
+
+
+def test_selected_features_that_hold_numbers_are_refused(settings, tmp_path):
+    path = make_dataset(tmp_path / "data", "priced") / "priced.item"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head}\tprice:float", *(f"{row}\t2.5" for row in rows)]) + "\n")
+    settings = {**settings, "data_path": str(tmp_path / "data")}
+    with pytest.raises(ConfigError, match="selected_features names 'price', which is of type"):
+        build(settings, name="priced", selected_features=["price"])
+
+
+@pytest.mark.parametrize("bias", [None, -3.0, 2.0])
+@pytest.mark.parametrize("name", ["tiny", "three"])
+def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias):
+    keys = {"name": name, "repeat_bias": bias is not None}
+    exact, prepared, _ = build(settings, **keys)
+    sampled, _, _ = build(settings, **keys, full_softmax_items=1, sampled_softmax_items=200_000)
+    if bias is not None:
+        exact.repeat.data.fill_(bias / REPEAT_UNIT)
+    sampled.load_state_dict(exact.state_dict())
+    batch = next(iter(prepared.train_data))
+    exact.eval(), sampled.eval()
+    with torch.no_grad():
+        for found, expected in zip(
+            sampled.calculate_loss(batch), exact.calculate_loss(batch), strict=True
+        ):
+            assert found.item() == pytest.approx(expected.item(), rel=0.01)
+
+
+def test_the_sampled_loss_reads_only_the_drawn_items(settings, monkeypatch):
+    model, prepared, _ = build(settings, full_softmax_items=1, sampled_softmax_items=3)
+    model.eval()
+    batch = next(iter(prepared.train_data))
+    drawn = torch.tensor([1, 2, model.n_items - 1])
+    monkeypatch.setattr(model, "_draw_negatives", lambda: drawn)
+    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), drawn])
+    unread = sorted(set(range(1, model.n_items)) - set(read.tolist()))
+    before = [term.item() for term in model.calculate_loss(batch)]
+    model.item_embedding.weight.data[unread] += 100.0
+    assert [term.item() for term in model.calculate_loss(batch)] == before
+
+
+@pytest.mark.parametrize("keys", [{}, {"full_softmax_items": 5}], ids=["exact", "sampled"])
+def test_mixed_precision_changes_the_loss_little(settings, keys):
+    model, prepared, _ = build(settings, hidden_dropout_prob=0.0, attn_dropout_prob=0.0, **keys)
+    batch = next(iter(prepared.train_data))
+    torch.manual_seed(0)
+    full = total(model.calculate_loss(batch))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = total(model.calculate_loss(batch))
+    mixed.backward()
+    assert mixed.item() == pytest.approx(full.item(), rel=0.02)
+    assert torch.isfinite(model.item_embedding.weight.grad).all()
+
+
+def test_the_adapter_is_its_two_linear_maps():
+    adapter = Adapter(6, 4)
+    vectors = torch.randn(50, 6)
+    expected = adapter[1](adapter[0](vectors))
+    assert torch.allclose(adapter(vectors), expected, atol=1e-6)
+    assert torch.allclose(adapter(vectors[:5]), expected[:5], atol=1e-6)
+
+
+def test_bce_adapts_the_items_of_the_batch_as_it_would_all(settings):
+    model, _, _ = build(settings, "LLM4CDSR", loss_type="BCE")
+    rows = torch.tensor([1, 4, 9])
+    some, everything = model.adapted_items(rows), model.adapted_items()
+    assert torch.allclose(some[rows], everything[rows], atol=1e-6)
+    assert some.abs().sum(1).count_nonzero() == len(rows)
