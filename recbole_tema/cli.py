@@ -11,13 +11,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recbole_tema.config.arguments import check_arguments, config_files, merged
+from recbole_tema.config.files import config_files, merged_arguments
 from recbole_tema.config.registry import (
     DEFAULT_DATASET,
     DEFAULT_MODEL,
     check_model,
 )
 from recbole_tema.config.rules import BOOL, RULES
+from recbole_tema.config.validation import check_arguments
 from recbole_tema.console import captured
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.paths import default_data_path
@@ -120,7 +121,7 @@ def _train(arguments):
     files = config_files(keys.pop("config_files", ""))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
     group = {key: cmd.pop(key) for key in GROUP if key in cmd}
-    values, sources = merged(files, cmd)
+    values, sources = merged_arguments(files, cmd)
     model = str(keys.get("model", values.get("model") or DEFAULT_MODEL))
     dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
     check_arguments(model, dataset, values, sources)

@@ -18,7 +18,7 @@ from recbole_tema.config.registry import (
     hint,
     nearest,
 )
-from recbole_tema.config.rules import check_values, fail
+from recbole_tema.config.validation import check_values, fail
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path
 
@@ -258,7 +258,7 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     Raises:
         ConfigError: a model that is not asked for, or a misspelt argument of benchmarks.
     """
-    from recbole_tema.config.arguments import config_files, merged
+    from recbole_tema.config.files import config_files, merged_arguments
 
     files = config_files(given.pop("config_files", ""))
     texts: dict[str, dict[str, str]] = {}
@@ -270,8 +270,8 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     for name in given:
         if name not in general_keys() and nearest(name, OWN):
             raise ConfigError(f"unknown argument '--{name}'{hint(name, OWN)}")
-    common, sources = merged(files, given)
-    special = {model: merged([], texts.get(model, {}))[0] for model in models}
+    common, sources = merged_arguments(files, given)
+    special = {model: merged_arguments([], texts.get(model, {}))[0] for model in models}
     _take_single(common, sources, models, dataset)
     for model, keys in special.items():
         for key in keys:
@@ -305,7 +305,7 @@ def _check(entry: Entry, dataset: str, common: dict, sources: dict) -> None:
     Raises:
         ConfigError: a name, key or value is wrong.
     """
-    from recbole_tema.config.arguments import check_arguments
+    from recbole_tema.config.validation import check_arguments
 
     try:
         told = {**sources, **dict.fromkeys(entry.keys, f"of {entry.label}")}

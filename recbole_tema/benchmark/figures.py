@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from recbole_tema.benchmark.metrics import bootstrap_interval
 from recbole_tema.benchmark.results import OVERALL, Results
+from recbole_tema.benchmark.statistics import bootstrap_interval
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.variants import OVERLAP
 from recbole_tema.errors import DataError

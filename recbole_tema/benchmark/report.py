@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_tema.benchmark.figures import METRIC, K, drawn, write_figures
-from recbole_tema.benchmark.metrics import BY_RANK
 from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
+from recbole_tema.config.rules import RANK_METRICS
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import ConfigError
 
@@ -55,11 +55,11 @@ def metrics_of(keys: dict) -> list[tuple[str, int]]:
     Raises:
         ConfigError: there are none.
     """
-    names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in BY_RANK]
+    names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in RANK_METRICS]
     if not names:
         raise ConfigError(
             f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
-            f"choose of {', '.join(BY_RANK)}"
+            f"choose of {', '.join(RANK_METRICS)}"
         )
     return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
 

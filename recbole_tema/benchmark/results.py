@@ -8,31 +8,33 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tema.benchmark.metrics import (
+from recbole_tema.benchmark.record import RECORD, read_record, statement_of
+from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
+from recbole_tema.benchmark.statistics import (
     LEVEL,
     above_by_seed,
     bootstrap_interval,
     holm,
     paired_p,
-    per_target,
     shown,
 )
-from recbole_tema.benchmark.record import RECORD, read_record, statement_of
-from recbole_tema.benchmark.spec import RUNS, Entry, Spec, run_name
 from recbole_tema.benchmark.targets import read_targets
 from recbole_tema.benchmark.worker import CURVE, read_curve
 from recbole_tema.config.registry import OUR_MODELS
 from recbole_tema.errors import DataError
-from recbole_tema.evaluation.groups import (
-    LENGTH_BOUNDS,
-    LENGTH_NAMES,
-    popularity_notes,
-    popularity_thirds,
-)
+from recbole_tema.evaluation.groups import group_masks, popularity_notes
+from recbole_tema.evaluation.metrics import OVERALL, per_target
 
 TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
-OVERALL = "overall"
-POPULARITY = ("least popular third", "middle third", "most popular third")
+# The groups of the evaluation -> what a report calls them.
+GROUPS = {
+    "length": ("history", {}),
+    "popularity": (
+        "popularity",
+        {"low": "least popular third", "middle": "middle third", "high": "most popular third"},
+    ),
+    "overlap": ("overlap", {"yes": "several domains", "no": "one domain"}),
+}
 SHARE = "overlap_ratio"
 
 
@@ -97,17 +99,11 @@ class Results:
     def groupings(self) -> dict[str, dict[str, np.ndarray]]:
         """Grouping -> bucket -> ``(n,)`` bool of the test targets, empty buckets left out."""
         test = self.targets["test"]
-        overlap = test["overlap"].to_numpy()
-        thirds = popularity_thirds(test["popularity"].to_numpy())
-        lengths = np.searchsorted(LENGTH_BOUNDS, test["history"].to_numpy())
-        found = {
-            "history": {name: lengths == i for i, name in enumerate(LENGTH_NAMES)},
-            "popularity": {name: thirds == i for i, name in enumerate(POPULARITY)},
-            "overlap": {"several domains": overlap, "one domain": ~overlap},
-        }
+        columns = ("overlap", "popularity", "history")
+        masks = group_masks(*(test[column].to_numpy() for column in columns))
         return {
-            name: {bucket: mask for bucket, mask in buckets.items() if mask.any()}
-            for name, buckets in found.items()
+            title: {names.get(bucket, bucket): mask for bucket, mask in masks[group].items()}
+            for group, (title, names) in GROUPS.items()
         }
 
     @cached_property

@@ -246,30 +246,13 @@ def domains_of(folder: Path, dataset: str, keys: dict[str, Any]) -> tuple[str, .
     Raises:
         DataError: a file is not there, or has no such column.
     """
+    from recbole_tema.data.atomic import read_table
+
     item = str(keys.get("ITEM_ID_FIELD") or "item_id")
     domain = str(keys.get("DOMAIN_FIELD") or "domain")
-    had = {row[0] for row in _columns(folder / f"{dataset}.inter", [item])}
-    rows = _columns(folder / f"{dataset}.item", [item, domain])
-    return tuple(dict.fromkeys(name for token, name in rows if token in had))
-
-
-def _columns(path: Path, names: list[str]):
-    """The cells of some columns of an atomic file, row by row."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            heads = [cell.partition(":")[0] for cell in next(lines, "").rstrip("\n").split("\t")]
-            for name in names:
-                if name not in heads:
-                    raise DataError(f"{path} has no column '{name}'")
-            places = [heads.index(name) for name in names]
-            for line in lines:
-                cells = line.rstrip("\n").split("\t")
-                if len(cells) == len(heads):
-                    yield tuple(cells[place] for place in places)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    events = read_table(folder / f"{dataset}.inter", columns=[item], categories=True)
+    items = read_table(folder / f"{dataset}.item", columns=[item, domain])
+    return tuple(items.loc[items[item].isin(events[item].unique()), domain].unique())
 
 
 def check_folders(entries: list[Entry]) -> None:

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from recbole_tema.benchmark.metrics import shown
 from recbole_tema.benchmark.results import SHARE
+from recbole_tema.benchmark.statistics import shown
 
 MARK, WORSE = "*", "†"
 TEST = "paired t-test over users, Holm-corrected over all {} tests of this table, p < 0.05"

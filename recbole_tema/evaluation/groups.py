@@ -15,11 +15,12 @@ import numpy as np
 from recbole_tema.errors import ConfigError
 from recbole_tema.evaluation.plan import EvalPlan
 
-GROUPINGS = ("overlap", "popularity", "length")
-# Longest history of each bucket but the last.
-LENGTH_BOUNDS = (5, 10, 20, 50)
-LENGTH_NAMES = ("1-5", "6-10", "11-20", "21-50", "51+")
-POPULARITY_NAMES = ("low", "middle", "high")
+BUCKETS = {
+    "overlap": ("yes", "no"),
+    "popularity": ("low", "middle", "high"),
+    "length": ("1-5", "6-10", "11-20", "21-50", "51+"),
+}
+LENGTH_BOUNDS = (5, 10, 20, 50)  # the longest history of each bucket but the last
 
 
 def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
@@ -36,23 +37,40 @@ def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
         ConfigError: a name is not a grouping.
     """
     names = [names] if isinstance(names, str) else list(names or [])
-    found = OrderedDict()
     for name in names:
-        if name == "overlap":
-            codes, labels = np.where(spans_domains(plan), 0, 1), ("yes", "no")
-        elif name == "popularity":
-            codes = popularity_thirds(np.asarray(train_popularity)[plan.targets])
-            labels = POPULARITY_NAMES
-        elif name == "length":
-            codes, labels = np.searchsorted(LENGTH_BOUNDS, plan.history_lengths), LENGTH_NAMES
-        else:
-            raise ConfigError(f"eval_groups: {name!r} is none of {', '.join(GROUPINGS)}")
-        for code, label in enumerate(labels):
-            found[f"{name}={label}"] = codes == code
-    empty = [name for name, mask in found.items() if not mask.any()]
+        if name not in BUCKETS:
+            raise ConfigError(f"eval_groups: {name!r} is none of {', '.join(BUCKETS)}")
+    masks = group_masks(
+        overlap=spans_domains(plan) if "overlap" in names else None,
+        popularity=np.asarray(train_popularity)[plan.targets] if "popularity" in names else None,
+        length=plan.history_lengths if "length" in names else None,
+    )
+    empty = [f"{name}={b}" for name in names for b in BUCKETS[name] if b not in masks[name]]
     if empty:
         getLogger().info(f"{plan.phase}: no target in {', '.join(empty)}, no metrics for it")
-    return OrderedDict((name, mask) for name, mask in found.items() if mask.any())
+    return OrderedDict(
+        (f"{name}={bucket}", mask) for name in names for bucket, mask in masks[name].items()
+    )
+
+
+def group_masks(overlap=None, popularity=None, length=None) -> dict[str, dict[str, np.ndarray]]:
+    """Grouping -> bucket -> ``(n,)`` bool of what is given, buckets without targets left out.
+
+    Args:
+        overlap: ``(n,)`` bool, the history lies in several domains. popularity: ``(n,)`` training
+            events of each target item. length: ``(n,)`` events before each target.
+    """
+    codes = {}
+    if overlap is not None:
+        codes["overlap"] = np.where(overlap, 0, 1)
+    if popularity is not None:
+        codes["popularity"] = popularity_thirds(popularity)
+    if length is not None:
+        codes["length"] = np.searchsorted(LENGTH_BOUNDS, length)
+    return {
+        name: {b: found == i for i, b in enumerate(BUCKETS[name]) if (found == i).any()}
+        for name, found in codes.items()
+    }
 
 
 def popularity_thirds(popularity: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""RecBole's own metrics on ranks: overall, per domain of the target, and per group of targets.
+"""RecBole's own metrics on ranks: overall, per domain, per group of targets, and of one target.
 
 Keys: ``ndcg@10`` overall, ``<domain>/ndcg@10`` for each domain that has targets, then
 ``<grouping>=<bucket>/ndcg@10`` for each group that has any, as in ``overlap=yes/ndcg@10``.
@@ -45,6 +45,27 @@ def needs_topk_items(config) -> bool:
     """Whether a configured metric looks at the recommended items (``EvalPlan.topk_items``)."""
     rank_only = metric_names(config, RANK_NEEDS)
     return len(metric_names(config, RANK_NEEDS | ITEM_NEEDS)) > len(rank_only)
+
+
+def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
+    """``(n,)`` float64: a metric at k of each target, one relevant item in each ranking.
+
+    With one relevant item recall is hit, and map is mrr; ndcg is 1 / log2(rank + 1) within k.
+
+    Args:
+        name: of ``RANK_METRICS``. ranks: ``(n,)`` from 1.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    inside = ranks <= k
+    if name in ("hit", "recall"):
+        return inside.astype(np.float64)
+    if name == "precision":
+        return inside / k
+    if name in ("mrr", "map"):
+        return np.where(inside, 1 / ranks, 0.0)
+    if name == "ndcg":
+        return np.where(inside, 1 / np.log2(ranks + 1), 0.0)
+    raise ValueError(f"{name} is no metric of ranks")
 
 
 def evaluate_ranks(

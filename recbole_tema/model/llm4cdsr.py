@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_tema.config.rules import LOSSES
 from recbole_tema.errors import DataError
 from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
@@ -44,7 +45,7 @@ class LLM4CDSR(CrossDomainRecommender):
     of the domains, plus ``beta`` times the alignment of the user's profile with the global state.
     """
 
-    losses = ("BCE", "CE")
+    losses = LOSSES["LLM4CDSR"]
     loss_names = ("recommendation", "regularisation", "alignment")
 
     def __init__(self, config, dataset):

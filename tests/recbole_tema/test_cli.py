@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recbole_tema.cli import main, parse_arguments
-from recbole_tema.config.arguments import config_files
+from recbole_tema.config.files import config_files
 from recbole_tema.config.registry import model_names
 from recbole_tema.errors import ConfigError
 

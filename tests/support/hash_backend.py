@@ -2,7 +2,7 @@
 
 The value depends on the whole unit, as a batch of a real model may: what comes out of another
 grouping is seen to differ. Run as a module it asks, for the tests that kill it:
-`python -m tests.hash_backend FOLDER SHARD N SECONDS_PER_UNIT`.
+`python -m tests.support.hash_backend FOLDER SHARD N SECONDS_PER_UNIT`.
 """
 
 import hashlib

@@ -17,7 +17,6 @@ import pytrec_eval
 from filelock import FileLock
 
 from recbole_tema.benchmark.command import parse, seeds_of
-from recbole_tema.benchmark.metrics import per_target
 from recbole_tema.benchmark.runner import owned
 from recbole_tema.benchmark.spec import Entry, Spec, differences, domains_of, run_folder, stated
 from recbole_tema.benchmark.targets import read_targets, write_targets
@@ -27,6 +26,7 @@ from recbole_tema.cli import main
 from recbole_tema.config.files import properties_dir
 from recbole_tema.config.keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.evaluation.metrics import per_target
 from tests.support.browser import missing, opened
 from tests.support.cdr_checkout import write_checkout
 

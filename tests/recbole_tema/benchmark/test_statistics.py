@@ -11,16 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_tema.benchmark.metrics import (
-    above_by_seed,
-    bootstrap_interval,
-    holm,
-    paired_p,
-    per_target,
-)
 from recbole_tema.benchmark.report import facts
 from recbole_tema.benchmark.results import Results, Row
+from recbole_tema.benchmark.statistics import above_by_seed, bootstrap_interval, holm, paired_p
 from recbole_tema.benchmark.tables import csv_text, latex, markdown, note
+from recbole_tema.evaluation.metrics import per_target
 
 RANKS = np.array([1, 2, 3, 10, 11, 400])
 

@@ -4,12 +4,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from recbole_tema.config.arguments import check_arguments
 from recbole_tema.config.files import load_yaml, parse_value
-from recbole_tema.config.model_rules import model_rules
 from recbole_tema.config.registry import model_names
-from recbole_tema.config.rules import check_values
+from recbole_tema.config.rules import model_rules
 from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.config.validation import check_arguments, check_values
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir
 
