@@ -9,7 +9,13 @@ from typing import Any
 
 from recbole_tema.config.files import INTERVALS, merge_layer, our_defaults, recbole_defaults
 from recbole_tema.config.keys import check_keys, class_keys, idle_keys
-from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS, check_dataset, check_model
+from recbole_tema.config.registry import (
+    CDR_MODELS,
+    OUR_MODELS,
+    check_dataset,
+    check_model,
+    recbole_models,
+)
 from recbole_tema.config.rules import (
     BOOL,
     CLIP_ARGS,
@@ -87,6 +93,9 @@ def validate(
         losses = LOSSES.get(model, ("CE",)) if named else model_class.losses
         _check_loss(final, sources, losses)
         _check_together(final, sources)
+    if model in recbole_models()["sequential"] and given.get("repeatable", True) is not True:
+        allowed = "True for sequential models; exclude_history leaves a user's own items out"
+        fail("repeatable", given["repeatable"], allowed, sources)
     _check_transform(final, model, theirs, sources)
     _check_direction(final, model, is_ours, sources)
     if model in CDR_MODELS:

@@ -1,10 +1,11 @@
 """TemaConfig: values that are refused, with what is allowed, and values that pass."""
 
+import re
 from importlib.util import find_spec
 
 import pytest
 
-from recbole_tema.config.files import load_yaml, parse_value
+from recbole_tema.config.files import load_yaml, parse_value, parse_values
 from recbole_tema.config.registry import model_names
 from recbole_tema.config.rules import model_rules
 from recbole_tema.config.tema_config import TemaConfig
@@ -94,8 +95,32 @@ from recbole_tema.paths import recbole_dir
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        TemaConfig("SASRec", "x", config_dict=values)
+        TemaConfig("SASRec", "ml-100k-genre", config_dict=values)
     assert "\n" not in str(caught.value)
+    # The command line and benchmarks say the same before torch is loaded.
+    sources = dict.fromkeys(values, "config_dict")
+    with pytest.raises(ConfigError, match=re.escape(str(caught.value))):
+        check_arguments("SASRec", "ml-100k-genre", parse_values(values), sources)
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        ("TEMA", {"loss_type": "BCE"}),
+        ("LLM4CDSR", {"loss_type": "BPR"}),
+        ("LLM4CDSR", {"loss_type": "CE", "train_neg_sample_args": {"sample_num": 1}}),
+        ("TEMA", {"window_stride": 60, "MAX_ITEM_LIST_LENGTH": 50}),
+        ("TEMA", {"use_intra": False, "use_inter": False}),
+        ("BERT4Rec", {"transform": None}),
+        ("GRU4Rec", {"dropout_prob": "much"}),
+    ],
+)
+def test_what_a_model_refuses_is_refused_before_torch_is_loaded(model, values):
+    sources = dict.fromkeys(values, "config_dict")
+    with pytest.raises(ConfigError) as early:
+        check_arguments(model, "ml-100k-genre", dict(values), sources)
+    with pytest.raises(ConfigError, match=re.escape(str(early.value))):
+        TemaConfig(model, "ml-100k-genre", config_dict=values)
 
 
 @pytest.mark.parametrize("value", [None, "crop_itemseq"])
