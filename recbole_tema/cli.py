@@ -33,10 +33,17 @@ GROUP = ("nproc", "world_size", "ip", "port", "group_offset", "offset")
 
 
 def main(argv=None) -> int:
-    """Run the command line and return the exit code: 0, 2 (wrong input) or 130 (interrupted)."""
+    """Run the command line and return the exit code: 0, 2 (wrong input) or 130 (interrupted).
+
+    ``doctor`` returns 1 where something has to be mended.
+    """
     arguments = {}
     try:
         words = sys.argv[1:] if argv is None else list(argv)
+        if words == ["doctor"]:
+            from recbole_tema.doctor import run as doctor
+
+            return doctor()
         named = words[:1] == ["benchmark"]
         arguments = parse_arguments(words[1:] if named else words)
         if "help" in arguments:

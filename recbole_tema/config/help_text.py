@@ -62,6 +62,8 @@ many runs and one report, resumable: {prog} with one of the first three of
   --MODEL.KEY=VALUE        a key of one model alone; MODEL@target in --models: a baseline that is
                            trained on the target's domain alone, once for each domain
 
+{prog} doctor: versions, extras, GPU, folders and disk, and what has to be mended
+
 several processes: --nproc=2 trains one model in two, --ip, --port, --world_size and
   --group_offset join those of several machines; torchrun starts them too
 """
