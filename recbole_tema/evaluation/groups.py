@@ -8,6 +8,7 @@ Every target is in exactly one bucket of each grouping.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from logging import getLogger
 
 import numpy as np
@@ -22,7 +23,9 @@ LENGTH_NAMES = ("1-5", "6-10", "11-20", "21-50", "51+")
 POPULARITY_NAMES = ("low", "middle", "high")
 
 
-def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
+def target_groups(
+    plan: EvalPlan, names: str | Iterable[str] | None, train_popularity: np.ndarray
+) -> OrderedDict:
     """Buckets of the plan's targets.
 
     Args:
@@ -69,7 +72,7 @@ def popularity_thirds(popularity: np.ndarray) -> np.ndarray:
     return np.minimum((3 * middle / max(len(popularity), 1)).astype(np.int64), 2)[block]
 
 
-def popularity_notes(popularity: np.ndarray, buckets) -> list[str]:
+def popularity_notes(popularity: np.ndarray, buckets: Mapping[str, np.ndarray]) -> list[str]:
     """What buckets by popularity hold, a line each: their targets and the bounds.
 
     Args:

@@ -48,7 +48,7 @@ def needs_topk_items(config) -> bool:
 
 
 def evaluate_ranks(
-    ranks: torch.Tensor,
+    ranks: np.ndarray | torch.Tensor,
     plan: EvalPlan,
     config,
     groups=None,
