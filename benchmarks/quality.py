@@ -47,7 +47,7 @@ def read_suite(path: Path) -> dict:
 def run_id(suite: dict, label: str, seed: int) -> str:
     """Name of a run by all that its result depends on: new defaults make it another run."""
     from recbole_tema.config.tema_config import TemaConfig
-    from recbole_tema.trainer.trainer import run_name
+    from recbole_tema.trainer.checkpoint import run_name
 
     run = suite["runs"][label]
     keys = {**run["keys"], "seed": seed}

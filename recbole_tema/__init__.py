@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from typing import Any
 
 # Threads of GNU's OpenMP, which torch uses, spin while they wait. Where other programs want the
 # cores too, that made an epoch of 8 s one of more than 4 minutes; with short spins it was 40 s
@@ -22,7 +23,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'recbole_tema' has no attribute '{name}'")

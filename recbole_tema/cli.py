@@ -8,8 +8,10 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from recbole_tema.config.files import config_files, merged_arguments
 from recbole_tema.config.registry import (
@@ -32,12 +34,12 @@ OF_BENCHMARKS = ("seeds", "jobs", "results_dir", "tune")
 GROUP = ("nproc", "world_size", "ip", "port", "group_offset", "offset")
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 (wrong input) or 130 (interrupted).
 
     ``doctor`` returns 1 where something has to be mended.
     """
-    arguments = {}
+    arguments: dict[str, Any] = {}
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         if words == ["doctor"]:
@@ -81,12 +83,12 @@ def main(argv=None) -> int:
     return 130
 
 
-def _many(arguments) -> bool:
+def _many(arguments: Mapping[str, str | bool]) -> bool:
     """Whether a benchmark is asked for: many runs and one report."""
     return not {*WHAT, "trained"}.isdisjoint(arguments)
 
 
-def parse_arguments(argv: list[str]) -> dict[str, str | bool]:
+def parse_arguments(argv: list[str]) -> dict[str, Any]:
     """Split ``--key=value`` and ``--key value`` words into ``{key: text}``.
 
     A boolean key without a value is True, as in ``--resume``. Values may contain ``=``.
@@ -95,7 +97,7 @@ def parse_arguments(argv: list[str]) -> dict[str, str | bool]:
         ConfigError: a word that belongs to no key, a key without value, or one key given twice
             with different values.
     """
-    arguments = {}
+    arguments: dict[str, str | bool] = {}
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -114,7 +116,7 @@ def parse_arguments(argv: list[str]) -> dict[str, str | bool]:
     return arguments
 
 
-def _next_value(name, words):
+def _next_value(name: str, words: list[str]) -> str | bool:
     following = words[0] if words else "--"
     if RULES.get(name) is BOOL and following.lower() not in ("true", "false"):
         return True
@@ -123,7 +125,7 @@ def _next_value(name, words):
     return words.pop(0)
 
 
-def _train(arguments):
+def _train(arguments: Mapping[str, str | bool]) -> int:
     keys = dict(arguments)
     files = config_files(keys.pop("config_files", ""))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
@@ -144,7 +146,9 @@ def _train(arguments):
     return 0
 
 
-def _train_one(keys, model, dataset, files, cmd):
+def _train_one(
+    keys: dict[str, Any], model: str, dataset: str, files: list[str], cmd: dict[str, Any]
+) -> None:
     """Train in this process, one of several where ``keys`` says so."""
     with captured():  # torch and RecBole may warn while they are imported
         from recbole_tema.quick_start import run_recbole_tema
@@ -159,7 +163,7 @@ def _train_one(keys, model, dataset, files, cmd):
             leave_group()
 
 
-def _print_help(arguments):
+def _print_help(arguments: Mapping[str, Any]) -> int:
     from recbole_tema.config.help_text import help_text
 
     model = arguments.get("model")
@@ -171,13 +175,13 @@ def _print_help(arguments):
     return 0
 
 
-def _program():
+def _program() -> str:
     """This program's name, for help."""
     name = Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else name
 
 
-def _started():
+def _started() -> str:
     """How this program was started, to type it again where its environment is not active."""
     program = Path(sys.argv[0])
     found = shutil.which("python" if program.suffix == ".py" else program.name)
@@ -190,7 +194,7 @@ def _started():
     return shlex.join([os.path.join(bin_folder, words[0]), *words[1:]])
 
 
-def _version(package):
+def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -19,7 +19,7 @@ from recbole_tema.paths import recbole_dir
 NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
 
 
-def _update(self, data):
+def _update(self: dok_matrix, data: dict[tuple[int, int], float]) -> None:
     """Set entries from a dict of (row, column) -> value, without checks, as scipy < 1.13 did."""
     self._dict.update(data)
 

@@ -15,10 +15,16 @@ import os
 import sys
 import sysconfig
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from recbole_tema.errors import ConfigError, TemaError
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 SCREEN = logging.getLogger("recbole_tema")  # its messages are shown, those of the root logger not
 SHOWN = ("recbole_tema", "dataset_tools")
@@ -42,22 +48,22 @@ MOST_NAMES = 5  # domains that it names
 class _Kept(logging.Handler):
     """Keeps records until there is a log to write them to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.records = []
+        self.records: list[logging.LogRecord] = []
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
 
 class _OnScreen(logging.Filter):
     """Lets through what the screen shows."""
 
-    def __init__(self, verbose):
+    def __init__(self, verbose: bool) -> None:
         super().__init__()
         self.verbose = verbose
 
-    def filter(self, record):
+    def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "off_screen", False):
             return False
         if self.verbose or record.levelno >= logging.ERROR:
@@ -69,7 +75,7 @@ class _OnScreen(logging.Filter):
 
 
 @contextmanager
-def captured():
+def captured() -> Iterator[None]:
     """Within, warnings and log records are the run's: kept until :func:`start_log`, then logged.
 
     An error that leaves it is written to the log file, as the caller tells it on the screen.
@@ -94,7 +100,14 @@ def captured():
         _end_log(root)  # what the calling program logs or sets up later is its own
 
 
-def _log_warning(message, category, filename, lineno, file=None, line=None):
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """In place of ``warnings.showwarning``: what Python and the libraries warn of is logged.
 
     Warnings of the calling program's own code, as in a callback, stay on the screen.
@@ -106,7 +119,7 @@ def _log_warning(message, category, filename, lineno, file=None, line=None):
     logging.getLogger(name).warning("%s", text.rstrip())
 
 
-def start_log(config) -> None:
+def start_log(config: "TemaConfig") -> None:
     """Make the handlers of a run: the screen and a file in ``log/MODEL/``.
 
     Raises:
@@ -128,7 +141,7 @@ def start_log(config) -> None:
         ) from error
     made = [handler for handler in root.handlers if handler not in before]
     for handler in made:
-        handler.recbole_tema = True
+        handler.recbole_tema = True  # type: ignore[attr-defined]  # our mark
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_OnScreen(config["verbose"]))
             if config["quiet"]:
@@ -139,11 +152,11 @@ def start_log(config) -> None:
                 handler.handle(record)
 
 
-def _is_ours(handler):
+def _is_ours(handler: logging.Handler) -> bool:
     return getattr(handler, "recbole_tema", False)
 
 
-def _take_kept(root):
+def _take_kept(root: logging.Logger) -> list[logging.LogRecord]:
     """The records that were kept; from now on none are."""
     kept = [handler for handler in root.handlers if isinstance(handler, _Kept)]
     for handler in kept:
@@ -151,14 +164,14 @@ def _take_kept(root):
     return [record for handler in kept for record in handler.records]
 
 
-def _end_log(root):
+def _end_log(root: logging.Logger) -> None:
     # RecBole adds its handlers on every call: a second run would log twice.
     for handler in filter(_is_ours, list(root.handlers)):
         root.removeHandler(handler)
         handler.close()
 
 
-def log_file():
+def log_file() -> str | None:
     """The path of this run's log file, from the current folder; None where there is none."""
     for handler in filter(_is_ours, logging.getLogger().handlers):
         if isinstance(handler, logging.FileHandler):
@@ -166,7 +179,7 @@ def log_file():
     return None
 
 
-def headline(config, dataset, n_processes=1) -> str:
+def headline(config: "TemaConfig", dataset: "CrossDomainMixin", n_processes: int = 1) -> str:
     """One line for what runs: model, data, the keys that differ from their defaults, log file."""
     domains = dataset.domain_names
     named = f"domains {', '.join(domains)}"
@@ -184,7 +197,7 @@ def headline(config, dataset, n_processes=1) -> str:
     return f"{config['model']} on {config['dataset']}: {'; '.join(parts)}"
 
 
-def _changed(config):
+def _changed(config: "TemaConfig") -> list[str]:
     """``key=value`` of the user's keys that differ from their defaults."""
     changed = []
     for key in config.sources:
@@ -197,7 +210,7 @@ def _changed(config):
     return changed
 
 
-def _device(config):
+def _device(config: "TemaConfig") -> str:
     import torch
 
     if config["device"].type == "cuda":
@@ -206,7 +219,7 @@ def _device(config):
     return f"cpu ({threads} thread{'s' * (threads > 1)})"
 
 
-def show_table(table, config, main=True) -> None:
+def show_table(table: str, config: "TemaConfig", main: bool = True) -> None:
     """Print a run's table to standard output, unless ``state`` silences it, and log it."""
     logging.getLogger().info("\n" + table, extra=OFF_SCREEN)
     if main and config["state"].lower() in ("debug", "info"):

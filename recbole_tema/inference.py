@@ -1,6 +1,7 @@
 """The best items of histories or of known users: the model as a service would call it."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -16,6 +17,11 @@ from recbole_tema.data.loader import pad_rows
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.evaluation.evaluator import score_items
 from recbole_tema.trainer.seeding import seeded
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 # Unknown users that an error names.
 NAMED = 5
@@ -38,15 +44,15 @@ class _Asked(NamedTuple):
 
 @torch.no_grad()
 def recommend(
-    model,
-    histories=None,
-    k=10,
-    domain=None,
+    model: "AbstractRecommender",
+    histories: Iterable[Any] | None = None,
+    k: int = 10,
+    domain: str | None = None,
     *,
-    users=None,
-    exclude_history=None,
-    batch_size=1024,
-):
+    users: Iterable[Any] | None = None,
+    exclude_history: bool | None = None,
+    batch_size: int = 1024,
+) -> list[list[tuple[str, float]]]:
     """The ``k`` best items for each history, or for each known user.
 
     Args:
@@ -97,14 +103,14 @@ def recommend(
     allowed = _allowed_items(dataset, domain).to(device)
     asked = _of_histories(dataset, histories) if users is None else _of_users(dataset, users)
     starts = np.cumsum(asked.lengths) - asked.lengths
-    rows_of = _sequences if sequential else _known_users
+    rows_of: Callable[..., Interaction] = _sequences if sequential else _known_users
     model.eval()
     results = []
     for first in range(0, len(asked.lengths), batch_size):
         part = slice(first, first + batch_size)
         lengths = asked.lengths[part]
         items = asked.items[starts[part][0] : starts[part][0] + lengths.sum()]
-        batch = rows_of(model, items, lengths, None if users is None else asked.users[part])
+        batch = rows_of(model, items, lengths, None if asked.users is None else asked.users[part])
         batch = batch.to(device)
         scores = _scores(model, batch, dataset)
         if not torch.isfinite(scores[:, allowed]).all():
@@ -120,7 +126,7 @@ def recommend(
     return results
 
 
-def _check_numbers(**numbers):
+def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if not is_int(value):
             raise ConfigError(f"{name} is {value!r}; it must be an integer")
@@ -128,7 +134,9 @@ def _check_numbers(**numbers):
             raise ConfigError(f"{name} is {value}; it must be 1 or more")
 
 
-def _sequences(model, flat, lengths, users):
+def _sequences(
+    model: "AbstractRecommender", flat: np.ndarray, lengths: np.ndarray, users: np.ndarray | None
+) -> Interaction:
     """What a sequential model reads: the last items of each row."""
     dataset = model.dataset
     if dataset.config["train_on"] == "target":  # it never saw the other domains' items
@@ -150,14 +158,18 @@ def _sequences(model, flat, lengths, users):
     return Interaction(batch)
 
 
-def _known_users(model, _flat, _lengths, users):
+def _known_users(
+    model: "AbstractRecommender", _flat: np.ndarray, _lengths: np.ndarray, users: np.ndarray
+) -> Interaction:
     """What other models read: the users, with their features if there are any."""
     dataset = model.dataset
     batch = dataset.join(Interaction({dataset.uid_field: torch.from_numpy(users)}))
     return construct_transform(dataset.config)(dataset, batch)
 
 
-def _scores(model, interaction, dataset):
+def _scores(
+    model: "AbstractRecommender", interaction: Interaction, dataset: "CrossDomainMixin"
+) -> torch.Tensor:
     try:
         with seeded(dataset.config):  # a few models add noise to their scores
             return score_items(model, interaction, dataset)
@@ -171,7 +183,7 @@ def _scores(model, interaction, dataset):
         ) from error
 
 
-def _best(scores, k, tokens):
+def _best(scores: torch.Tensor, k: int, tokens: Sequence[str]) -> list[list[tuple[str, float]]]:
     """(token, score) of the ``k`` best of each row of ``(B, n_items)``, those of -inf left out."""
     least = scores.topk(min(k, scores.size(1))).values[:, -1:]
     # topk takes any of equal scores; all of them, cut in the order of their ids, are the same
@@ -187,7 +199,7 @@ def _best(scores, k, tokens):
     ]
 
 
-def _allowed_items(dataset, domain):
+def _allowed_items(dataset: "CrossDomainMixin", domain: str | None) -> torch.Tensor:
     """``(n_items,)`` bool tensor of the items that may be recommended."""
     item_domain = torch.from_numpy(dataset.item_domain)
     target = dataset.target_domain
@@ -202,12 +214,12 @@ def _allowed_items(dataset, domain):
     if number != target and (config["model"] in CDR_MODELS or config["train_on"] == "target"):
         raise ConfigError(
             f"domain is '{domain}', but the model was trained to recommend in "
-            f"'{dataset.domain_names[target - 1]}' (target_domain)"
+            f"'{config['target_domain']}' (target_domain)"
         )
     return item_domain == number
 
 
-def _listed(name, values):
+def _listed(name: str, values: Any) -> list[Any]:
     """``values`` of any container with an order, as a list.
 
     Raises:
@@ -225,7 +237,7 @@ def _listed(name, values):
         raise DataError(f"{name} is {values!r}; give a list of ids") from None
 
 
-def _of_histories(dataset, histories) -> _Asked:
+def _of_histories(dataset: "CrossDomainMixin", histories: Iterable[Any] | None) -> _Asked:
     known = dataset.field2token_id[dataset.iid_field]
     flat, lengths = [], []
     for row, history in enumerate(_listed("histories", histories)):
@@ -242,7 +254,7 @@ def _of_histories(dataset, histories) -> _Asked:
     return _Asked("histories", flat, lengths, None)
 
 
-def _of_users(dataset, users) -> _Asked:
+def _of_users(dataset: "CrossDomainMixin", users: Iterable[Any]) -> _Asked:
     known = dataset.field2token_id[dataset.uid_field]
     tokens = [str(user) for user in _listed("users", users)]
     ids = np.array([known.get(token, 0) for token in tokens], dtype=np.int64)

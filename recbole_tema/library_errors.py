@@ -1,6 +1,7 @@
 """What RecBole refuses by a Python error becomes one line; our own faults keep their traceback."""
 
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def recbole_refusals(what: str):
+def recbole_refusals(what: str) -> Iterator[None]:
     """Turn what RecBole raises inside into a ``ConfigError``: ``what``, then RecBole's words."""
     try:
         yield

@@ -37,7 +37,7 @@ def recbole_dir() -> Path:
         ConfigError: RecBole is not there, or is of another version.
     """
     spec = find_spec("recbole")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"RecBole is not installed; {INSTALL_RECBOLE}")
     try:
         found = version("recbole")

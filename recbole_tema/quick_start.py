@@ -1,13 +1,17 @@
 """From a model's name to its test metrics: ``run_recbole_tema`` and ``load_model``."""
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
+import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_seed, set_color
 
 from recbole_tema.config.files import check_layers, file_list, load_yaml, merge_layer
@@ -21,11 +25,18 @@ from recbole_tema.config.registry import (
 )
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
-from recbole_tema.data.preparation import PHASES, SOURCE_VALID, create_dataset, data_preparation
+from recbole_tema.data.cross_domain import CrossDomainMixin
+from recbole_tema.data.preparation import (
+    PHASES,
+    SOURCE_VALID,
+    PreparedData,
+    create_dataset,
+    data_preparation,
+)
 from recbole_tema.data.schema import ATTRIBUTE_KEYS
 from recbole_tema.errors import ConfigError, DataError
-from recbole_tema.evaluation import format_table, popularity_notes, slice_counts, target_groups
-from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
+from recbole_tema.evaluation import EvalPlan, format_table, slice_counts
+from recbole_tema.evaluation.evaluator import evaluate_model, evaluation_data
 from recbole_tema.library_errors import REFUSED, from_recbole, in_one_line, recbole_refusals
 from recbole_tema.trainer.checkpoint import (
     check_belongs,
@@ -38,7 +49,11 @@ from recbole_tema.trainer.distributed import from_main, is_main, rank, world_siz
 from recbole_tema.trainer.factory import build_trainer
 from recbole_tema.trainer.memory import keep_freed_memory
 from recbole_tema.trainer.seeding import seeded
+from recbole_tema.trainer.trainer import TrainerLayer
 
+AnyPath = str | os.PathLike[str]
+Files = str | Sequence[str] | None
+Keys = dict[str, Any] | None  # of a configuration
 # Made from the machine or the model class: a checkpoint's value says nothing here.
 MADE_HERE = {
     *("device", "gpu_id", "local_rank", "single_spec", "use_gpu", "data_path"),
@@ -49,14 +64,14 @@ MADE_HERE = {
 
 @captured()
 def run_recbole_tema(
-    model=None,
-    dataset=None,
-    config_file_list=None,
-    config_dict=None,
-    cmd_config_dict=None,
-    saved=True,
-    after_epoch=None,
-):
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Files = None,
+    config_dict: Keys = None,
+    cmd_config_dict: Keys = None,
+    saved: bool = True,
+    after_epoch: Callable[[int, float], object] | None = None,
+) -> dict[str, Any]:
     """Train and evaluate one model on one dataset.
 
     Args:
@@ -100,7 +115,7 @@ def run_recbole_tema(
     data = _load_dataset(config)
     logger.info(data)
     prepared = _prepare(config, data)
-    eval_data = _eval_data(config, data, prepared)
+    eval_data = evaluation_data(config, data, prepared)
 
     init_seed(config["seed"], config["reproducibility"])
     with named_missing_package(config["model"]):
@@ -144,7 +159,9 @@ def run_recbole_tema(
     }
 
 
-def load_model(checkpoint, data_path=None, device=None):
+def load_model(
+    checkpoint: AnyPath, data_path: AnyPath | None = None, device: str | torch.device | None = None
+) -> tuple[TemaConfig, CrossDomainMixin, AbstractRecommender]:
     """The config, dataset and trained model of a checkpoint.
 
     Args:
@@ -171,7 +188,12 @@ def load_model(checkpoint, data_path=None, device=None):
     return config, dataset, model
 
 
-def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data_path=None):
+def evaluate_checkpoint(
+    checkpoint: AnyPath,
+    config_dict: Keys = None,
+    phases: str | Iterable[str] = ("valid", "test"),
+    data_path: AnyPath | None = None,
+) -> dict[str, dict[str, float]]:
     """Evaluate a trained model again, for example under another protocol.
 
     Args:
@@ -198,7 +220,12 @@ def evaluate_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), 
     }
 
 
-def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data_path=None):
+def rank_checkpoint(
+    checkpoint: AnyPath,
+    config_dict: Keys = None,
+    phases: str | Iterable[str] = ("valid", "test"),
+    data_path: AnyPath | None = None,
+) -> dict[str, tuple[dict[str, float], np.ndarray, EvalPlan, CrossDomainMixin]]:
     """The place of every target by a trained model.
 
     Args, Raises: as :func:`evaluate_checkpoint`.
@@ -221,7 +248,7 @@ def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data
         )
     prepared = _prepare(config, data)
     model = _saved_model(config, prepared.train_dataset, state, checkpoint)
-    eval_data = _eval_data(config, data, prepared)
+    eval_data = evaluation_data(config, data, prepared)
     return {
         phase: (
             *evaluate_model(model, eval_data[phase], config, data),
@@ -232,7 +259,9 @@ def rank_checkpoint(checkpoint, config_dict=None, phases=("valid", "test"), data
     }
 
 
-def _name(key, given, default, files, config_dict, cmd_config_dict):
+def _name(
+    key: str, given: Any, default: str, files: Files, config_dict: Keys, cmd_config_dict: Keys
+) -> Any:
     """The name of the model or dataset: as argument, in the strongest layer, or default."""
     if given is not None:
         return given
@@ -241,7 +270,9 @@ def _name(key, given, default, files, config_dict, cmd_config_dict):
     return named[-1] if named else default
 
 
-def _saved_config(checkpoint, data_path=None, config_dict=None):
+def _saved_config(
+    checkpoint: AnyPath, data_path: AnyPath | None = None, config_dict: Keys = None
+) -> tuple[TemaConfig, dict[str, Any]]:
     """(config, checkpoint): the config that a model was trained with, on this machine's device."""
     for name, path in (("checkpoint", checkpoint), ("data_path", data_path)):
         if not isinstance(path, str | os.PathLike) and (path is not None or name == "checkpoint"):
@@ -271,7 +302,9 @@ def _saved_config(checkpoint, data_path=None, config_dict=None):
     return config, state
 
 
-def _saved_dataset(config, state, checkpoint):
+def _saved_dataset(
+    config: TemaConfig, state: dict[str, Any], checkpoint: AnyPath
+) -> CrossDomainMixin:
     """The dataset of a checkpoint, which must still be what the model was made for."""
     folder = Path(config["data_path"])
     if not folder.is_dir():
@@ -288,7 +321,7 @@ def _saved_dataset(config, state, checkpoint):
     return dataset
 
 
-def _device(name):
+def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -299,7 +332,7 @@ def _device(name):
     return device
 
 
-def _load_dataset(config):
+def _load_dataset(config: TemaConfig) -> CrossDomainMixin:
     """The dataset of ``config``; what RecBole refuses while it loads becomes one line.
 
     Raises:
@@ -322,12 +355,12 @@ def _load_dataset(config):
     return dataset
 
 
-def _prepare(config, dataset):
+def _prepare(config: TemaConfig, dataset: CrossDomainMixin) -> PreparedData:
     with recbole_refusals(f"RecBole refuses to split dataset '{config['dataset']}'"):
         return data_preparation(config, dataset, config.model_class)
 
 
-def _new_model(config, train_dataset):
+def _new_model(config: TemaConfig, train_dataset: CrossDomainMixin) -> AbstractRecommender:
     try:
         return config.model_class(config, train_dataset).to(config["device"])
     except REFUSED as error:
@@ -342,24 +375,16 @@ def _new_model(config, train_dataset):
         raise ConfigError(f"model '{config['model']}': {in_one_line(error)}{where}") from error
 
 
-def _saved_model(config, train_dataset, state, checkpoint):
+def _saved_model(
+    config: TemaConfig, train_dataset: CrossDomainMixin, state: dict[str, Any], checkpoint: AnyPath
+) -> AbstractRecommender:
     with seeded(config):  # a few models draw neighbours or clusters when they are made
         model = _new_model(config, train_dataset)
     load_weights(model, state, checkpoint, config["device"])
     return model.eval()
 
 
-def _eval_data(config, dataset, prepared):
-    """Phase -> :class:`EvalData`."""
-    # Not what overlap_ratio and train_on leave: the groups are the same for all of them.
-    popularity = dataset.split_popularity()
-    return {
-        phase: EvalData(prepared.eval_data[phase], plan, *_groups(config, plan, popularity))
-        for phase, plan in prepared.plans.items()
-    }
-
-
-def _ensure_dataset(config):
+def _ensure_dataset(config: TemaConfig) -> None:
     """Build a built-in dataset that is missing; the one place that calls ``dataset_tools``."""
     from recbole_tema.builtin import BUILTIN, ensure_builtin
 
@@ -368,14 +393,7 @@ def _ensure_dataset(config):
         from_main(lambda: str(ensure_builtin(config["dataset"], folder.parent)))
 
 
-def _groups(config, plan, popularity):
-    """(name -> ``(n_targets,)`` bool, lines that say what the groups by popularity hold)."""
-    groups = target_groups(plan, config["eval_groups"], popularity)
-    thirds = {name: mask for name, mask in groups.items() if name.startswith("popularity=")}
-    return groups, popularity_notes(popularity[plan.targets], thirds)
-
-
-def _resume(config, trainer):
+def _resume(config: TemaConfig, trainer: TrainerLayer) -> None:
     if config["resume"]:
         if not trainer.resume():
             SCREEN.info("resume: no run with this very config so far, starting a new one")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def _refuse_twins(where: str | Path, items: pd.DataFrame) -> None:
     raise DataError(f"{where}, rows {rows}: item {item!r} stands more than once; keep one row")
 
 
-def _is_missing(value) -> bool:
+def _is_missing(value: object) -> bool:
     return (
         value is None
         or value is pd.NA
@@ -177,7 +178,7 @@ def _guess_type(values: Sequence) -> str:
     return "token"
 
 
-def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
+def _cell(where: str | Path, row: int, column: str, kind: str, value: Any) -> str:
     """The text of one item cell; a missing value is an empty cell."""
     if type(value) is str and not kind.startswith("float"):
         return plain_text(value)
@@ -200,7 +201,7 @@ def _cell(where: str | Path, row: int, column: str, kind: str, value) -> str:
     return plain_text(str(value))
 
 
-def number_text(value) -> str:
+def number_text(value: float | np.generic) -> str:
     """A number as the shortest text that gives it back exactly: `3`, `0.25`, `881250949`."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -208,7 +209,7 @@ def number_text(value) -> str:
     return repr(value)
 
 
-def _tags_cell(where: str | Path, row: int, value) -> str:
+def _tags_cell(where: str | Path, row: int, value: Any) -> str:
     if _is_missing(value):
         return ""
     tags = value.split() if isinstance(value, str) else list(value)

@@ -105,7 +105,7 @@ def reason_to_skip(
         if limit is None:
             return None
         return f"{dataset.name} has {what} ({note}), which --limit leaves alone without --force"
-    changed = bool(found) and found[1] != inputs
+    changed = found is not None and found[1] != inputs
     if changed and note.startswith(maker) and limit is None:
         return None
     outgrown = ", made of other texts than there are now" if changed else ""

@@ -252,4 +252,4 @@ def _by_model(session: Session, profiles: dict[str, str]) -> tuple[Sequence[str]
     pairs = [(u, a.value) for u, a in zip(profiles, answers, strict=True) if not a.fault]
     if not pairs:
         raise DataError(f"{session.backend.identity}: gave no vector of {len(profiles)} profiles")
-    return [user for user, _ in pairs], np.stack([vector for _, vector in pairs])
+    return [user for user, _ in pairs], np.stack([np.asarray(vector) for _, vector in pairs])

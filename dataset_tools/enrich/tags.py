@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -164,11 +165,11 @@ class Remembered:
     The pipeline asks for the vectors of nearly the same list after every edit.
     """
 
-    def __init__(self, encode) -> None:
+    def __init__(self, encode: Callable[[Sequence[str]], np.ndarray]) -> None:
         self.encode = encode
         self.vectors: dict[str, np.ndarray] = {}
 
-    def __call__(self, texts) -> np.ndarray:
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
         new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
         if new:
             self.vectors.update(zip(new, self.encode(new), strict=True))

@@ -146,7 +146,9 @@ def item_tags(
         own_words: Keys of tags that say nothing here, such as the names of the domains.
         instructions: What the model was told; a tag of several words out of it is an echo.
     """
-    tags, reasons, seen = [], Counter(), set()
+    tags: list[str] = []
+    reasons: Counter[str] = Counter()
+    seen = set()
     whole, told = merge_key(clean_words(title)), f" {clean_words(instructions)} "
     for text in list(raw)[:MAX_RAW]:
         tag, reason = clean_tag(text)

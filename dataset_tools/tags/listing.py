@@ -100,7 +100,9 @@ def merge_near(tags: TagList, vectors: np.ndarray, order: Sequence[str], least: 
                 tags.merge("list", tag, into, f"text vectors {cosine:.2f} alike")
 
 
-def drop_extremes(tags: TagList, n_items: Mapping[str, int], min_items: int, max_share: float):
+def drop_extremes(
+    tags: TagList, n_items: Mapping[str, int], min_items: int, max_share: float
+) -> None:
     """Drop tags of fewer than `min_items` items, or of more than `max_share` of all items.
 
     A tag that most items of one domain have only tells the domain, which the model knows. In a

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,9 @@ def match(
         dataset, session.prompt("match"), [options_of.get(row, []) for row in range(len(rows))]
     )
     answers = session.ask("match", list(requests.values()))
-    scores = {row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault}
+    scores: dict[int, Any] = {
+        row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault
+    }
     if session.backend.likelihoods:
         known = [requests[row].options for row in scores]
         scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))

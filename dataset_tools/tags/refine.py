@@ -98,7 +98,8 @@ def read_edits(tags: TagList, answers: Sequence[Answer], pieces: Sequence[Sequen
         pieces: The tags that each of these questions showed; an answer may drop or merge a share
             of them and no others.
     """
-    edits, used = Edits(), set()
+    edits = Edits()
+    used: set[str] = set()
     for answer, piece in zip(answers, pieces, strict=True):
         try:
             data = json_value(str(answer.value)) if not answer.fault else None
@@ -113,7 +114,9 @@ def read_edits(tags: TagList, answers: Sequence[Answer], pieces: Sequence[Sequen
     return edits
 
 
-def _read_merges(tags: TagList, merges, piece: Sequence[str], edits: Edits, used: set) -> None:
+def _read_merges(
+    tags: TagList, merges: object, piece: Sequence[str], edits: Edits, used: set
+) -> None:
     sound = []
     for entry in _list(merges):
         entry = entry if isinstance(entry, dict) else {}
@@ -133,7 +136,7 @@ def _read_merges(tags: TagList, merges, piece: Sequence[str], edits: Edits, used
             edits.refused["a second edit of a tag"] += 1
 
 
-def _read_drops(drops, piece: Sequence[str], edits: Edits, used: set) -> None:
+def _read_drops(drops: object, piece: Sequence[str], edits: Edits, used: set) -> None:
     named = dict.fromkeys(tag for tag in map(_as_tag, _list(drops)) if tag in piece)
     if len(named) > MAX_DROPPED * len(piece):
         edits.refused["an answer that drops more than it may"] += 1
@@ -147,7 +150,7 @@ def _read_drops(drops, piece: Sequence[str], edits: Edits, used: set) -> None:
             edits.refused["a second edit of a tag"] += 1
 
 
-def _read_adds(tags: TagList, adds, edits: Edits, used: set) -> None:
+def _read_adds(tags: TagList, adds: object, edits: Edits, used: set) -> None:
     # What was dropped or merged before does not come back.
     known = {merge_key(tag) for tag in tags.target}
     for raw in _list(adds)[:MAX_ADDED]:
@@ -159,11 +162,11 @@ def _read_adds(tags: TagList, adds, edits: Edits, used: set) -> None:
             edits.refused["an addition that is there, was dropped or is no tag"] += 1
 
 
-def _list(value) -> list:
+def _list(value: object) -> list:
     return value if isinstance(value, list) else []
 
 
-def _as_tag(value) -> str:
+def _as_tag(value: object) -> str:
     return clean_tag(value)[0] if isinstance(value, str) else ""
 
 
@@ -243,7 +246,7 @@ def judged_merges(
         both = (tag, into), (into, tag)
         if not all(pair in asked and pair[1] in priors for pair in both):
             continue
-        gain = min(float(asked[pair].value[0]) - priors[pair[1]] for pair in both)
+        gain = min(float(np.asarray(asked[pair].value)[0]) - priors[pair[1]] for pair in both)
         if gain >= least and gain > best.get(tag, (-np.inf, ""))[0]:
             best[tag] = (gain, into)
     return [
@@ -264,7 +267,8 @@ def specificity(
         options: Tags that were scored for the item.
         scores: Their scores.
     """
-    mine, others = defaultdict(list), defaultdict(list)
+    mine: dict[str, list[float]] = defaultdict(list)
+    others: dict[str, list[float]] = defaultdict(list)
     for tags, names, values in zip(own, options, scores, strict=True):
         for name, value in zip(names, values, strict=True):
             (mine if name in tags else others)[name].append(value)

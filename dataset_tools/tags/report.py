@@ -15,7 +15,7 @@ def report(dataset: Dataset, tagged: Tagged, made_by: str) -> str:
     """NAME.tags.md: list sizes, shared tags, coverage, extremes, refused answers, examples."""
     used = Counter(tag for row in tagged.rows for tag in row)
     domains = dataset.column("domain")
-    by_domain = {d: Counter() for d in sorted(set(domains))}
+    by_domain: dict[str, Counter[str]] = {d: Counter() for d in sorted(set(domains))}
     for domain, row in zip(domains, tagged.rows, strict=True):
         by_domain[domain].update(row)
     shared = sum(sum(tag in c for c in by_domain.values()) > 1 for tag in used)

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,7 +65,15 @@ def refine(
     return made + _more(dataset, session, raw, tags, options, when)
 
 
-def _judged(dataset, session, encode, raw, tags, options, number) -> Edits:
+def _judged(
+    dataset: Dataset,
+    session: Session,
+    encode: Callable,
+    raw: RawTags,
+    tags: TagList,
+    options: "TagOptions",
+    number: int,
+) -> Edits:
     """Edits by likelihoods: synonyms among near pairs, tags that tell nothing of their items."""
     edits = Edits()
     names = sorted(tags.counts)
@@ -76,7 +84,7 @@ def _judged(dataset, session, encode, raw, tags, options, number) -> Edits:
         answers = session.ask("same", asked + alone)
         words = [request.options[0] for request in alone]
         priors = {
-            word: float(answer.value[0])
+            word: float(np.asarray(answer.value)[0])
             for word, answer in zip(words, answers[len(asked) :], strict=True)
             if not answer.fault
         }
@@ -90,7 +98,14 @@ def _judged(dataset, session, encode, raw, tags, options, number) -> Edits:
     return edits
 
 
-def _specificities(dataset, session, raw, tags, options, number) -> dict[str, tuple[float, int]]:
+def _specificities(
+    dataset: Dataset,
+    session: Session,
+    raw: RawTags,
+    tags: TagList,
+    options: "TagOptions",
+    number: int,
+) -> dict[str, tuple[float, int]]:
     """Score sampled items' own tags, and as many others, and compare."""
     rng = np.random.default_rng([options.seed, number])
     own = own_tags(raw.tags, tags)
@@ -104,13 +119,22 @@ def _specificities(dataset, session, raw, tags, options, number) -> dict[str, tu
     requests = match_requests(dataset, session.prompt("match"), choices)
     answers = session.ask("probe", list(requests.values()))
     good = [row for row, answer in zip(requests, answers, strict=True) if not answer.fault]
-    values = {row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault}
+    values: dict[int, Any] = {
+        row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault
+    }
     return specificity(
         [own[row] for row in good], [choices[row] for row in good], [values[row] for row in good]
     )
 
 
-def _more(dataset, session, raw, tags, options, when) -> int:
+def _more(
+    dataset: Dataset,
+    session: Session,
+    raw: RawTags,
+    tags: TagList,
+    options: "TagOptions",
+    when: str,
+) -> int:
     """Ask again about items with few tags; tags that several of them get join the list."""
     own = own_tags(raw.tags, tags)
     domains = dataset.column("domain")
@@ -151,7 +175,13 @@ def _more(dataset, session, raw, tags, options, when) -> int:
     return len(added)
 
 
-def _add_new(tags, found, domains, min_items, when) -> set[str]:
+def _add_new(
+    tags: TagList,
+    found: Sequence[Sequence[str]],
+    domains: Sequence[str],
+    min_items: int,
+    when: str,
+) -> set[str]:
     """Add tags of at least `min_items` items that the list never had; returns them.
 
     A tag that was dropped or merged before does not come back by this door.

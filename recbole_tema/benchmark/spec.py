@@ -92,8 +92,7 @@ def resolved(spec: Spec, entry: Entry) -> dict[str, Any]:
         ConfigError: a key or value is refused.
     """
     from recbole_tema.config.tema_config import TemaConfig
-    from recbole_tema.trainer.checkpoint import plain_config
-    from recbole_tema.trainer.trainer import NOT_IN_RUN_NAME
+    from recbole_tema.trainer.checkpoint import NOT_IN_RUN_NAME, plain_config
 
     keys = {**spec.keys, **entry.keys, "data_path": str(spec.data_path)}
     if entry.domains:

@@ -1,11 +1,13 @@
 """CoNet's scores of a whole catalogue: its own, without the work that all pairs share."""
 
+from typing import Any
+
 import torch
 
 PAIRS = 1 << 15  # (user, item) pairs at once: their hidden states stay near the processor
 
 
-def conet_scores(inner, users):
+def conet_scores(inner: Any, users: torch.Tensor) -> torch.Tensor:
     """``(B, n)`` scores of the target domain's n items, padding first, for ``users`` ``(B,)``.
 
     The same as their ``full_sort_predict`` but for rounding. They put each user's vector beside

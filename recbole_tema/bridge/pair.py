@@ -5,6 +5,8 @@ both domains, then the target's own, then the source's own. Items of two domains
 same here. Of three domains or more, all but the target are the source.
 """
 
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
@@ -12,6 +14,12 @@ from scipy.sparse import coo_matrix
 
 from recbole_tema.data.sequences import domain_counts
 from recbole_tema.errors import DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import spmatrix
+
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 SOURCE, TARGET = "source", "target"
 OVERLAP_ID = "overlap"
@@ -26,7 +34,15 @@ class OneDomain:
             first. inter_feat: the same as an Interaction.
     """
 
-    def __init__(self, side, config, users, items, n_users, n_items):
+    def __init__(
+        self,
+        side: str,
+        config: "TemaConfig",
+        users: np.ndarray,
+        items: np.ndarray,
+        n_users: int,
+        n_items: int,
+    ) -> None:
         self.uid_field = f"{side}_{config['USER_ID_FIELD']}"
         self.iid_field = f"{side}_{config['ITEM_ID_FIELD']}"
         self.label_field = f"{side}_{config['LABEL_FIELD']}"
@@ -65,8 +81,8 @@ class DomainPair:
 
     overlap_id_field = OVERLAP_ID
 
-    def __init__(self, config, dataset):
-        target = dataset.target_domain
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
+        target = cast(int, dataset.target_domain)  # which the config asks of these models
         self.name = dataset.domain_names[target - 1]
         n_domains = len(dataset.domain_names)
         train = dataset.train_sequences
@@ -109,7 +125,7 @@ class DomainPair:
                 "transfer by"
             )
 
-    def _number_users(self, there, elsewhere):
+    def _number_users(self, there: np.ndarray, elsewhere: np.ndarray) -> None:
         both, own = np.flatnonzero(there & elsewhere), np.flatnonzero(there & ~elsewhere)
         rest = np.flatnonzero(~there)
         rest = rest[rest > 0]
@@ -120,7 +136,7 @@ class DomainPair:
         self.num_target_only_user, self.num_source_only_user = len(own), len(rest)
         self.num_total_user = len(order) + 1
 
-    def _number_items(self, item_domain, target):
+    def _number_items(self, item_domain: np.ndarray, target: int) -> None:
         self.target_items = np.flatnonzero(item_domain == target)
         self.source_items = np.flatnonzero((item_domain != target) & (item_domain > 0))
         order = np.concatenate([self.target_items, self.source_items])
@@ -135,7 +151,9 @@ class DomainPair:
         """The source's or the target's events."""
         return {SOURCE: self.source_domain_dataset, TARGET: self.target_domain_dataset}[domain]
 
-    def inter_matrix(self, form="coo", value_field=None, domain=SOURCE):
+    def inter_matrix(
+        self, form: str = "coo", value_field: str | None = None, domain: str = SOURCE
+    ) -> "spmatrix":
         """Sparse ``(num_total_user, num_total_item)``, 1 for each training event of a domain.
 
         Raises:
@@ -150,7 +168,9 @@ class DomainPair:
             raise ValueError(f"form is {form!r}, expected coo or csr")
         return matrix.asformat(form)
 
-    def history_item_matrix(self, value_field=None, domain=SOURCE):
+    def history_item_matrix(
+        self, value_field: str | None = None, domain: str = SOURCE
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Items of each user of a domain.
 
         Returns:
@@ -160,18 +180,22 @@ class DomainPair:
         events = self.side(domain)
         return _histories(events.users, events.items, self.num_total_user, value_field)
 
-    def history_user_matrix(self, value_field=None, domain=SOURCE):
+    def history_user_matrix(
+        self, value_field: str | None = None, domain: str = SOURCE
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Users of each item of a domain, as :meth:`history_item_matrix`."""
         events = self.side(domain)
         return _histories(events.items, events.users, self.num_total_item, value_field)
 
 
-def _refuse_values(value_field):
+def _refuse_values(value_field: str | None) -> None:
     if value_field is not None:
         raise ValueError(f"value_field is {value_field!r}: events have no values here")
 
 
-def _histories(rows, columns, n_rows, value_field):
+def _histories(
+    rows: np.ndarray, columns: np.ndarray, n_rows: int, value_field: str | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     _refuse_values(value_field)
     lengths = np.bincount(rows, minlength=n_rows)
     order = np.argsort(rows, kind="stable")

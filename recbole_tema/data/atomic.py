@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -253,7 +253,7 @@ def read_table(
     n_rows = check_rows(path)
     wanted = [f for f in fields if columns is None or f.name in columns]
     token_type = "category" if categories else str
-    dtypes = {str(f): token_type if f.type == "token" else str for f in wanted}
+    dtypes: dict[str, Any] = {str(f): token_type if f.type == "token" else str for f in wanted}
     dtypes.update({str(f): np.float64 for f in wanted if f.type == "float"})
     options = {"sep": "\t", "encoding": "utf-8", "usecols": list(dtypes), "skip_blank_lines": False}
     options["nrows"] = n_rows  # without the blank lines at the end

@@ -28,7 +28,7 @@ RECBOLE_CLASS = {
 class _FlatBaseline(CrossDomainMixin):
     """General models: plain events, split at the same targets as the sequential ones."""
 
-    def build(self):
+    def build(self) -> list[Dataset]:
         self._change_feat_format()
         train, *held_out = split_indices(self)
         if self.config["train_on"] == "target":
@@ -37,14 +37,14 @@ class _FlatBaseline(CrossDomainMixin):
         self._drop_unused_col()
         return parts
 
-    def _in_target(self, index):
+    def _in_target(self, index: np.ndarray) -> np.ndarray:
         return self.item_domain[self.sequences.items[index]] == self.target_domain
 
 
 class _SequentialBaseline(CrossDomainMixin):
     """Sequential models: every prefix is a padded row, as RecBole trains them."""
 
-    def build(self):
+    def build(self) -> list[Dataset]:
         plain, rows = None, {}
         if self.config["train_on"] == "target":
             rows = {phase: self._target_rows(phase) for phase in ("valid", "test")}
@@ -62,7 +62,7 @@ class _SequentialBaseline(CrossDomainMixin):
             valid, test = (self._joined(*rows[phase], train) for phase in ("valid", "test"))
         return [train, valid, test]
 
-    def _no_pair(self):
+    def _no_pair(self) -> str:
         if self.config["train_on"] != "target":
             return (
                 f"overlap_ratio {self.config['overlap_ratio']} leaves no user of dataset "
@@ -73,7 +73,7 @@ class _SequentialBaseline(CrossDomainMixin):
             f"'{self.config['target_domain']}', so with train_on target nothing can be learnt"
         )
 
-    def _target_rows(self, phase):
+    def _target_rows(self, phase: str) -> tuple[Dataset, Interaction | None, Interaction]:
         """The rows of a phase's targets in the target domain, with their histories there.
 
         Returns:
@@ -104,7 +104,9 @@ class _SequentialBaseline(CrossDomainMixin):
         found = found[np.flatnonzero(np.append(of_user[1:] != of_user[:-1], len(of_user) > 0))]
         return plain, found, alone
 
-    def _joined(self, plain, found, alone, train):
+    def _joined(
+        self, plain: Dataset, found: Interaction | None, alone: Interaction, train: Dataset
+    ) -> Dataset:
         """A phase's rows as a dataset.
 
         A history that is empty is the padding item by itself, the least that RecBole's models
@@ -120,7 +122,7 @@ class _SequentialBaseline(CrossDomainMixin):
         return plain.copy(found)
 
 
-def _without_history(events, dataset):
+def _without_history(events: Interaction, dataset: Dataset) -> Interaction:
     """Rows of events in the form of an augmented dataset, each with the padding item before it."""
     columns = {name: events[name] for name in events}
     for name, like in dataset.inter_feat.interaction.items():
@@ -132,7 +134,7 @@ def _without_history(events, dataset):
     return Interaction({name: columns[name] for name in dataset.inter_feat.interaction})
 
 
-def baseline_class(model_name, model_type):
+def baseline_class(model_name: str, model_type: ModelType) -> type[CrossDomainMixin]:
     """The RecBole dataset class of a model, with domains.
 
     Raises:

@@ -1,5 +1,8 @@
 """Evaluation batches for RecBole's own models, row by row the same targets as ours."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
@@ -11,6 +14,10 @@ from recbole.utils import ModelType
 
 from recbole_tema.errors import DataError
 
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+
 
 class BaselineEvalLoader:
     """Yields ``(rows, Interaction)`` for a RecBole model; rows are those of the ``EvalPlan``.
@@ -18,7 +25,13 @@ class BaselineEvalLoader:
     Sequential models get RecBole's own augmented rows, all others the users' own fields.
     """
 
-    def __init__(self, config, dataset, users, targets):
+    def __init__(
+        self,
+        config: "TemaConfig",
+        dataset: "CrossDomainMixin",
+        users: np.ndarray,
+        targets: np.ndarray,
+    ) -> None:
         self._dataset = dataset
         self.transform = construct_transform(config)
         self.sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -34,7 +47,7 @@ class BaselineEvalLoader:
             self.order = order[np.isin(there, users)]
             self._check_rows(users, targets)
 
-    def _check_rows(self, users, targets):
+    def _check_rows(self, users: np.ndarray, targets: np.ndarray) -> None:
         feat = self._dataset.inter_feat
         same = (
             len(self.order) == len(users)
@@ -48,10 +61,10 @@ class BaselineEvalLoader:
                 f"(val_interval, *_inter_num_interval) must be applied when the files are made"
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Interaction]]:
         for first in range(0, len(self.users), self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, len(self.users)))
             if self.sequential:

@@ -5,6 +5,7 @@ models and RecBole's own see the same users, items, order of events and split.
 """
 
 from logging import getLogger
+from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -12,6 +13,7 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 import numpy as np
 import pandas as pd
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
 from recbole_tema.console import SCREEN
@@ -27,13 +29,18 @@ from recbole_tema.data.sequences import (
 )
 from recbole_tema.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset as Base
+else:
+    Base = object
+
 PROFILE_ID = FEATURE_FILES["userllm"][0]
 # exclude_history auto: True where fewer than this share of the training events are repeats.
 FEW_REPEATS = 0.001
 TAGS, ITEM_FIELDS = "tags", "item fields"  # as `asked` calls them
 
 
-class CrossDomainMixin:
+class CrossDomainMixin(Base):
     """Domains, exactly ordered sequences and features on top of a RecBole dataset class.
 
     Attributes:
@@ -49,12 +56,14 @@ class CrossDomainMixin:
             not: what the model reads beside ids and domains. The parts of the split share it.
     """
 
-    def _get_field_from_config(self):
-        self.asked = set()
+    inter_feat: Any  # RecBole's: a frame, and an Interaction once it is built
+
+    def _get_field_from_config(self) -> None:
+        self.asked: set[str] = set()
         super()._get_field_from_config()
         self.domain_field = self.config["DOMAIN_FIELD"] or "domain"
 
-    def _load_feat(self, filepath, source):
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         load, skip = self._get_load_and_unload_col(source)
         if load == set():
             return None
@@ -86,7 +95,7 @@ class CrossDomainMixin:
             self._check_item_rows(filepath, frame)
         return frame
 
-    def _refuse_names(self, filepath, frame):
+    def _refuse_names(self, filepath: str, frame: pd.DataFrame) -> None:
         """Names that would mean something else here: RecBole's padding, parts of metric names."""
         for field in {self.uid_field, self.iid_field, self.domain_field} & set(frame):
             bad = frame[field] == "[PAD]"
@@ -99,7 +108,7 @@ class CrossDomainMixin:
                     f"part of its metrics' names: no blank, '/' or '=')"
                 )
 
-    def _check_item_rows(self, filepath, frame):
+    def _check_item_rows(self, filepath: str, frame: pd.DataFrame) -> None:
         repeated = frame[self.iid_field].duplicated(keep="first")
         if not repeated.any():
             return
@@ -118,7 +127,7 @@ class CrossDomainMixin:
             f"(first repeated: line {again.index[0] + 2}, '{again[self.iid_field].iloc[0]}')"
         )
 
-    def _filter_inter_by_user_or_item(self):
+    def _filter_inter_by_user_or_item(self) -> None:
         # RecBole drops the events of items without a row in silence: their domain is unknown.
         if self.item_feat is None:
             return
@@ -132,18 +141,18 @@ class CrossDomainMixin:
                 f"the item there or remove its events"
             )
 
-    def _filter_by_inter_num(self):
+    def _filter_by_inter_num(self) -> None:
         # RecBole counts all events in Python even where its default admits every number of them.
         intervals = {self.config["user_inter_num_interval"], self.config["item_inter_num_interval"]}
         if not intervals <= {None, "[0,inf)"}:
             super()._filter_by_inter_num()
 
-    def _data_filtering(self):
+    def _data_filtering(self) -> None:
         check_feature_rows(self)
         super()._data_filtering()
         drop_filtered_rows(self)
 
-    def _reset_index(self):
+    def _reset_index(self) -> None:
         if self.inter_feat.empty:
             keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
             given = {key: self.config[key] for key in keys}
@@ -153,21 +162,21 @@ class CrossDomainMixin:
             )
         super()._reset_index()
 
-    def _init_alias(self):
+    def _init_alias(self) -> None:
         # RecBole knows aliases of users and items; tags of items and of the tag list are one more.
         tag_fields = [f for f in self.config["alias_of_tag_id"] or [] if f in self.field2type]
         if tag_fields and "tags" in self.field2type:
             self.alias["tag_id"] = np.array(["tags"] + [f for f in tag_fields if f != "tags"])
         super()._init_alias()
 
-    def _data_processing(self):
+    def _data_processing(self) -> None:
         super()._data_processing()
         self._set_domains()
         self._set_sequences()
         self._set_tags()
         self._log_summary()
 
-    def _set_domains(self):
+    def _set_domains(self) -> None:
         if self.item_feat is None or self.domain_field not in self.item_feat:
             raise DataError(
                 f"dataset '{self.dataset_name}' has no field '{self.domain_field}' in "
@@ -187,7 +196,7 @@ class CrossDomainMixin:
                 f"target_domain is '{wanted}'; the domains of '{self.dataset_name}' are "
                 f"{', '.join(self.domain_names)}"
             )
-        self.target_domain = None
+        self.target_domain: int | None = None
         if wanted is not None:
             self.target_domain = self.domain_names.index(str(wanted)) + 1
         events = np.bincount(self.item_domain[self.inter_feat[self.iid_field].to_numpy()])
@@ -198,7 +207,7 @@ class CrossDomainMixin:
                 f"two or more"
             )
 
-    def _set_sequences(self):
+    def _set_sequences(self) -> None:
         split = self.config["eval_args"]["split"]
         if split != {"LS": "valid_and_test"}:
             raise ConfigError(
@@ -242,7 +251,7 @@ class CrossDomainMixin:
                 f"{self.config['target_domain']}"
             )
 
-    def _set_exclude_history(self):
+    def _set_exclude_history(self) -> None:
         """Resolve ``exclude_history: auto``; before training data is thinned, alike for all."""
         wanted, events = self.config["exclude_history"], len(self.train_sequences.items)
         repeats = count_repeats(self.train_sequences, self.item_num)
@@ -255,7 +264,7 @@ class CrossDomainMixin:
             + f"{repeats} of {events} training events, repeat an item of the user's own past"
         )
 
-    def _set_tags(self):
+    def _set_tags(self) -> None:
         self._tags = None
         if "tags" not in self.item_feat:
             return
@@ -284,27 +293,27 @@ class CrossDomainMixin:
         self._tags = torch.from_numpy(tag_ids), torch.from_numpy(weights)
 
     @property
-    def tags(self):
+    def tags(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0."""
         self.asked.add(TAGS)
         return self._tags
 
-    def fields(self, ftype=None, source=None):
+    def fields(self, ftype: list | None = None, source: list | None = None) -> list[str]:
         """RecBole's; it is asked for by models that read all fields."""
         self.asked.add(ITEM_FIELDS)
         return super().fields(ftype, source)
 
-    def get_item_feature(self):
+    def get_item_feature(self) -> Interaction:
         """RecBole's: all item fields."""
         self.asked.add(ITEM_FIELDS)
         return super().get_item_feature()
 
-    def get_preload_weight(self, field):
+    def get_preload_weight(self, field: str) -> np.ndarray:
         """RecBole's: the matrix of a feature file."""
         self.asked.add(field)
         return super().get_preload_weight(field)
 
-    def _preload_weight_matrix(self):
+    def _preload_weight_matrix(self) -> None:
         """Matrices of the feature files as float32, with a mask of the rows that are there."""
         self._feature_rows = {}
         for id_field, value_field in (self.config["preload_weight"] or {}).items():
@@ -336,7 +345,7 @@ class CrossDomainMixin:
                 self.feat_name_list.remove(f"{suffix}_feat")
                 setattr(self, f"{suffix}_feat", None)
 
-    def feature(self, id_field):
+    def feature(self, id_field: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The matrix of a feature file and which rows it has.
 
         Args:
@@ -361,11 +370,11 @@ class CrossDomainMixin:
             matrix[self.thinned_users], present[self.thinned_users] = 0.0, False
         return matrix, present
 
-    def training_popularity(self):
+    def training_popularity(self) -> np.ndarray:
         """``(n_items,)`` int64 number of training events of each item, as a model learns from."""
         return np.bincount(self.train_sequences.items, minlength=self.item_num)
 
-    def split_popularity(self):
+    def split_popularity(self) -> np.ndarray:
         """``(n_items,)`` int64 number of events of each item in the training part of the split.
 
         Whatever ``overlap_ratio`` and ``train_on`` take out of it: for the evaluation, in which it
@@ -373,7 +382,7 @@ class CrossDomainMixin:
         """
         return np.bincount(training_part(self.sequences).items, minlength=self.item_num)
 
-    def _log_summary(self):
+    def _log_summary(self) -> None:
         lengths = self.sequences.lengths[1:]
         tested, validated = (len(split_targets(self.sequences, p)[0]) for p in ("test", "valid"))
         few = int((lengths > 0).sum()) - tested

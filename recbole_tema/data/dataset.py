@@ -21,11 +21,11 @@ class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):
     flat arrays, and their ``inter_feat`` holds the events of that part.
     """
 
-    def _change_feat_format(self):
+    def _change_feat_format(self) -> None:
         # SequentialDataset would turn every prefix into a padded row here.
         Dataset._change_feat_format(self)
 
-    def build(self):
+    def build(self) -> list[Dataset]:
         """Split leave-one-out: ``[train, valid, test]``, the same targets as RecBole's.
 
         Raises:
@@ -36,18 +36,18 @@ class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):
         self._change_feat_format()
         return [self.copy(rows_of(self.inter_feat, index)) for index in self.split_indices()]
 
-    def split_indices(self):
+    def split_indices(self) -> list[np.ndarray]:
         """Row numbers of ``inter_feat`` (user by user, oldest first) in each part of the split."""
         return split_indices(self)
 
 
-def rows_of(interaction, index):
+def rows_of(interaction: Interaction, index: np.ndarray) -> Interaction:
     """Rows of an Interaction, without the Python list that RecBole's own indexing makes."""
     index = torch.from_numpy(index)
     return Interaction({name: interaction[name][index] for name in interaction})
 
 
-def split_indices(dataset):
+def split_indices(dataset: CrossDomainMixin) -> list[np.ndarray]:
     """Rows of the events of training, validation and test: three int64 arrays.
 
     The rows of ``dataset.inter_feat`` must be in the order of ``dataset.sequences``.

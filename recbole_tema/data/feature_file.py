@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +142,9 @@ def _refuse_duplicates(path: str | Path, tokens: Sequence[str]) -> None:
         first[token] = line
 
 
-def _text_blocks(heads, columns, values):
+def _text_blocks(
+    heads: Sequence[str], columns: Sequence[Sequence[str]], values: np.ndarray
+) -> Iterator[bytes]:
     """The file's bytes in blocks; nine significant digits give each float32 back exactly."""
     yield ("\t".join(heads) + "\n").encode()
     row_format = " ".join(["%.9g"] * values.shape[1]) + "\n"
@@ -256,7 +258,9 @@ def _feature_columns(path: str | Path, fields: list[Field]) -> tuple[int, int]:
     return ids[0], vectors[0]
 
 
-def _split_cells(path, lines: list[bytes], fields: list[Field], value_column: int):
+def _split_cells(
+    path: str | Path, lines: list[bytes], fields: list[Field], value_column: int
+) -> tuple[list[bytes], dict[str, list[str]]]:
     """The vectors as bytes, and the other columns as text by name."""
     vectors, others = [], []
     for number, line in enumerate(lines, start=2):

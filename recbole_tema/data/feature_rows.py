@@ -1,11 +1,19 @@
 """Rows of the feature files (text, image, LLM vectors, profiles) against items and users."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
 from recbole_tema.console import SCREEN
 from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.errors import DataError
 
+if TYPE_CHECKING:
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
-def check_feature_rows(dataset) -> None:
+
+def check_feature_rows(dataset: "CrossDomainMixin") -> None:
     """Leave out profiles of users without events, and refuse vectors of items that are not there.
 
     To be called before anything is filtered, on a dataset whose files are loaded.
@@ -32,7 +40,7 @@ def check_feature_rows(dataset) -> None:
         )
 
 
-def drop_filtered_rows(dataset) -> None:
+def drop_filtered_rows(dataset: "CrossDomainMixin") -> None:
     """Drop the features of items and users that a filter took out."""
     for suffix, id_field, frame in _feature_frames(dataset):
         kept = frame[id_field].isin(_known(dataset, suffix))
@@ -40,13 +48,13 @@ def drop_filtered_rows(dataset) -> None:
             setattr(dataset, f"{suffix}_feat", frame[kept].reset_index(drop=True))
 
 
-def _known(dataset, suffix):
+def _known(dataset: "CrossDomainMixin", suffix: str) -> pd.Series:
     if suffix == "userllm":
         return dataset.inter_feat[dataset.uid_field]
     return dataset.item_feat[dataset.iid_field]
 
 
-def _feature_frames(dataset):
+def _feature_frames(dataset: "CrossDomainMixin") -> Iterator[tuple[str, str, pd.DataFrame]]:
     for suffix, (id_field, _, alias) in FEATURE_FILES.items():
         frame = getattr(dataset, f"{suffix}_feat", None)
         if alias != "tag_id" and frame is not None and id_field in frame:

@@ -1,6 +1,8 @@
 """Batches for training and evaluation of the sequence-level models."""
 
+from collections.abc import Iterator
 from logging import getLogger
+from typing import TYPE_CHECKING
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -14,11 +16,18 @@ from recbole_tema.data.sequences import split_targets
 from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
 from recbole_tema.trainer.distributed import rank, world_size
 
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+    from recbole_tema.evaluation.plan import EvalPlan
+
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
 
 
-def pad_rows(flat, start, length):
+def pad_rows(
+    flat: np.ndarray, start: np.ndarray, length: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """``(B, max(length))`` slices of a flat array, padded with 0 on the right."""
     step = np.arange(length.max())
     inside = step < length[:, None]
@@ -43,7 +52,7 @@ class SequenceTrainLoader:
     random follows from the seed and the epoch, so a resumed run draws what it would have drawn.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         self.config = config
         self._dataset = dataset
         self.shuffle = True
@@ -67,24 +76,24 @@ class SequenceTrainLoader:
         self.length_field = config["ITEM_LIST_LENGTH_FIELD"]
 
     @property
-    def dataset(self):
+    def dataset(self) -> "CrossDomainMixin":
         """The training dataset, under the name that RecBole's trainers use."""
         return self._dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of batches of an epoch (an epoch with many long windows can have one less)."""
         return max(1, -(-self.n_targets // self.batch_size))
 
     @property
-    def sampler(self):
+    def sampler(self) -> "SequenceTrainLoader":
         """What RecBole's trainers tell the epoch where several processes train."""
         return self
 
-    def set_epoch(self, epoch: int):
+    def set_epoch(self, epoch: int) -> None:
         """Draw the next iteration as epoch number ``epoch``."""
         self.epoch = epoch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Interaction]:
         rng = np.random.default_rng([int(self.config["seed"]), self.epoch])
         own = rng
         if world_size() > 1:  # all draw the same batches, and each its own negatives
@@ -100,7 +109,7 @@ class SequenceTrainLoader:
             rows = rows[np.argsort(-windows.length[rows], kind="stable")]
             yield self._interaction(windows, self._part(windows, rows), own)
 
-    def _part(self, windows, rows):
+    def _part(self, windows: Windows, rows: np.ndarray) -> np.ndarray:
         """This process's rows of a batch; sets what its loss counts for."""
         if world_size() == 1:
             return rows
@@ -112,7 +121,9 @@ class SequenceTrainLoader:
         # All processes take every step: one without rows takes one that counts nothing.
         return part if len(part) else rows[:1]
 
-    def _interaction(self, windows: Windows, rows, rng):
+    def _interaction(
+        self, windows: Windows, rows: np.ndarray, rng: np.random.Generator
+    ) -> Interaction:
         start, length = windows.start[rows], windows.length[rows]
         inputs, inside = pad_rows(self.sequences.items, start, length)
         targets, _ = pad_rows(self.sequences.items, start + 1, length)
@@ -141,7 +152,7 @@ class SequenceEvalLoader:
     ``item_length`` and ``item_id`` (the target, read by ``predict`` alone).
     """
 
-    def __init__(self, config, dataset, plan):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin", plan: "EvalPlan") -> None:
         self._dataset = dataset
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
@@ -154,10 +165,10 @@ class SequenceEvalLoader:
         if not len(self.users):
             getLogger().warning(f"no user has a {plan.phase} target")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Interaction]]:
         sequences = self._dataset.sequences
         length = np.minimum(self.positions, self.max_length)
         # Rows of like length together: short histories are not padded to the longest.

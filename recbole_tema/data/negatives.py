@@ -1,9 +1,14 @@
 """Training negatives from the domain of their target, drawn for a whole batch at once."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from recbole_tema.data.sequences import Sequences
 from recbole_tema.errors import DataError
+
+if TYPE_CHECKING:
+    from recbole.sampler.sampler import AbstractSampler
 
 
 class InDomainNegatives:
@@ -16,7 +21,7 @@ class InDomainNegatives:
     # A user who has nearly all of a domain would be redrawn for ever.
     MAX_ROUNDS = 20
 
-    def __init__(self, train: Sequences, item_domain: np.ndarray):
+    def __init__(self, train: Sequences, item_domain: np.ndarray) -> None:
         self.n_items = len(item_domain)
         self.item_domain = item_domain
         self.by_domain = np.argsort(item_domain, kind="stable")
@@ -25,7 +30,7 @@ class InDomainNegatives:
         )
         self.seen = np.unique(train.users() * self.n_items + train.items)
 
-    def draw(self, users: np.ndarray, targets: np.ndarray, rng) -> np.ndarray:
+    def draw(self, users: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Uniform negatives.
 
         Args:
@@ -47,18 +52,18 @@ class InDomainNegatives:
         negatives[same] = self._next_in_domain(targets[same])
         return negatives
 
-    def _uniform(self, targets, rng):
+    def _uniform(self, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         domain = self.item_domain[targets]
         first = self.domain_start[domain]
         size = self.domain_start[domain + 1] - first
         return self.by_domain[first + (rng.random(len(targets)) * size).astype(np.int64)]
 
-    def _has(self, users, items):
+    def _has(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         key = users * self.n_items + items
         place = np.minimum(np.searchsorted(self.seen, key), len(self.seen) - 1)
         return self.seen[place] == key
 
-    def _next_in_domain(self, items):
+    def _next_in_domain(self, items: np.ndarray) -> np.ndarray:
         place = np.empty(self.n_items, dtype=np.int64)
         place[self.by_domain] = np.arange(self.n_items)
         domain = self.item_domain[items]
@@ -67,7 +72,7 @@ class InDomainNegatives:
         return self.by_domain[first + (place[items] - first + 1) % size]
 
 
-def within(sampler, items: np.ndarray):
+def within(sampler: "AbstractSampler | None", items: np.ndarray) -> "AbstractSampler | None":
     """RecBole's sampler, drawing its uniform negatives from some of the items only.
 
     Args:
@@ -86,7 +91,7 @@ def within(sampler, items: np.ndarray):
         )
     base = type(sampler)
 
-    def _uni_sampling(self, n):
+    def _uni_sampling(self: "AbstractSampler", n: int) -> np.ndarray:
         return np.random.choice(items, n)
 
     sampler.__class__ = type(f"Within{base.__name__}", (base,), {"_uni_sampling": _uni_sampling})

@@ -1,8 +1,9 @@
 """From a config to a dataset, its loaders and the two evaluation plans."""
 
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -27,6 +28,12 @@ from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
 
+if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+
 PHASES = ("valid", "test")
 KG_PARTS = ("general_dataloader", "kg_dataloader")  # of RecBole's loader of knowledge graphs
 # The validation targets outside the target domain, for models that learn in the source first.
@@ -36,18 +43,18 @@ SOURCE_VALID = "source valid"
 class PreparedData(NamedTuple):
     """Loaders and plans of one dataset; ``eval_data`` and ``plans`` are dicts by phase."""
 
-    train_data: object
-    eval_data: dict
-    plans: dict
-    train_dataset: object  # RecBole's loaders of knowledge graphs do not give it
+    train_data: Any
+    eval_data: dict[str, SequenceEvalLoader | BaselineEvalLoader]
+    plans: dict[str, EvalPlan]
+    train_dataset: "CrossDomainMixin"  # RecBole's loaders of knowledge graphs do not give it
 
 
-def is_sequence_level(model_class) -> bool:
+def is_sequence_level(model_class: type) -> bool:
     """Whether a model trains on whole sequences (ours) rather than on RecBole's rows."""
     return bool(getattr(model_class, "sequence_level", False))
 
 
-def create_dataset(config, model_class):
+def create_dataset(config: "TemaConfig", model_class: type) -> "CrossDomainMixin":
     """Load the dataset of ``config`` in the form that ``model_class`` trains on.
 
     Raises:
@@ -77,7 +84,7 @@ def create_dataset(config, model_class):
     return dataset
 
 
-def _tell_given_split(config) -> None:
+def _tell_given_split(config: "TemaConfig") -> None:
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
     if SPLIT_FIELD in {field.name for field in read_header(path)}:
         getLogger().warning(
@@ -86,7 +93,7 @@ def _tell_given_split(config) -> None:
         )
 
 
-def _leave_out_unloaded(config, found) -> None:
+def _leave_out_unloaded(config: "TemaConfig", found: dict[str, Any]) -> None:
     """Bring what was found in line with the user's ``load_col`` or ``unload_col``.
 
     RecBole refuses both at once, and reads a feature file only if ``load_col`` names it.
@@ -105,7 +112,7 @@ def _leave_out_unloaded(config, found) -> None:
         config["unload_col"] = None
 
 
-def _check_needed_columns(config, load) -> None:
+def _check_needed_columns(config: "TemaConfig", load: Mapping[str, Any]) -> None:
     fields = {
         "inter": ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"),
         "item": ("ITEM_ID_FIELD", "DOMAIN_FIELD"),
@@ -119,19 +126,19 @@ def _check_needed_columns(config, load) -> None:
                 )
 
 
-def _without_unloaded(config, found) -> dict:
+def _without_unloaded(config: "TemaConfig", found: dict[str, Any]) -> dict:
     """Aliases and matrices of the feature files that are loaded: a user may leave some out."""
     suffixes = config["additional_feat_suffix"] or []
     loaded = {ids for suffix, (ids, _, _) in FEATURE_FILES.items() if suffix in suffixes}
     matrices = {key: name for key, name in (found["preload_weight"] or {}).items() if key in loaded}
-    kept = {"preload_weight": matrices or None}
+    kept: dict[str, Any] = {"preload_weight": matrices or None}
     for key, fields in found.items():
         if key.startswith("alias_of_"):
             kept[key] = [field for field in fields if field in loaded] or None
     return kept
 
 
-def _attribute_defaults(config, item_fields) -> dict:
+def _attribute_defaults(config: "TemaConfig", item_fields: Sequence[str]) -> dict:
     """The item field that feature-aware models read: tags, else the domain.
 
     RecBole's default is ``class``, a column of its own ml-100k.
@@ -142,7 +149,7 @@ def _attribute_defaults(config, item_fields) -> dict:
     return {key: value for key, value in defaults.items() if config[key]}
 
 
-def _labels_by_sampling(config) -> dict:
+def _labels_by_sampling(config: "TemaConfig") -> dict:
     """Context-aware models learn from labels; events without any need sampled negatives."""
     if config["MODEL_TYPE"] != ModelType.CONTEXT or config["threshold"]:
         return {}
@@ -154,7 +161,7 @@ def _labels_by_sampling(config) -> dict:
     }
 
 
-def _read_numbers(config) -> None:
+def _read_numbers(config: "TemaConfig") -> None:
     """Have RecBole embed the numbers among ``selected_features``, and refuse what no model reads.
 
     RecBole's layer of features leaves out numbers that are not ``numerical_features``, and then
@@ -199,7 +206,7 @@ def _read_numbers(config) -> None:
         config["numerical_features"] = [*before, *(f for f in found if f not in before)]
 
 
-def _check_attributes(config, dataset):
+def _check_attributes(config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
     for key in (key for key in ATTRIBUTE_KEYS if may_read(config.model_class, key)):
         fields = [config[key]] if isinstance(config[key], str) else config[key] or []
         absent = [field for field in fields if field not in dataset.item_feat]
@@ -211,7 +218,7 @@ def _check_attributes(config, dataset):
             )
 
 
-def _check_context(config, dataset):
+def _check_context(config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
     """Refuse fields of events that a context-aware model would learn from: no candidate has them.
 
     Raises:
@@ -228,7 +235,7 @@ def _check_context(config, dataset):
             )
 
 
-def _check_knowledge_graph(config):
+def _check_knowledge_graph(config: "TemaConfig") -> None:
     for suffix in ("kg", "link"):
         path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
         if not path.is_file():
@@ -238,7 +245,9 @@ def _check_knowledge_graph(config):
             )
 
 
-def data_preparation(config, dataset, model_class) -> PreparedData:
+def data_preparation(
+    config: "TemaConfig", dataset: "CrossDomainMixin", model_class: type
+) -> PreparedData:
     """Split the dataset and build the training loader, the evaluation loaders and plans."""
     built = dataset.build()
     if is_sequence_level(model_class):
@@ -247,7 +256,8 @@ def data_preparation(config, dataset, model_class) -> PreparedData:
         train_data = model_class.train_loader(config, built[0])
     else:
         train_data = _recbole_train_loader(config, dataset, built)
-    eval_data, plans = {}, {}
+    eval_data: dict[str, SequenceEvalLoader | BaselineEvalLoader] = {}
+    plans = {}
     for phase, part in zip(PHASES, built[1:], strict=True):
         plans[phase] = plan = eval_plan(config, dataset, phase)
         if is_sequence_level(model_class):
@@ -261,7 +271,9 @@ def data_preparation(config, dataset, model_class) -> PreparedData:
     return PreparedData(train_data, eval_data, plans, built[0])
 
 
-def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
+def eval_plan(
+    config: "TemaConfig", dataset: "CrossDomainMixin", phase: str, of_source: bool = False
+) -> EvalPlan:
     """The targets and candidates of a phase, the same for every model on this dataset.
 
     Args:
@@ -294,7 +306,9 @@ def eval_plan(config, dataset, phase, of_source=False) -> EvalPlan:
     return plan
 
 
-def _recbole_train_loader(config, dataset, built):
+def _recbole_train_loader(
+    config: "TemaConfig", dataset: "CrossDomainMixin", built: "Sequence[CrossDomainMixin]"
+) -> "AbstractDataLoader":
     if config["MODEL_INPUT_TYPE"] is None:
         raise ConfigError(
             f"loss_type is {config['loss_type']!r}; model '{config['model']}' has CE and BPR"

@@ -1,5 +1,6 @@
 """One atomic file as the pandas frame that RecBole's dataset classes work on."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from recbole_tema.data.schema import check_types
 from recbole_tema.errors import DataError
 
 
-def read_frame(path, load=None, skip=None, seq_separator=" ", required=()):
+def read_frame(
+    path: str | Path,
+    load: Collection[str] | None = None,
+    skip: Collection[str] | None = None,
+    seq_separator: str = " ",
+    required: Collection[str] = (),
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read an atomic file.
 
     Args:
@@ -61,7 +68,7 @@ def read_frame(path, load=None, skip=None, seq_separator=" ", required=()):
     return frame, types
 
 
-def _refuse(path, name, column, bad, fault):
+def _refuse(path: Path, name: str, column: pd.Series, bad: pd.Series, fault: str) -> None:
     rows = np.flatnonzero(bad.to_numpy())
     if len(rows):
         found = "" if pd.isna(column.iloc[rows[0]]) else column.iloc[rows[0]]
@@ -71,7 +78,7 @@ def _refuse(path, name, column, bad, fault):
         )
 
 
-def _float_rows(path, name, column, seq_separator):
+def _float_rows(path: Path, name: str, column: pd.Series, seq_separator: str) -> list[np.ndarray]:
     rows = []
     for line, text in enumerate(column, start=2):
         try:

@@ -5,11 +5,17 @@ aliases and the preloaded matrices follow from the files that are there. Keys se
 in ``properties/dataset/NAME.yaml`` win over these.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_tema.config.keys import may_read
 from recbole_tema.data.atomic import read_header, require_fields
 from recbole_tema.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.atomic import Field
 
 # suffix -> (id field, value field, field whose ids it shares)
 FEATURE_FILES = {
@@ -47,7 +53,7 @@ FIELD_KEYS = ("val_interval", "threshold", "normalize_field", "numerical_feature
 ATTRIBUTE_KEYS = ("selected_features", "item_attribute")
 
 
-def check_types(path: Path, header) -> None:
+def check_types(path: Path, header: "Sequence[Field]") -> None:
     """Raise :class:`DataError` where a known field has another type than the data contract's."""
     for field in header:
         expected = FIELD_TYPES.get(field.name)
@@ -58,7 +64,7 @@ def check_types(path: Path, header) -> None:
             )
 
 
-def detect(folder, name: str, config=None) -> dict:
+def detect(folder: str | Path, name: str, config: "TemaConfig | None" = None) -> dict:
     """Config defaults for the dataset ``name`` in ``folder``.
 
     Returns a dict with ``load_col``, ``additional_feat_suffix``, ``alias_of_*`` and
@@ -99,7 +105,7 @@ def detect(folder, name: str, config=None) -> dict:
     has_tags = "tags" in item_names
     if has_tags:
         load_col["item"] += [field for field in TAG_FIELDS if field in item_names]
-    aliases = {"user_id": [], "item_id": [], "tag_id": []}
+    aliases: dict[str, list[str]] = {"user_id": [], "item_id": [], "tag_id": []}
     suffixes, preload = [], {}
     for suffix, (id_field, value_field, alias) in FEATURE_FILES.items():
         path = folder / f"{name}.{suffix}"
@@ -123,7 +129,7 @@ def detect(folder, name: str, config=None) -> dict:
     } | {f"alias_of_{alias}": fields for alias, fields in aliases.items() if fields}
 
 
-def _knowledge_graph(config) -> dict:
+def _knowledge_graph(config: "TemaConfig | None") -> dict:
     """The columns of ``NAME.kg`` and ``NAME.link``, for the models that read them."""
     if config is None or not str(config["MODEL_TYPE"]).endswith("KNOWLEDGE"):
         return {}
@@ -134,7 +140,12 @@ def _knowledge_graph(config) -> dict:
     }
 
 
-def _add_named_fields(config, load_col, headers, name):
+def _add_named_fields(
+    config: "TemaConfig | None",
+    load_col: dict[str, list[str]],
+    headers: "dict[str, list[Field]]",
+    name: str,
+) -> None:
     """Add to ``load_col`` the fields that the config filters, labels or normalises by, and those
     that the user names as features.
 

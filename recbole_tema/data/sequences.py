@@ -44,7 +44,9 @@ class Sequences:
         return Sequences(self.items[mask], kept[self.offsets])
 
 
-def build_sequences(users: np.ndarray, items: np.ndarray, times: np.ndarray, n_users: int):
+def build_sequences(
+    users: np.ndarray, items: np.ndarray, times: np.ndarray, n_users: int
+) -> tuple[np.ndarray, Sequences]:
     """Group events by user and order them by time, ties in the order of the input.
 
     Args:
@@ -65,7 +67,7 @@ def build_sequences(users: np.ndarray, items: np.ndarray, times: np.ndarray, n_u
     return order, Sequences(np.ascontiguousarray(items[order], dtype=np.int64), offsets)
 
 
-def split_targets(sequences: Sequences, phase: str):
+def split_targets(sequences: Sequences, phase: str) -> tuple[np.ndarray, np.ndarray]:
     """Users that have a target in a phase, and the position of the target in their sequence.
 
     Args:
@@ -102,7 +104,7 @@ def domain_counts(sequences: Sequences, item_domain: np.ndarray, n_domains: int)
 
 def thin_overlap(
     train: Sequences, item_domain: np.ndarray, n_domains: int, ratio: float, seed: int
-):
+) -> tuple[Sequences, np.ndarray]:
     """Make some overlapping users single-domain, in the training data only.
 
     Of the users with training events in two or more domains the share ``ratio`` keeps everything;

@@ -24,7 +24,9 @@ class Windows:
     n_targets: np.ndarray
 
 
-def cut_windows(sequences: Sequences, max_length: int, stride: int, rng) -> Windows:
+def cut_windows(
+    sequences: Sequences, max_length: int, stride: int, rng: np.random.Generator
+) -> Windows:
     """Windows of at most ``max_length`` inputs that cover every target once.
 
     A user with ``m`` events has the targets 1..m-1 (the first event has no history). Up to

@@ -71,7 +71,9 @@ def parse_mode(mode: str) -> int:
     return int(found.group(1) or 0)
 
 
-def first_events(sequences, users: np.ndarray, counts: np.ndarray):
+def first_events(
+    sequences: tuple[np.ndarray, np.ndarray], users: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The first ``counts`` events of each row's user.
 
     Args:
@@ -87,7 +89,9 @@ def first_events(sequences, users: np.ndarray, counts: np.ndarray):
     return rows, items[offsets[users][rows] + inside]
 
 
-def own_places(pools: Pools, row_pool: np.ndarray, rows: np.ndarray, items: np.ndarray):
+def own_places(
+    pools: Pools, row_pool: np.ndarray, rows: np.ndarray, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The distinct items of each row that lie in the row's pool, as positions inside the pool.
 
     Args:
@@ -106,7 +110,14 @@ def own_places(pools: Pools, row_pool: np.ndarray, rows: np.ndarray, items: np.n
     return np.concatenate([[0], np.cumsum(counts)]), place
 
 
-def sample_negatives(pools: Pools, row_pool, offsets, places, n_negatives: int, rng) -> np.ndarray:
+def sample_negatives(
+    pools: Pools,
+    row_pool: np.ndarray,
+    offsets: np.ndarray,
+    places: np.ndarray,
+    n_negatives: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Negatives drawn uniformly, without replacement, from the row's pool less its own items.
 
     Args:
@@ -133,7 +144,7 @@ def sample_negatives(pools: Pools, row_pool, offsets, places, n_negatives: int, 
     return negatives
 
 
-def _draw_distinct(eligible: np.ndarray, n: int, rng) -> np.ndarray:
+def _draw_distinct(eligible: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """``(B, n)`` distinct numbers below ``eligible`` ``(B,)``; -1 where there are too few."""
     drawn = np.empty((len(eligible), n), dtype=np.int64)
     # Redrawing the collisions is fast while they are rare, and never ends when n is everything.
@@ -145,7 +156,7 @@ def _draw_distinct(eligible: np.ndarray, n: int, rng) -> np.ndarray:
     return drawn
 
 
-def _smallest_keys(eligible, n, rng):
+def _smallest_keys(eligible: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Give every number a random key and keep the n smallest keys."""
     width = max(int(eligible.max()), n)
     keys = rng.random((len(eligible), width))
@@ -155,7 +166,7 @@ def _smallest_keys(eligible, n, rng):
     return -np.sort(-kept, axis=1)
 
 
-def _redraw_collisions(eligible, n, rng):
+def _redraw_collisions(eligible: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw until distinct: the first n distinct values of independent draws are a fair subset."""
     drawn = (rng.random((len(eligible), n)) * eligible[:, None]).astype(np.int32)
     todo = np.arange(len(eligible))
@@ -171,7 +182,7 @@ def _redraw_collisions(eligible, n, rng):
     return drawn
 
 
-def _skip_own(drawn, offsets, places):
+def _skip_own(drawn: np.ndarray, offsets: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The ``drawn``-th position ``(B, n)`` among those that are not the row's own.
 
     The own position h_j (j-th of the row, from 0) has h_j - j eligible positions before it, so

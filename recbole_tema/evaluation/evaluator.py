@@ -1,6 +1,8 @@
 """A model's scores of one evaluation phase, ranked among the phase's candidates."""
 
+from collections.abc import Mapping, Sequence
 from logging import getLogger
+from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -10,10 +12,23 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_gpu_usage, set_color
 
-from recbole_tema.evaluation import evaluate_ranks, needs_topk_items
+from recbole_tema.evaluation import (
+    EvalPlan,
+    evaluate_ranks,
+    needs_topk_items,
+    popularity_notes,
+    target_groups,
+)
 from recbole_tema.progress import PassingBar
 from recbole_tema.trainer.distributed import joined, rank, same_statistics, world_size
 from recbole_tema.trainer.seeding import seeded
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+    from recbole_tema.data.preparation import PreparedData
 
 
 class EvalData:
@@ -23,15 +38,42 @@ class EvalData:
         groups: name -> ``(n_targets,)`` bool. notes: lines that say what these hold.
     """
 
-    def __init__(self, loader, plan, groups=None, notes=()):
+    def __init__(
+        self,
+        loader: Any,
+        plan: EvalPlan,
+        groups: Mapping[str, np.ndarray] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.loader, self.plan, self.groups, self.notes = loader, plan, groups, notes
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.loader)
 
 
+def evaluation_data(
+    config: "TemaConfig", dataset: "CrossDomainMixin", prepared: "PreparedData"
+) -> dict[str, EvalData]:
+    """Phase -> :class:`EvalData`, with the groups that ``eval_groups`` asks for."""
+    # Not what overlap_ratio and train_on leave: the groups are the same for all of them.
+    popularity = dataset.split_popularity()
+    found = {}
+    for phase, plan in prepared.plans.items():
+        groups = target_groups(plan, config["eval_groups"], popularity)
+        thirds = {name: mask for name, mask in groups.items() if name.startswith("popularity=")}
+        notes = popularity_notes(popularity[plan.targets], thirds)
+        found[phase] = EvalData(prepared.eval_data[phase], plan, groups, notes)
+    return found
+
+
 @torch.no_grad()
-def evaluate_model(model, eval_data, config, dataset, show_progress=False):
+def evaluate_model(
+    model: "AbstractRecommender",
+    eval_data: EvalData,
+    config: "TemaConfig",
+    dataset: "CrossDomainMixin",
+    show_progress: bool = False,
+) -> tuple[dict[str, float], np.ndarray]:
     """Rank every target of a phase among its candidates; several processes share the batches.
 
     Args:
@@ -53,8 +95,9 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
         getLogger().warning(f"{plan.phase}: no user has a target, so there are no metrics{told}")
         return {}, ranks
     model.eval()
-    needs_items = needs_topk_items(config)
-    top = np.full((len(ranks), max(config["topk"])), -1) if needs_items else None
+    top = None
+    if needs_topk_items(config):
+        top = np.full((len(ranks), max(config["topk"])), -1)
     batches = eval_data.loader
     if show_progress:
         title = set_color("Evaluate   ", "pink")
@@ -68,13 +111,13 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
                 continue
             scores = score_items(model, interaction.to(config["device"]), dataset)
             ranks[rows] = plan.ranks(scores, rows).numpy()
-            if needs_items:
+            if top is not None:
                 top[rows] = plan.topk_items(scores, rows, top.shape[1]).numpy()
             if show_progress and config["device"].type == "cuda":
                 usage = get_gpu_usage(config["device"])
                 batches.set_postfix_str(set_color(f"GPU RAM: {usage}", "yellow"))
     ranks = joined(ranks, config["device"])
-    if needs_items:
+    if top is not None:
         top = joined(top, config["device"])
     result = evaluate_ranks(
         ranks, plan, config, groups=eval_data.groups, topk_items=top, dataset=dataset
@@ -82,7 +125,9 @@ def evaluate_model(model, eval_data, config, dataset, show_progress=False):
     return result, ranks
 
 
-def score_items(model, interaction, dataset):
+def score_items(
+    model: "AbstractRecommender", interaction: Interaction, dataset: "CrossDomainMixin"
+) -> torch.Tensor:
     """``(B, n_items)`` scores of the whole catalogue for each row of ``interaction``.
 
     Args:
@@ -97,7 +142,9 @@ def score_items(model, interaction, dataset):
     return scores.view(len(interaction), -1)[:, : dataset.item_num]
 
 
-def _score_pairs(model, interaction, dataset):
+def _score_pairs(
+    model: "AbstractRecommender", interaction: Interaction, dataset: "CrossDomainMixin"
+) -> torch.Tensor:
     """For models that only score (user, item) pairs: every pair, in pieces."""
     n_items = dataset.item_num
     device = next(iter(interaction.interaction.values())).device

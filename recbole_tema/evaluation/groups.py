@@ -8,6 +8,7 @@ Every target is in exactly one bucket of each grouping.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from logging import getLogger
 
 import numpy as np
@@ -23,7 +24,9 @@ BUCKETS = {
 LENGTH_BOUNDS = (5, 10, 20, 50)  # the longest history of each bucket but the last
 
 
-def target_groups(plan: EvalPlan, names, train_popularity) -> OrderedDict:
+def target_groups(
+    plan: EvalPlan, names: str | Iterable[str] | None, train_popularity: np.ndarray
+) -> OrderedDict:
     """Buckets of the plan's targets.
 
     Args:
@@ -87,7 +90,7 @@ def popularity_thirds(popularity: np.ndarray) -> np.ndarray:
     return np.minimum((3 * middle / max(len(popularity), 1)).astype(np.int64), 2)[block]
 
 
-def popularity_notes(popularity: np.ndarray, buckets) -> list[str]:
+def popularity_notes(popularity: np.ndarray, buckets: Mapping[str, np.ndarray]) -> list[str]:
     """What buckets by popularity hold, a line each: their targets and the bounds.
 
     Args:

@@ -69,7 +69,7 @@ def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def evaluate_ranks(
-    ranks: torch.Tensor,
+    ranks: np.ndarray | torch.Tensor,
     plan: EvalPlan,
     config,
     groups=None,

@@ -1,6 +1,7 @@
 """One evaluation phase: who is ranked against what, the same for every model."""
 
 import copy
+from collections.abc import Sequence
 from logging import getLogger
 
 import numpy as np
@@ -48,24 +49,25 @@ class EvalPlan:
 
     def __init__(
         self,
-        users,
-        targets,
-        item_domain,
-        domain_names,
+        users: np.ndarray,
+        targets: np.ndarray,
+        item_domain: np.ndarray,
+        domain_names: Sequence[str],
         *,
-        candidates="in_domain",
-        mode="full",
-        neg_seed=2026,
-        sequences,
-        exclude_history=False,
-        phase="valid",
-    ):
+        candidates: str = "in_domain",
+        mode: str = "full",
+        neg_seed: int = 2026,
+        sequences: tuple[np.ndarray, np.ndarray],
+        exclude_history: bool = False,
+        phase: str = "valid",
+    ) -> None:
         self.users, self.targets, self.item_domain = (
             np.asarray(a, dtype=np.int64) for a in (users, targets, item_domain)
         )
         self.domain_names = list(domain_names)
         self.candidates, self.mode, self.phase = candidates, mode, phase
-        self.sequences = tuple(np.asarray(a, dtype=np.int64) for a in sequences)
+        items, offsets = (np.asarray(a, dtype=np.int64) for a in sequences)
+        self.sequences = items, offsets
         self.n_items = len(self.item_domain)
         self._check()
         n_negatives = pool.parse_mode(mode)
@@ -73,7 +75,7 @@ class EvalPlan:
         self.target_domain = self.item_domain[self.targets]
         self._row_pool = self.pools.of_item[self.targets]
         self._draws = torch.from_numpy(self._rng(neg_seed, TIES).random(len(self.users)))
-        self._pool_items = {}
+        self._pool_items: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.negatives = self._excluded = None
         if n_negatives:
             self.negatives = self._draw_negatives(n_negatives, neg_seed)
@@ -91,10 +93,10 @@ class EvalPlan:
             self._keep(~repeated)
         self._log_empty_domains()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.users)
 
-    def of_domains(self, numbers) -> "EvalPlan":
+    def of_domains(self, numbers: Sequence[int] | np.ndarray) -> "EvalPlan":
         """The plan of the targets in some domains, with the candidates and draws they have here.
 
         Args:
@@ -105,7 +107,7 @@ class EvalPlan:
         found._keep(np.isin(self.target_domain, numbers))
         return found
 
-    def _keep(self, wanted):
+    def _keep(self, wanted: np.ndarray) -> None:
         """Drop the rows where ``wanted`` ``(n,)`` is false."""
         rows = np.flatnonzero(wanted)
         self.users, self.targets = self.users[rows], self.targets[rows]
@@ -120,7 +122,7 @@ class EvalPlan:
             kept = np.repeat(wanted, counts)
             self._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
 
-    def _repeated(self):
+    def _repeated(self) -> np.ndarray:
         """``(n,)`` bool: the user had the target before."""
         rows, items = self.history_events()
         found = np.zeros(len(self), dtype=bool)
@@ -133,11 +135,13 @@ class EvalPlan:
         lengths = np.diff(self.sequences[1])[self.users]
         return lengths - (1 if self.phase == "test" else 2)
 
-    def history_events(self):
+    def history_events(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, items): every event before each target, flat, rows ascending."""
         return pool.first_events(self.sequences, self.users, self.history_lengths)
 
-    def ranks(self, scores: torch.Tensor, rows) -> torch.Tensor:
+    def ranks(
+        self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor
+    ) -> torch.Tensor:
         """Zero-based ranks of the targets of ``rows``.
 
         A rank is the number of candidates that score strictly higher, plus a place among the ties
@@ -174,7 +178,7 @@ class EvalPlan:
                 out[torch.from_numpy(part)] = self._rank_in_pool(block, int(number), rows[part])
         return out
 
-    def candidate_items(self, rows) -> torch.Tensor:
+    def candidate_items(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """``(B, 1 + N)`` int64 on the CPU: the target, then its negatives, padded with item 0.
 
         For models that score pairs and not the whole catalogue; only in ``uniN`` mode.
@@ -185,13 +189,17 @@ class EvalPlan:
         listed = np.concatenate([self.targets[rows][:, None], self.negatives[rows]], axis=1)
         return torch.from_numpy(listed)
 
-    def ranks_from_candidates(self, scores: torch.Tensor, rows) -> torch.Tensor:
+    def ranks_from_candidates(
+        self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray
+    ) -> torch.Tensor:
         """Like :meth:`ranks`, from scores ``(B, 1 + N)`` of :meth:`candidate_items` alone."""
         items = self.candidate_items(rows)
         rows = self._check_scores(scores, rows, items.shape[1])
         return self._rank_listed(ranking.comparable(scores), items.to(scores.device), rows)
 
-    def topk_items(self, scores: torch.Tensor, rows, k: int) -> torch.Tensor:
+    def topk_items(
+        self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor, k: int
+    ) -> torch.Tensor:
         """``(B, k)`` int64 on the CPU: the candidates that score highest, best first.
 
         Raises:
@@ -211,14 +219,16 @@ class EvalPlan:
             top.append(block.masked_fill(~mask, -torch.inf).topk(k, dim=1).indices.cpu())
         return torch.cat(top) if top else torch.empty((0, k), dtype=torch.int64)
 
-    def _rank_listed(self, scores, items, rows):
+    def _rank_listed(
+        self, scores: torch.Tensor, items: torch.Tensor, rows: np.ndarray
+    ) -> torch.Tensor:
         """Ranks from candidates' scores ``(B, 1 + N)``, the target first; item 0 is padding."""
         mask = items > 0
         self._refuse_non_finite(ranking.count_non_finite(scores, mask), rows)
         above, ties = ranking.count_above(scores[:, 1:], scores[:, 0], mask[:, 1:])
         return ranking.break_ties(above.cpu(), ties.cpu(), self._draws[rows])
 
-    def _rank_in_pool(self, scores, number, rows):
+    def _rank_in_pool(self, scores: torch.Tensor, number: int, rows: np.ndarray) -> torch.Tensor:
         """Ranks of rows that share a pool, from their scores ``(B, n_items)``."""
         targets = torch.from_numpy(self.targets[rows]).to(scores.device)
         target = scores.gather(1, targets[:, None])[:, 0]
@@ -238,13 +248,13 @@ class EvalPlan:
         # The target is a member of the pool and ties with itself.
         return ranking.break_ties(above.cpu(), equal.cpu() - 1, self._draws[rows])
 
-    def _members(self, number, device):
+    def _members(self, number: int, device: torch.device) -> torch.Tensor:
         key = (number, device)
         if key not in self._pool_items:
             self._pool_items[key] = torch.from_numpy(self.pools.members(number)).to(device)
         return self._pool_items[key]
 
-    def _candidate_mask(self, rows):
+    def _candidate_mask(self, rows: np.ndarray) -> torch.Tensor:
         """``(B, n_items)`` bool: the candidates of each row."""
         if self.negatives is not None:
             mask = torch.zeros((len(rows), self.n_items), dtype=torch.bool)
@@ -256,7 +266,7 @@ class EvalPlan:
         mask[:, 0] = False
         return mask
 
-    def _refuse_non_finite(self, bad, rows):
+    def _refuse_non_finite(self, bad: torch.Tensor, rows: np.ndarray) -> None:
         wrong = torch.nonzero(bad.cpu()).flatten()
         if not len(wrong):
             return
@@ -268,7 +278,7 @@ class EvalPlan:
             "feature values"
         )
 
-    def _draw_negatives(self, n_negatives, neg_seed):
+    def _draw_negatives(self, n_negatives: int, neg_seed: int) -> np.ndarray:
         lengths = np.diff(self.sequences[1])[self.users]
         rows, items = pool.first_events(self.sequences, self.users, lengths)
         rows = np.concatenate([rows, np.arange(len(self.users))])
@@ -284,7 +294,7 @@ class EvalPlan:
             )
         return negatives
 
-    def _history_items(self):
+    def _history_items(self) -> tuple[np.ndarray, np.ndarray]:
         """(offsets, items): distinct earlier items of each row, in its pool, without the target."""
         rows, items = self.history_events()
         kept = items != self.targets[rows]
@@ -292,10 +302,10 @@ class EvalPlan:
         first = np.repeat(self.pools.start[self._row_pool], np.diff(offsets))
         return offsets, self.pools.items[first + places]
 
-    def _rng(self, neg_seed, stream):
+    def _rng(self, neg_seed: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([int(neg_seed), PHASES.index(self.phase), stream])
 
-    def _check(self):
+    def _check(self) -> None:
         if self.phase not in PHASES:
             raise ValueError(f"phase is {self.phase!r}, expected valid or test")
         if self.users.shape != self.targets.shape or self.users.ndim != 1:
@@ -319,19 +329,21 @@ class EvalPlan:
             place = "last" if self.phase == "test" else "last but one"
             raise ValueError(f"a {self.phase} target is not the {place} event of its user")
 
-    def _check_scores(self, scores, rows, width):
+    def _check_scores(
+        self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor, width: int
+    ) -> np.ndarray:
         rows = np.asarray(rows.cpu() if isinstance(rows, torch.Tensor) else rows, dtype=np.int64)
         if tuple(scores.shape) != (len(rows), width):
             raise ValueError(f"scores are {tuple(scores.shape)}, expected {(len(rows), width)}")
         return rows
 
-    def _log_empty_domains(self):
+    def _log_empty_domains(self) -> None:
         for number, name in enumerate(self.domain_names, start=1):
             if not (self.target_domain == number).any():
                 getLogger().info(f"{self.phase}: no target in domain {name}, no metrics for it")
 
 
-def _padded(offsets, items, rows):
+def _padded(offsets: np.ndarray, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """``(B, longest)`` the items of each row, padded with 0."""
     counts = offsets[rows + 1] - offsets[rows]
     columns = np.arange(max(int(counts.max(initial=0)), 1))

@@ -36,7 +36,9 @@ def count_true(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(dim=1)
 
 
-def count_above(candidates: torch.Tensor, target: torch.Tensor, mask=None):
+def count_above(
+    candidates: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Candidates that beat or tie the target.
 
     Args:
@@ -57,7 +59,7 @@ def rows_may_be_non_finite(candidates: torch.Tensor) -> torch.Tensor:
     return ~(torch.isfinite(candidates.amin(dim=1)) & torch.isfinite(candidates.amax(dim=1)))
 
 
-def count_non_finite(candidates: torch.Tensor, mask=None) -> torch.Tensor:
+def count_non_finite(candidates: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """``(B,)`` NaN or infinite scores of each row, among the columns of ``mask``."""
     bad = ~torch.isfinite(candidates)
     return count_true(bad if mask is None else bad & mask)

@@ -1,5 +1,7 @@
 """The results of both phases as a table for the terminal."""
 
+from collections.abc import Mapping, Sequence
+
 from tabulate import tabulate
 
 from recbole_tema.evaluation.metrics import OVERALL
@@ -11,7 +13,13 @@ PREFERRED_K = 10
 WIDTH = 100
 
 
-def format_table(valid_result, test_result, counts, metrics="main", notes=()) -> str:
+def format_table(
+    valid_result: Mapping[str, float] | None,
+    test_result: Mapping[str, float] | None,
+    counts: Mapping[str, int],
+    metrics: str | Sequence[str] = "main",
+    notes: Sequence[str] = (),
+) -> str:
     """Rows: overall, domains, groups. Columns: metrics of each phase, and the number of targets.
 
     Args:
@@ -40,7 +48,7 @@ def format_table(valid_result, test_result, counts, metrics="main", notes=()) ->
     return "\n\n".join(_block(results, counts, names, block) for block in blocks) + below
 
 
-def _slices(results, counts):
+def _slices(results: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> list[str]:
     """Names of the rows: those counted, then those that only another phase has."""
     found = dict.fromkeys(counts)
     for result in results.values():
@@ -48,22 +56,22 @@ def _slices(results, counts):
     return list(found)
 
 
-def _split(key: str):
+def _split(key: str) -> tuple[str, int | None]:
     """(metric, k) of ``ndcg@10``; k is None for a metric without one."""
     name, _, k = key.partition("@")
     return name, int(k) if k else None
 
 
-def _main(keys):
+def _main(keys: Sequence[str]) -> list[str]:
     ks = sorted({k for _, k in map(_split, keys) if k is not None})
     k = PREFERRED_K if PREFERRED_K in ks else next(iter(ks), None)
     at_k = {_split(key)[0]: key for key in keys if _split(key)[1] == k}
     return [at_k[name] for name in PREFERRED if name in at_k] or list(at_k.values())[:3]
 
 
-def _blocks(keys, n_phases, room):
+def _blocks(keys: Sequence[str], n_phases: int, room: int) -> list[list[str]]:
     """Keys by k, those without a k last, in parts that fit ``room`` columns."""
-    blocks = []
+    blocks: list[list[str]] = []
     for k in sorted({_split(key)[1] for key in keys}, key=lambda k: (k is None, k or 0)):
         left = 0
         for key in (key for key in keys if _split(key)[1] == k):
@@ -76,7 +84,12 @@ def _blocks(keys, n_phases, room):
     return blocks
 
 
-def _block(results, counts, names, keys):
+def _block(
+    results: Mapping[str, Mapping[str, float]],
+    counts: Mapping[str, int],
+    names: Sequence[str],
+    keys: Sequence[str],
+) -> str:
     header = ["", *(f"{phase}\n{key}" for phase in results for key in keys)]
     header.append(f"{list(results)[-1]}\ntargets")
     rows = []
@@ -88,6 +101,6 @@ def _block(results, counts, names, keys):
     return tabulate(rows, header, tablefmt="simple", colalign=align, disable_numparse=True)
 
 
-def _cell(value):
+def _cell(value: float | None) -> str:
     """Four decimals; a hyphen where the metric is not given for the slice."""
     return "-" if value is None else f"{value:.4f}"

@@ -1,8 +1,12 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
+from typing import TYPE_CHECKING, Self
+
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.console import SCREEN
@@ -10,6 +14,10 @@ from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
 from recbole_tema.model.packing import Layout, take_once
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 
 class CrossDomainRecommender(SequentialRecommender):
@@ -21,10 +29,10 @@ class CrossDomainRecommender(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     sequence_level = True
-    losses = ("CE",)  # values of loss_type
-    loss_names = ()  # of the terms that calculate_loss gives
+    losses: tuple[str, ...] = ("CE",)  # values of loss_type
+    loss_names: tuple[str, ...] = ()  # of the terms that calculate_loss gives
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.TARGET_SEQ, self.NEGATIVE_SEQ = TARGET_SEQ, NEGATIVE_SEQ
         self.hidden_size = config["hidden_size"]
@@ -42,9 +50,9 @@ class CrossDomainRecommender(SequentialRecommender):
         self.domain_sizes = sizes.tolist()
         popularity = torch.from_numpy(dataset.training_popularity()).double()
         self.register_buffer("popularity", popularity, persistent=False)
-        self._tables = None
+        self._tables: tuple[torch.Tensor, ...] | None = None
 
-    def encoder(self, config, causal=True):
+    def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
         """A :class:`SequenceEncoder` with the sizes of the config."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
@@ -64,7 +72,9 @@ class CrossDomainRecommender(SequentialRecommender):
             causal=causal,
         )
 
-    def frozen_feature(self, dataset, name, id_field, rows):
+    def frozen_feature(
+        self, dataset: "CrossDomainMixin", name: str, id_field: str, rows: int
+    ) -> bool:
         """Register a frozen feature matrix as buffers; False, said once, where there is none.
 
         Rows that the feature file lacks are marked in ``{name}_present``.
@@ -83,7 +93,16 @@ class CrossDomainRecommender(SequentialRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def domain_thread(self, vectors, layout, domain, number, encoder, empty, read):
+    def domain_thread(
+        self,
+        vectors: torch.Tensor,
+        layout: Layout,
+        domain: torch.Tensor,
+        number: int,
+        encoder: nn.Module,
+        empty: torch.Tensor,
+        read: torch.Tensor,
+    ) -> torch.Tensor:
         """State of one domain at some steps: its last state so far, or ``empty``.
 
         Args:
@@ -109,7 +128,7 @@ class CrossDomainRecommender(SequentialRecommender):
 
     # ---------------------------------------------------------------- scoring
 
-    def item_tables(self):
+    def item_tables(self) -> tuple[torch.Tensor, ...]:
         """Whatever :meth:`last_states` and the scoring need of the items, computed once a step.
 
         Returns:
@@ -117,23 +136,25 @@ class CrossDomainRecommender(SequentialRecommender):
         """
         raise NotImplementedError("a subclass gives the item tables")
 
-    def last_states(self, tables, item_seq, item_seq_len):
+    def last_states(
+        self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor, item_seq_len: torch.Tensor
+    ) -> torch.Tensor:
         """``(B, D, S)`` states after the whole sequence, one for each domain's items."""
         raise NotImplementedError("a subclass gives the states")
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Switch modes; item tables kept for an evaluation are dropped."""
         self._tables = None
         return super().train(mode)
 
-    def _evaluation_tables(self):
+    def _evaluation_tables(self) -> tuple[torch.Tensor, ...]:
         if self.training or torch.is_grad_enabled():
             return self.item_tables()
         if self._tables is None:
             self._tables = self.item_tables()
         return self._tables
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of every item: ``(B, n_items)``; the padding item gets minus infinity."""
         tables = self._evaluation_tables()
         states = self.last_states(
@@ -150,11 +171,11 @@ class CrossDomainRecommender(SequentialRecommender):
         had = interaction[self.ITEM_SEQ]
         return full.scatter(1, had, full.gather(1, had) + bias)
 
-    def history_bias(self):
+    def history_bias(self) -> torch.Tensor | None:
         """What is added to the score of an item that the history has; None for nothing."""
         return None
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``item_id`` for each row: ``(B,)``."""
         tables = self._evaluation_tables()
         states = self.last_states(

@@ -1,9 +1,10 @@
 """The symmetric contrastive loss with soft targets of LLM4CDSR (arXiv 2504.18383)."""
 
+import torch
 from torch.nn import functional as F
 
 
-def soft_contrastive_loss(x, y, temperature):
+def soft_contrastive_loss(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy between the similarities of pairs and a soft target from within each side.
 
     Args:

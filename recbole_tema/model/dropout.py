@@ -16,19 +16,19 @@ class Dropout(nn.Module):
     default generator, so seeds and saved random states work as ever.
     """
 
-    def __init__(self, p):
+    def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape -> the same shape."""
         return dropout(x, self.p, self.training)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-def dropout(x, p, training):
+def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     """Functional form of :class:`Dropout`."""
     if not training or p == 0.0:
         return x

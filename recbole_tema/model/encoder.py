@@ -5,20 +5,36 @@ LayerNorm and dropout on item + position. Trained on whole sequences they end wh
 on prefix rows (``results/`` has the comparison).
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.model.dropout import Dropout, dropout
-from recbole_tema.model.packing import take_once
+from recbole_tema.model.packing import Layout, take_once
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 class Block(nn.Module):
     """Multi-head self-attention and feed-forward, post-norm."""
 
-    def __init__(self, hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps):
+    def __init__(
+        self,
+        hidden_size: int,
+        inner_size: int,
+        n_heads: int,
+        dropout: float,
+        attn_dropout: float,
+        act: str,
+        eps: float,
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.attn_dropout = attn_dropout
@@ -31,7 +47,13 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
         self.act = ACTIVATIONS[act]
 
-    def forward(self, x, layout, masks, read=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """``x (n, H)`` packed as ``layout`` says -> ``(n, H)``, or ``(r, H)`` at ``read (r,)``.
 
         ``masks`` has a ``(rows, 1, 1, L)`` bool for each group of the layout, or None for causal.
@@ -41,13 +63,18 @@ class Block(nn.Module):
         for group, mask in zip(layout.pad(self.qkv(x)), masks, strict=True):
             rows, longest, _ = group.shape
             heads = group.view(rows, longest, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-            attended.append(self.attend(*heads, mask).transpose(1, 2).reshape(-1, hidden))
+            query, key, value = heads
+            attended.append(
+                self.attend(query, key, value, mask).transpose(1, 2).reshape(-1, hidden)
+            )
         attended = layout.unpad(attended, read)
         x = x if read is None else take_once(x, read)
         x = self.attn_norm(x + self.dropout(self.out(attended)))
         return self.norm(x + self.dropout(self.outer(self.act(self.inner(x)))))
 
-    def attend(self, query, key, value, mask):
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Each ``(B, n_heads, L, C)`` -> ``(B, n_heads, L, C)``."""
         if not (self.training and self.attn_dropout and query.device.type == "cpu"):
             return F.scaled_dot_product_attention(
@@ -75,18 +102,18 @@ class SequenceEncoder(nn.Module):
 
     def __init__(
         self,
-        hidden_size,
-        max_length,
+        hidden_size: int,
+        max_length: int,
         *,
-        n_layers,
-        n_heads,
-        inner_size,
-        dropout,
-        attn_dropout,
-        act="gelu",
-        eps=1e-12,
-        causal=True,
-    ):
+        n_layers: int,
+        n_heads: int,
+        inner_size: int,
+        dropout: float,
+        attn_dropout: float,
+        act: str = "gelu",
+        eps: float = 1e-12,
+        causal: bool = True,
+    ) -> None:
         super().__init__()
         self.causal = causal
         self.position = nn.Embedding(max_length, hidden_size)
@@ -97,7 +124,9 @@ class SequenceEncoder(nn.Module):
             for _ in range(n_layers)
         )
 
-    def forward(self, vectors, layout, read=None):
+    def forward(
+        self, vectors: torch.Tensor, layout: Layout, read: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """``vectors (n, H)``, packed as ``layout`` says -> states ``(n, H)``.
 
         With ``read (r,)``, packed steps without repetitions, only their states ``(r, H)``: the last
@@ -113,7 +142,7 @@ class SequenceEncoder(nn.Module):
         return last(x, layout, masks, read)
 
 
-def init_as_recbole(module, std=0.02):
+def init_as_recbole(module: nn.Module, std: float = 0.02) -> None:
     """RecBole's initialisation: N(0, std) for Linear and Embedding, no bias, unit LayerNorm."""
     if isinstance(module, nn.Linear | nn.Embedding):
         module.weight.data.normal_(mean=0.0, std=std)

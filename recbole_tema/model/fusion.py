@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def principal_components(matrix, present, size):
+def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int) -> torch.Tensor:
     """Scores of the rows that are there on their first principal components, unscaled.
 
     Lengths of the centred rows and their inner products stay what they were, as far as the
@@ -31,7 +31,9 @@ def principal_components(matrix, present, size):
     return result
 
 
-def initial_vectors(matrix, present, size, std):
+def initial_vectors(
+    matrix: torch.Tensor, present: torch.Tensor, size: int, std: float
+) -> torch.Tensor:
     """Starting values of learned vectors: principal components at a standard deviation of ``std``.
 
     Args:
@@ -44,7 +46,12 @@ def initial_vectors(matrix, present, size, std):
     return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
 
 
-def tag_weights(tag_ids, weights, weighting, known=None):
+def tag_weights(
+    tag_ids: torch.Tensor,
+    weights: torch.Tensor | None,
+    weighting: str,
+    known: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Weights of each item's tags that sum to 1.
 
     Args:
@@ -58,11 +65,13 @@ def tag_weights(tag_ids, weights, weighting, known=None):
     used = tag_ids > 0
     if known is not None:
         used = used & known[tag_ids]
-    weights = torch.where(used, weights if weighting == "matched" else 1.0, 0.0)
+    if weights is None or weighting != "matched":
+        weights = torch.ones(())
+    weights = torch.where(used, weights, 0.0)
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def tag_matrix(tag_ids, weights, vectors):
+def tag_matrix(tag_ids: torch.Tensor, weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """The tag vector of each item: ``sum_t w_it * e_t``.
 
     Args:
@@ -88,12 +97,14 @@ def tag_matrix(tag_ids, weights, vectors):
 class TagTable(nn.Module):
     """Tags whose vectors are learned; an item without tags gets a learned vector."""
 
-    def __init__(self, n_tags, hidden_size):
+    def __init__(self, n_tags: int, hidden_size: int) -> None:
         super().__init__()
         self.vectors = nn.Embedding(n_tags, hidden_size, padding_idx=0)
         self.missing = nn.Parameter(torch.zeros(hidden_size))
 
-    def forward(self, tag_ids, weights, present):
+    def forward(
+        self, tag_ids: torch.Tensor, weights: torch.Tensor, present: torch.Tensor
+    ) -> torch.Tensor:
         """``tag_ids (n, T)``, ``weights (n, T)``, ``present (n,)`` -> ``(n, H)``."""
         return torch.where(
             present[:, None], tag_matrix(tag_ids, weights, self.vectors.weight), self.missing
@@ -103,12 +114,12 @@ class TagTable(nn.Module):
 class Projection(nn.Module):
     """Projects frozen vectors; a row without one gets a learned vector instead of zeros."""
 
-    def __init__(self, size, hidden_size):
+    def __init__(self, size: int, hidden_size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(size, hidden_size)
         self.missing = nn.Parameter(torch.zeros(hidden_size))
 
-    def forward(self, vectors, present):
+    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """``vectors (n, d)``, ``present (n,)`` -> ``(n, H)``."""
         return torch.where(present[:, None], self.linear(vectors), self.missing)
 
@@ -121,7 +132,7 @@ class Fusion(nn.Module):
     concatenation to ``H``.
     """
 
-    def __init__(self, kind, n_parts, hidden_size):
+    def __init__(self, kind: str, n_parts: int, hidden_size: int) -> None:
         super().__init__()
         self.kind = kind
         self.n_parts = n_parts
@@ -130,7 +141,7 @@ class Fusion(nn.Module):
         if kind == "concat" and n_parts > 1:
             self.join = nn.Linear(n_parts * hidden_size, hidden_size)
 
-    def forward(self, parts):
+    def forward(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """``parts``: list of ``(n, H)`` -> ``(n, H)``."""
         if len(parts) == 1:
             return parts[0]

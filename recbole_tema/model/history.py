@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from recbole_tema.model.packing import Layout
+
 
 @dataclass(frozen=True)
 class History:
@@ -18,7 +20,9 @@ class History:
     n_items: int
 
     @classmethod
-    def until(cls, read, layout, items, n_items):
+    def until(
+        cls, read: torch.Tensor, layout: Layout, items: torch.Tensor, n_items: int
+    ) -> "History":
         """What the packed steps ``read (r,)`` have had, themselves included: r rows.
 
         Args:
@@ -33,19 +37,19 @@ class History:
         key = torch.unique(row * n_items + had)
         return cls(key // n_items, key % n_items, n_items)
 
-    def only(self, rows, items):
+    def only(self, rows: torch.Tensor, items: torch.Tensor) -> "History":
         """Of the rows that are true in ``rows (n,)``, numbered anew, the items that are true in
         ``items (n_items,)``."""
         number = rows.cumsum(0) - 1
         kept = rows[self.row] & items[self.item]
         return History(number[self.row[kept]], self.item[kept], self.n_items)
 
-    def has(self, item):
+    def has(self, item: torch.Tensor) -> torch.Tensor:
         """``item (n,)`` -> ``(n,)`` bool: whether each row has had its item."""
         rows = torch.arange(len(item), device=item.device)
         return torch.isin(rows * self.n_items + item, self.row * self.n_items + self.item)
 
-    def has_each(self, drawn, n):
+    def has_each(self, drawn: torch.Tensor, n: int) -> torch.Tensor:
         """``drawn (K,)`` items -> ``(n, K)`` bool: which of them each of the n rows has had."""
         if not len(drawn):  # no negative of a small domain
             return torch.zeros(n, 0, dtype=torch.bool, device=drawn.device)

@@ -1,8 +1,10 @@
 """LLM4CDSR: global LLM thread, local threads per domain, profile alignment (arXiv 2504.18383)."""
 
 from logging import getLogger
+from typing import TYPE_CHECKING
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,16 +17,20 @@ from recbole_tema.model.fusion import initial_vectors, principal_components
 from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+
 
 class Adapter(nn.Sequential):
     """The paper's adapter: Linear(d, d/2), Linear(d/2, hidden), with nothing in between."""
 
-    def __init__(self, size, hidden_size):
+    def __init__(self, size: int, hidden_size: int) -> None:
         super().__init__(nn.Linear(size, size // 2), nn.Linear(size // 2, hidden_size))
 
-    def forward(self, vectors):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """``(n, d)`` -> ``(n, H)``."""
-        first, second = self
+        first, second = (layer for layer in self if isinstance(layer, nn.Linear))
         if len(vectors) <= first.in_features:
             return super().forward(vectors)
         # Two linear maps in a row are one: many rows pass one matrix instead of two.
@@ -47,8 +53,9 @@ class LLM4CDSR(CrossDomainRecommender):
 
     losses = LOSSES["LLM4CDSR"]
     loss_names = ("recommendation", "regularisation", "alignment")
+    llm: torch.Tensor
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.loss_type = config["loss_type"]
         self.alpha, self.beta = config["alpha"], config["beta"]
@@ -69,7 +76,7 @@ class LLM4CDSR(CrossDomainRecommender):
         self.local_items = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         self._initialise(config)
 
-    def _item_vectors(self, config, dataset):
+    def _item_vectors(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         if not self.frozen_feature(dataset, "llm", "llm_iid", self.n_items):
             raise DataError(
                 f"LLM4CDSR needs LLM item vectors: {config['dataset']}.itemllm (llm_iid, llm_emb) "
@@ -84,20 +91,20 @@ class LLM4CDSR(CrossDomainRecommender):
         self.adapter = Adapter(self.llm.size(1), self.hidden_size)
         self.missing = nn.Parameter(torch.zeros(self.hidden_size))
 
-    def _profiles(self, config, dataset):
+    def _profiles(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         self.has_profiles = self.beta > 0 and self.frozen_feature(
             dataset, "profile", "profile_uid", dataset.user_num
         )
         if self.has_profiles:
             self.profile_adapter = Adapter(self.profile.size(1), self.hidden_size)
 
-    def _initialise(self, config):
+    def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
         self.apply(lambda module: init_as_recbole(module, std))
-        for module in (self.adapter, getattr(self, "profile_adapter", None)):
-            if module is not None:
-                for layer in module:
-                    nn.init.xavier_normal_(layer.weight)
+        adapters = [self.adapter, *([self.profile_adapter] if self.has_profiles else [])]
+        for layer in (layer for adapter in adapters for layer in adapter.modules()):
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
         nn.init.normal_(self.empty, std=std)
         # An item without an LLM vector keeps its random start: zeros would score 0 for everybody.
         present = self.llm_present
@@ -106,7 +113,7 @@ class LLM4CDSR(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def adapted_items(self, rows=None):
+    def adapted_items(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """``(n_items, H)`` adapted LLM vectors; given ``rows (k,)``, all other rows are 0."""
         llm, present = self.llm, self.llm_present
         if rows is not None:
@@ -116,20 +123,26 @@ class LLM4CDSR(CrossDomainRecommender):
             return adapted
         return adapted.new_zeros(self.n_items, self.hidden_size).index_copy(0, rows, adapted)
 
-    def item_tables(self):
+    def item_tables(self) -> tuple[torch.Tensor, ...]:
         """(global ``(n_items, H)``, local ``(n_items, H)``, scoring ``(n_items, 2H)``)."""
         adapted, local = self.adapted_items(), self.local_items.weight
         return adapted, local, torch.cat([adapted, local], dim=1)
 
-    def _training_tables(self, interaction):
+    def _training_tables(self, interaction: Interaction) -> tuple[torch.Tensor, ...]:
         """The tables of a step; the softmax needs every item, BCE those of the batch only."""
         if self.loss_type == "CE":
             return self.item_tables()
         fields = (self.ITEM_SEQ, self.TARGET_SEQ, self.NEGATIVE_SEQ)
         rows = torch.unique(torch.cat([interaction[field].flatten() for field in fields]))
-        return self.adapted_items(rows), self.local_items.weight, None
+        return self.adapted_items(rows), self.local_items.weight
 
-    def threads(self, tables, items, layout, read):
+    def threads(
+        self,
+        tables: tuple[torch.Tensor, ...],
+        items: torch.Tensor,
+        layout: Layout,
+        read: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(global ``(r, H)``, local ``(r, D, H)``) states at the steps to read.
 
         Args:
@@ -145,7 +158,9 @@ class LLM4CDSR(CrossDomainRecommender):
         ]
         return global_states, torch.stack(local, dim=1)
 
-    def last_states(self, tables, item_seq, item_seq_len):
+    def last_states(
+        self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor, item_seq_len: torch.Tensor
+    ) -> torch.Tensor:
         """``(B, D, 2H)``: the global state beside each domain's local state."""
         layout = Layout(item_seq_len)
         last = layout.start + layout.length - 1
@@ -154,7 +169,9 @@ class LLM4CDSR(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- losses
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(
+        self, interaction: "Interaction"
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Recommendation loss, contrastive regularisation, profile alignment: three terms."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target_seq = interaction[self.TARGET_SEQ]
@@ -180,7 +197,13 @@ class LLM4CDSR(CrossDomainRecommender):
         profile = self.beta * self._alignment(interaction[self.USER_ID], final)
         return loss, regular, profile
 
-    def _cross_entropy(self, tables, shared, local, targets):
+    def _cross_entropy(
+        self,
+        tables: tuple[torch.Tensor, ...],
+        shared: torch.Tensor,
+        local: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)
         blocks = [
             (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
@@ -188,23 +211,33 @@ class LLM4CDSR(CrossDomainRecommender):
         weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
         return linear_cross_entropy(blocks, self.column[targets], weight)
 
-    def _binary_cross_entropy(self, tables, shared, local, targets, negatives):
-        adapted, own, _ = tables
+    def _binary_cross_entropy(
+        self,
+        tables: tuple[torch.Tensor, ...],
+        shared: torch.Tensor,
+        local: torch.Tensor,
+        targets: torch.Tensor,
+        negatives: torch.Tensor,
+    ) -> torch.Tensor:
+        adapted, own = tables[:2]
         domain = self.item_domain[targets]
         local = local[torch.arange(len(domain), device=domain.device), domain - 1]
 
-        def logit(items):
+        def logit(items: torch.Tensor) -> torch.Tensor:
             return (shared * adapted[items]).sum(-1) + (local * own[items]).sum(-1)
 
         per_step = F.softplus(-logit(targets)) + F.softplus(logit(negatives))
         # The official loss adds the domains' means: a small domain counts as much as a large one.
-        return sum(
+        means = (
             per_step[domain == d].mean()
             for d in range(1, self.n_domains + 1)
             if bool((domain == d).any())
         )
+        return sum(means, start=per_step.new_zeros(()))
 
-    def _regularisation(self, tables, item_seq):
+    def _regularisation(
+        self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor
+    ) -> torch.Tensor:
         """One random item of each domain of each sequence, every pair of domains contrasted."""
         if self.alpha == 0:
             return item_seq.new_zeros((), dtype=torch.float)
@@ -222,7 +255,7 @@ class LLM4CDSR(CrossDomainRecommender):
                 losses.append(soft_contrastive_loss(x, y, self.tau_reg))
         return torch.stack(losses).mean()
 
-    def _alignment(self, users, final_states):
+    def _alignment(self, users: torch.Tensor, final_states: torch.Tensor) -> torch.Tensor:
         if not self.has_profiles:
             return final_states.new_zeros(())
         known = self.profile_present[users]

@@ -5,6 +5,8 @@ work for nothing: two thirds of the work where each sequence is also cut into it
 subsequences. A ``(B, L, H)`` batch becomes ``(n, H)``, n real steps, row after row.
 """
 
+from typing import Any
+
 import torch
 
 
@@ -25,7 +27,7 @@ class Layout:
     # With fewer padded steps than this many times the real ones, one group is quicker.
     LITTLE_PADDING = 1.2
 
-    def __init__(self, length):
+    def __init__(self, length: torch.Tensor) -> None:
         self.length = length
         ends = length.cumsum(0)
         self.start = ends - length
@@ -34,7 +36,7 @@ class Layout:
         self.step = torch.arange(len(self.row), device=length.device) - self.start[self.row]
         self._group(length)
 
-    def _group(self, length):
+    def _group(self, length: torch.Tensor) -> None:
         ordered, order = torch.sort(length, descending=True, stable=True)
         longest = int(ordered[0])
         used = int((ordered > 0).sum())
@@ -57,14 +59,14 @@ class Layout:
         self.place = padded_start[self.row] + self.step
         self.group_lengths = ordered[:used].split([rows for rows, _ in self.groups])
 
-    def key_masks(self):
+    def key_masks(self) -> list[torch.Tensor]:
         """``(rows, 1, 1, longest)`` for each group, true for real steps."""
         return [
             (torch.arange(longest, device=length.device) < length[:, None])[:, None, None]
             for (_, longest), length in zip(self.groups, self.group_lengths, strict=True)
         ]
 
-    def pad(self, packed):
+    def pad(self, packed: torch.Tensor) -> list[torch.Tensor]:
         """``(n, C)`` -> a tensor ``(rows, longest, C)`` for each group, padded with 0."""
         flat = packed.new_zeros(self.size, packed.size(1)).index_copy(0, self.place, packed)
         pieces = flat.split([rows * longest for rows, longest in self.groups])
@@ -73,7 +75,7 @@ class Layout:
             for piece, (rows, longest) in zip(pieces, self.groups, strict=True)
         ]
 
-    def unpad(self, padded, read=None):
+    def unpad(self, padded: list[torch.Tensor], read: torch.Tensor | None = None) -> torch.Tensor:
         """The inverse of :meth:`pad`: a tensor ``(rows * longest, C)`` a group -> ``(n, C)``.
 
         With ``read (r,)``, packed steps without repetitions, theirs alone: ``(r, C)``.
@@ -84,17 +86,17 @@ class Layout:
 
 class _TakeOnce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table, index):
+    def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(index)
         ctx.shape = table.shape
         return table.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (index,) = ctx.saved_tensors
         return grad.new_zeros(ctx.shape).index_copy(0, index, grad), None
 
 
-def take_once(table, index):
+def take_once(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """``table[index]`` for an ``index (n,)`` without repetitions: its gradient needs no sums."""
     return _TakeOnce.apply(table, index)

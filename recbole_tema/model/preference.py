@@ -17,7 +17,9 @@ class PreferenceAttention(nn.Module):
     result is added to it and normalised.
     """
 
-    def __init__(self, hidden_size, n_domains, n_heads, dropout, eps):
+    def __init__(
+        self, hidden_size: int, n_domains: int, n_heads: int, dropout: float, eps: float
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.thread = nn.Embedding(n_domains + 1, hidden_size)
@@ -29,7 +31,7 @@ class PreferenceAttention(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
 
-    def forward(self, inter, intra):
+    def forward(self, inter: torch.Tensor, intra: torch.Tensor) -> torch.Tensor:
         """``inter (n, H)``, ``intra (n, D, H)`` -> preferences ``(n, D, H)``, one a domain."""
         n, domains, hidden = intra.shape
         threads = torch.cat([inter[:, None], intra], dim=1) + self.thread.weight

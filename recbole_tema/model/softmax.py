@@ -1,12 +1,16 @@
 """Cross-entropy over a catalogue: exact without storing the logits, or sampled with log-q."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 # Logits held at once: 8 MB of float32 stay near the processor and fit any memory.
 CHUNK_ELEMENTS = 1 << 21
+# Rows and columns of logits, and the number that is added to each of them.
+Bonus = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -17,7 +21,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, column, weight, bonus_row, bonus_column, bonus, *blocks):
+    def forward(
+        ctx: Any,
+        column: torch.Tensor,
+        weight: torch.Tensor,
+        bonus_row: torch.Tensor,
+        bonus_column: torch.Tensor,
+        bonus: torch.Tensor,
+        *blocks: torch.Tensor,
+    ) -> torch.Tensor:
         states, tables = blocks[0::2], blocks[1::2]
         width = [len(table) for table in tables]
         grad_states = [torch.zeros_like(state) for state in states]
@@ -55,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_bonus, *saved = ctx.saved_tensors
         half = len(saved) // 2
         grads = []
@@ -64,7 +76,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return None, None, None, None, grad * grad_bonus, *grads
 
 
-def linear_cross_entropy(blocks, column, weight, bonus=None):
+def linear_cross_entropy(
+    blocks: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    column: torch.Tensor,
+    weight: torch.Tensor,
+    bonus: Bonus | None = None,
+) -> torch.Tensor:
     """``sum_i weight_i * CE(logits_i, column_i)``; ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
 
     Args:
@@ -90,7 +107,9 @@ def linear_cross_entropy(blocks, column, weight, bonus=None):
         )
 
 
-def _cross_entropy(flat, column, weight, bonus):
+def _cross_entropy(
+    flat: list[torch.Tensor], column: torch.Tensor, weight: torch.Tensor, bonus: Bonus
+) -> torch.Tensor:
     if not torch.is_grad_enabled():
         blocks = zip(flat[0::2], flat[1::2], strict=True)
         logits = torch.cat([state @ table.T for state, table in blocks], 1)
@@ -99,7 +118,13 @@ def _cross_entropy(flat, column, weight, bonus):
     return _LinearCrossEntropy.apply(column, weight, *bonus, *flat)
 
 
-def sampled_cross_entropy(target_logit, negative_logits, expected_count, is_target, weight):
+def sampled_cross_entropy(
+    target_logit: torch.Tensor,
+    negative_logits: torch.Tensor,
+    expected_count: torch.Tensor,
+    is_target: torch.Tensor,
+    weight: torch.Tensor,
+) -> torch.Tensor:
     """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
 
     Each negative's logit is lowered by the log of its expected count K * q (log-q correction), so

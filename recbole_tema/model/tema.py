@@ -1,8 +1,11 @@
 """TEMA: tag-enriched multi-attention for cross-domain sequences (TEMA-LLM, arXiv 2510.09224)."""
 
+from collections.abc import Sequence
 from logging import getLogger
+from typing import TYPE_CHECKING, cast
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,7 +25,11 @@ from recbole_tema.model.fusion import (
 from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import PreferenceAttention
-from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
+from recbole_tema.model.softmax import Bonus, linear_cross_entropy, sampled_cross_entropy
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 REPEAT_UNIT = 50.0
 
@@ -47,7 +54,7 @@ class TEMA(CrossDomainRecommender):
 
     loss_names = ("next-item", "intra-domain")
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.fusion_kind = config["fusion"]
         self.similarity = config["similarity"]
@@ -69,7 +76,7 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- construction
 
-    def _item_parts(self, config, dataset):
+    def _item_parts(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         self.use_id = config["use_id"]
         self.item_embedding = (
             nn.Embedding(self.n_items, self.hidden_size, padding_idx=0) if self.use_id else None
@@ -96,7 +103,7 @@ class TEMA(CrossDomainRecommender):
         self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
         self.item_dropout = Dropout(config["item_dropout_prob"])
 
-    def _tag_part(self, config, dataset):
+    def _tag_part(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
         if dataset.tags is None:
             SCREEN.info("TEMA: no tags in this dataset, trained without")
@@ -122,7 +129,7 @@ class TEMA(CrossDomainRecommender):
             self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
             self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
 
-    def _field_part(self, name, field, dataset):
+    def _field_part(self, name: str, field: str, dataset: "CrossDomainMixin") -> None:
         """Learned vectors for the values of an item field, such as the words of its title."""
         values = dataset.item_feat[field][: self.n_items].cpu()
         values = values.view(self.n_items, -1)
@@ -132,7 +139,7 @@ class TEMA(CrossDomainRecommender):
         self.register_buffer(f"{name}_present", weights.sum(1) > 0, persistent=False)
         self.projections[name] = TagTable(dataset.num(field), self.hidden_size)
 
-    def _threads(self, config):
+    def _threads(self, config: "TemaConfig") -> None:
         if self.use_inter:
             self.inter_encoder = self.encoder(config)
         if self.use_intra:
@@ -150,12 +157,12 @@ class TEMA(CrossDomainRecommender):
         if self.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(1.0 / config["temperature"]).log())
 
-    def _initialise(self, config):
+    def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
         self.apply(lambda module: init_as_recbole(module, std))
         if self.use_intra:
             nn.init.normal_(self.empty, std=std)
-        if self.use_id and config["id_init"] == "text_pca":
+        if self.item_embedding is not None and config["id_init"] == "text_pca":
             if "text" in self.projections:
                 start = initial_vectors(
                     self.text, self.text_present, self.hidden_size, config["id_scale"]
@@ -167,7 +174,7 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- items
 
-    def item_vectors(self, rows=None):
+    def item_vectors(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Fused item vectors.
 
         Args:
@@ -177,7 +184,9 @@ class TEMA(CrossDomainRecommender):
             ``(n_items, H)``; rows that were not asked for are 0.
         """
         everything = slice(None) if rows is None else rows
-        parts = [self.item_embedding.weight[everything]] if self.use_id else []
+        parts = []
+        if self.item_embedding is not None:
+            parts.append(self.item_embedding.weight[everything])
         for name, projection in self.projections.items():
             learned = isinstance(projection, TagTable)
             inputs = (f"{name}_ids", f"{name}_weights") if learned else (name,)
@@ -188,7 +197,7 @@ class TEMA(CrossDomainRecommender):
             return fused
         return fused.new_zeros(self.n_items, self.hidden_size).index_copy(0, rows, fused)
 
-    def item_tables(self, rows=None):
+    def item_tables(self, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """(input ``(n_items, H)``, scoring ``(n_items, H)``)."""
         vectors = self.item_vectors(rows)
         scoring = F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
@@ -196,7 +205,9 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- threads
 
-    def threads(self, table, items, layout, read):
+    def threads(
+        self, table: torch.Tensor, items: torch.Tensor, layout: Layout, read: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(inter ``(r, H)`` or None, intra ``(r, D, H)`` or None) at the steps to read.
 
         Args:
@@ -222,29 +233,29 @@ class TEMA(CrossDomainRecommender):
         ]
         return inter, torch.stack(intra, dim=1)
 
-    def join(self, inter, intra):
+    def join(self, inter: torch.Tensor | None, intra: torch.Tensor | None) -> torch.Tensor:
         """``inter (n, H)``, ``intra (n, D, H)`` -> scoring states ``(n, D, H)``, one a domain."""
+        if inter is None:
+            return self._scaled(cast(torch.Tensor, intra))  # one of the two is there
         if intra is None:
-            states = inter[:, None].expand(-1, self.n_domains, -1)
-        elif inter is None:
-            states = intra
-        else:
-            states = self.preference(inter, intra)
-        return self._scaled(states)
+            return self._scaled(inter[:, None].expand(-1, self.n_domains, -1))
+        return self._scaled(self.preference(inter, intra))
 
-    def _scaled(self, states):
+    def _scaled(self, states: torch.Tensor) -> torch.Tensor:
         if self.similarity == "cosine":
             return F.normalize(states, dim=-1) * self.log_scale.exp()
         return states
 
-    def last_states(self, tables, item_seq, item_seq_len):
+    def last_states(
+        self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor, item_seq_len: torch.Tensor
+    ) -> torch.Tensor:
         """``(B, D, H)``: the preference for each domain after the whole sequence."""
         layout = Layout(item_seq_len)
         items = item_seq[layout.row, layout.step]
         last = layout.start + layout.length - 1
         return self.join(*self.threads(tables[0], items, layout, last))
 
-    def history_bias(self):
+    def history_bias(self) -> torch.Tensor | None:
         """What is added to the score of an item that the history has; None for nothing."""
         if self.repeat is None:
             return None
@@ -253,7 +264,9 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- loss
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(
+        self, interaction: "Interaction"
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Inter-domain term, and the weighted intra-domain term where there is one."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target_seq = interaction[self.TARGET_SEQ]
@@ -273,12 +286,19 @@ class TEMA(CrossDomainRecommender):
             had = History.until(read, layout, items, self.n_items)
         states = self.join(inter, intra)
         main = self._next_item_loss(tables[1], states, targets, had, negatives)
-        if not (self.use_intra and self.use_inter and self.intra_weight):
+        if inter is None or intra is None or not self.intra_weight:
             return main
         intra_loss = self._intra_loss(tables[1], intra, targets, had, negatives)
         return main, self.intra_weight * intra_loss
 
-    def _next_item_loss(self, scoring, states, targets, had, negatives):
+    def _next_item_loss(
+        self,
+        scoring: torch.Tensor,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        had: History | None,
+        negatives: torch.Tensor | None,
+    ) -> torch.Tensor:
         weight = scoring.new_full((len(targets),), 1.0 / max(1, len(targets)))
         if negatives is None:
             tables = scoring[self.by_domain].split(self.domain_sizes)
@@ -288,20 +308,30 @@ class TEMA(CrossDomainRecommender):
             return linear_cross_entropy(blocks, self.column[targets], weight, self._bonus(had))
         return self._sampled_loss(scoring, states, targets, had, negatives, weight)
 
-    def _bonus(self, had, first=0):
+    def _bonus(self, had: History | None, first: int = 0) -> Bonus | None:
         """The bias of what was had, in the columns from ``first`` on."""
-        return had and (had.row, self.column[had.item] - first, self.history_bias())
+        bias = self.history_bias()
+        if had is None or bias is None:
+            return None
+        return had.row, self.column[had.item] - first, bias
 
-    def _intra_loss(self, scoring, intra, targets, had, negatives):
+    def _intra_loss(
+        self,
+        scoring: torch.Tensor,
+        intra: torch.Tensor,
+        targets: torch.Tensor,
+        had: History | None,
+        negatives: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Each target by its own domain's thread, among that domain's items."""
         domain = self.item_domain[targets] - 1
-        tables = scoring[self.by_domain].split(self.domain_sizes) if negatives is None else None
-        first, loss = 0, 0.0
+        tables = scoring[self.by_domain].split(self.domain_sizes) if negatives is None else ()
+        first, loss = 0, scoring.new_zeros(())
         for d, size in enumerate(self.domain_sizes):
             mine = domain == d
             states = self._scaled(intra[mine, d])
             weight = states.new_full((len(states),), 1.0 / max(1, len(targets)))
-            own = had and had.only(mine, self.item_domain == d + 1)
+            own = None if had is None else had.only(mine, self.item_domain == d + 1)
             if negatives is None:
                 column = self.column[targets[mine]] - first
                 bonus = self._bonus(own, first)
@@ -315,22 +345,39 @@ class TEMA(CrossDomainRecommender):
             loss = loss + term
         return loss
 
-    def _proposal(self):
+    def _proposal(self) -> torch.Tensor:
         """``(n_items,)`` probability of drawing each item: training popularity, smoothed."""
         mass = (self.popularity + 1.0) ** 0.75
         mass[0] = 0.0
         return mass / mass.sum()
 
-    def _draw_negatives(self):
+    def _draw_negatives(self) -> torch.Tensor:
         return torch.multinomial(self._proposal(), self.sampled_items, replacement=True)
 
-    def _sampled_loss(self, scoring, states, targets, had, negatives, weight):
+    def _sampled_loss(
+        self,
+        scoring: torch.Tensor,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        had: History | None,
+        negatives: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
         rows = torch.arange(len(targets), device=targets.device)
         own = states[rows, self.item_domain[targets] - 1]
         drawn = [negatives[self.item_domain[negatives] == d + 1] for d in range(self.n_domains)]
         return self._sampled_term(scoring, own, states.unbind(1), targets, had, drawn, weight)
 
-    def _sampled_term(self, scoring, own, states, targets, had, drawn, weight):
+    def _sampled_term(
+        self,
+        scoring: torch.Tensor,
+        own: torch.Tensor,
+        states: Sequence[torch.Tensor],
+        targets: torch.Tensor,
+        had: History | None,
+        drawn: list[torch.Tensor],
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
         """Sampled cross-entropy of targets scored by ``own (n, H)``.
 
         ``drawn`` lists negatives of some domains, ``states`` the ``(n, H)`` that score each list.
@@ -344,8 +391,8 @@ class TEMA(CrossDomainRecommender):
         negatives = torch.cat(drawn)
         expected = (self._proposal()[negatives] * self.sampled_items).to(logits.dtype)
         is_target = negatives == targets[:, None]
-        if had is not None:
-            bias = self.history_bias()
+        bias = self.history_bias()
+        if had is not None and bias is not None:
             target_logit = target_logit + bias * had.has(targets)
             logits = logits + bias * had.has_each(negatives, len(targets))
         return sampled_cross_entropy(target_logit, logits, expected, is_target, weight)

@@ -5,11 +5,15 @@ state dict and the config as plain values; one to resume from the optimizer and 
 """
 
 import hashlib
+import json
+import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +23,12 @@ from recbole_tema.data.atomic import replace_file
 from recbole_tema.data.cross_domain import ITEM_FIELDS, TAGS
 from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES
 from recbole_tema.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 FORMAT = "recbole-tema checkpoint 2"
 FORMER = "recbole-tema checkpoint 1"  # did not tell what its model reads of the dataset
@@ -31,9 +41,15 @@ PARTS = {
 ARCHIVE = b"PK"
 # How the zip archive says that it is damaged.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
+# Keys that say where a run happens, not what it computes.
+NOT_IN_RUN_NAME = {
+    "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
+    "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu",
+    "verbose", "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
+}  # fmt: skip
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """``value`` as plain Python values; what has no plain form becomes its text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
@@ -48,12 +64,33 @@ def plain(value):
     return str(value)
 
 
-def plain_config(config) -> dict:
+def plain_config(config: "TemaConfig") -> dict:
     """All keys and values of a config, plain."""
     return plain(dict(config.final_config_dict))
 
 
-def dataset_fingerprint(dataset, parts=None) -> dict[str, str]:
+def run_name(config: "TemaConfig", fingerprint: Mapping[str, str] | None = None) -> str:
+    """``MODEL-DATASET-seedSEED-HASH``: the hash covers every key that changes the result.
+
+    Args:
+        fingerprint: of what the model reads of its dataset (:func:`dataset_fingerprint`). The
+            features that it finds count, in place of the keys that follow from the files: a file
+            that the model does not read makes no other run.
+    """
+    relevant = {
+        key: value
+        for key, value in plain_config(config).items()
+        if key not in NOT_IN_RUN_NAME and not config.follows_from_files(key)
+    }
+    relevant["features"] = sorted(part for part, found in (fingerprint or {}).items() if found)
+    text = json.dumps(relevant, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
+
+
+def dataset_fingerprint(
+    dataset: "CrossDomainMixin", parts: Iterable[str] | None = None
+) -> dict[str, str]:
     """Hashes of what a model knows of its dataset, part by part; empty where a part is not there.
 
     Args:
@@ -63,7 +100,7 @@ def dataset_fingerprint(dataset, parts=None) -> dict[str, str]:
     return {part: _hash_of(dataset, part) for part in parts or _parts_read(dataset)}
 
 
-def _parts_read(dataset) -> list[str]:
+def _parts_read(dataset: "CrossDomainMixin") -> list[str]:
     found = {"users", "items", "domains", *dataset.asked}
     model_class = dataset.config.model_class
     named = {key for key in ATTRIBUTE_KEYS if may_read(model_class, key)}
@@ -85,7 +122,7 @@ def _parts_read(dataset) -> list[str]:
     return sorted(found)
 
 
-def _hash_of(dataset, part) -> str:
+def _hash_of(dataset: "CrossDomainMixin", part: str) -> str:
     digest = hashlib.sha256()
     kind, _, field = part.partition(" ")
     ids = {"users": "uid_field", "items": "iid_field", "domains": "domain_field"}
@@ -118,7 +155,7 @@ def _hash_of(dataset, part) -> str:
     return digest.hexdigest()
 
 
-def _part_words(part, name) -> str:
+def _part_words(part: str, name: str) -> str:
     """A part of a fingerprint as a user knows it."""
     for suffix, (id_field, value_field, _) in FEATURE_FILES.items():
         if part == id_field:
@@ -129,7 +166,7 @@ def _part_words(part, name) -> str:
     return words.get(part) or (f"'{field}' ({name}.{files[kind]})" if kind in files else part)
 
 
-def _add_field(digest, dataset, feat, field):
+def _add_field(digest: "hashlib._Hash", dataset: "CrossDomainMixin", feat: Any, field: str) -> None:
     """Add a field's values, in the same bytes before and after RecBole pads its lists."""
     digest.update(field.encode())
     if field in dataset.field2id_token:
@@ -142,7 +179,7 @@ def _add_field(digest, dataset, feat, field):
         digest.update(np.trim_zeros(row.astype(np.float64), "b").tobytes() + b"\n")
 
 
-def events_fingerprint(dataset) -> str:
+def events_fingerprint(dataset: "CrossDomainMixin") -> str:
     """A hash of every user's whole sequence: what a run trains and is evaluated on."""
     digest = hashlib.sha256()
     for array in (dataset.sequences.items, dataset.sequences.offsets):
@@ -150,7 +187,7 @@ def events_fingerprint(dataset) -> str:
     return digest.hexdigest()
 
 
-def pack_other(value):
+def pack_other(value: Any) -> Any:
     """Values that RecBole's models keep beside their parameters, in a loadable form.
 
     Raises:
@@ -178,14 +215,14 @@ def pack_other(value):
     )
 
 
-def other_parameter(model) -> dict:
+def other_parameter(model: "AbstractRecommender") -> dict:
     """What a RecBole model keeps beside its state dict, packed; layers are in the state dict."""
     values = model.other_parameter()
     modules = {name for name, value in values.items() if isinstance(value, torch.nn.Module)}
     return {name: pack_other(value) for name, value in values.items() if name not in modules}
 
 
-def unpack_other(value, device="cpu"):
+def unpack_other(value: Any, device: str | torch.device = "cpu") -> Any:
     """The inverse of :func:`pack_other`, with the tensors on ``device``."""
     if isinstance(value, dict) and value.get("__kind__") == "array":
         return value["value"].cpu().numpy()
@@ -221,7 +258,12 @@ def _misfits(own: dict, given: dict) -> str:
     )
 
 
-def load_weights(model, state: dict, path, device="cpu") -> None:
+def load_weights(
+    model: "AbstractRecommender",
+    state: dict,
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+) -> None:
     """Put the weights of a checkpoint, and what the model keeps beside them, into ``model``.
 
     Raises:
@@ -234,7 +276,7 @@ def load_weights(model, state: dict, path, device="cpu") -> None:
     model.load_other_parameter(unpack_other(state.get("other_parameter"), device))
 
 
-def write_checkpoint(path, state: dict) -> None:
+def write_checkpoint(path: str | os.PathLike[str], state: dict) -> None:
     """Write ``state`` to ``path``; an interruption leaves the old file or the new one.
 
     Raises:
@@ -255,7 +297,7 @@ def write_checkpoint(path, state: dict) -> None:
         ) from error
 
 
-def read_checkpoint(path, device="cpu") -> dict:
+def read_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict:
     """Load a checkpoint of this package; no code in the file is run.
 
     Raises:
@@ -299,7 +341,9 @@ def read_checkpoint(path, device="cpu") -> dict:
     return state
 
 
-def check_belongs(state: dict, path, model: str, fingerprint: dict | None = None) -> None:
+def check_belongs(
+    state: dict, path: str | os.PathLike[str], model: str, fingerprint: dict | None = None
+) -> None:
     """Check that a checkpoint is of a model, and of the same data as far as its model reads them.
 
     Args:

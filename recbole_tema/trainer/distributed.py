@@ -5,14 +5,19 @@ One process is enough for every function here: it is the first of one.
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recbole_tema.errors import ConfigError, TemaError, TrainingError
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -30,7 +35,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def from_main(make):
+def from_main(make: Callable[[], Result]) -> Result:
     """What ``make()`` gives in the first process, in all of them; an error of it too.
 
     Raises:
@@ -38,7 +43,7 @@ def from_main(make):
     """
     if world_size() == 1:
         return make()
-    box = [None]
+    box: list[tuple[Any, TemaError | None]] = [(None, None)]
     if is_main():
         try:
             box = [(make(), None)]
@@ -51,16 +56,16 @@ def from_main(make):
     return value
 
 
-def of_all(value) -> list:
+def of_all(value: Result) -> list[Result]:
     """The values of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
-    found = [None] * world_size()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def joined(array: np.ndarray, device) -> np.ndarray:
+def joined(array: np.ndarray, device: torch.device) -> np.ndarray:
     """The largest value of each cell among all processes: each has -1 in what is not its own."""
     if world_size() == 1:
         return array
@@ -69,7 +74,7 @@ def joined(array: np.ndarray, device) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def same_statistics(model) -> None:
+def same_statistics(model: nn.Module) -> None:
     """Give every process the first one's running means of batch normalisation."""
     if world_size() == 1:
         return
@@ -77,6 +82,13 @@ def same_statistics(model) -> None:
         if isinstance(module, _BatchNorm):
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+class SilentBoard:
+    """A TensorBoard that writes nothing: of several processes one writes."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_kwargs: None
 
 
 class SharedGradients:
@@ -90,16 +102,18 @@ class SharedGradients:
             for (`SequenceTrainLoader.share`). clip: arguments of ``clip_grad_norm_``, or None.
     """
 
-    def __init__(self, model, share, clip=None):
+    def __init__(
+        self, model: nn.Module, share: Callable[[], float], clip: dict[str, Any] | None = None
+    ) -> None:
         self.share, self.clip = share, clip
         for parameter in model.parameters():
             dist.broadcast(parameter.data, src=0)
 
-    def before_steps_of(self, optimizer):
+    def before_steps_of(self, optimizer: torch.optim.Optimizer) -> None:
         """Average before every step of ``optimizer`` from now on."""
         optimizer.register_step_pre_hook(self._average)
 
-    def _average(self, optimizer, _args, _kwargs):
+    def _average(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parameters = [p for p in parameters if p.requires_grad]
         parts = [
@@ -144,7 +158,7 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def launch(run, keys: dict, *arguments):
+def launch(run: Callable[..., object], keys: dict, *arguments: Any) -> None:
     """Start ``nproc`` processes that each call ``run(keys, *arguments)``, and wait for them.
 
     Args:
@@ -154,8 +168,8 @@ def launch(run, keys: dict, *arguments):
     Raises:
         TemaError: a process raised it. TrainingError: a process was killed; the others are ended.
     """
-    from torch.multiprocessing import get_context, spawn
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+    from torch.multiprocessing import get_context
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
     # Its warning that it ends the other processes is no news beside the error.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -176,11 +190,17 @@ def launch(run, keys: dict, *arguments):
         raise (told or TrainingError(str(error))) from None
 
 
-def _first_error(errors):
+def _first_error(errors: Any) -> TemaError | None:
     return None if errors.empty() else errors.get()
 
 
-def _process(local_rank, run, keys, arguments, errors):
+def _process(
+    local_rank: int,
+    run: Callable[..., object],
+    keys: dict[str, Any],
+    arguments: Sequence[Any],
+    errors: Any,
+) -> None:
     try:
         run({**keys, "local_rank": local_rank}, *arguments)
     except TemaError as error:

@@ -1,7 +1,9 @@
 """One line for each epoch of a training: seconds, mean losses, the validation's score."""
 
+from collections.abc import Sequence
 from logging import getLogger
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -14,6 +16,11 @@ from recbole_tema.console import SCREEN
 from recbole_tema.progress import PassingBar
 from recbole_tema.trainer.distributed import of_all
 
+if TYPE_CHECKING:
+    from recbole_tema.trainer.trainer import TrainerLayer
+
+# A sum over an epoch's batches, or one for each term of the loss.
+Losses = float | tuple[float, ...]
 SILENCE = 300  # seconds without a line, after which every epoch has one
 # RecBole's trainers make their bars of this name: theirs stay, a line an epoch, and fill files.
 recbole_trainer.tqdm = PassingBar
@@ -22,7 +29,7 @@ recbole_trainer.tqdm = PassingBar
 class CountedLoop(Trainer):
     """RecBole's loop over the batches: below its trainers, some of which run it more than once."""
 
-    def _train_epoch(self, *args, **kwargs):
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> Losses:
         before = self.report.n_batches
         total = super()._train_epoch(*args, **kwargs)
         self.report.add_loop(total, self.report.n_batches - before)
@@ -40,25 +47,27 @@ class EpochReport:
         trainer: RecBole's trainer with our layer on top.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: "TrainerLayer") -> None:
         self.trainer = trainer
         self.n_batches = 0  # of this epoch
-        self.loops = []  # (sum of losses, number of batches) of each loop over the training data
+        self.loops: list[
+            tuple[Losses, int]
+        ] = []  # (sum of losses, number of batches) of each loop over the training data
         self.told = True
         self._last_shown = perf_counter()
 
-    def begin(self, epoch) -> None:
+    def begin(self, epoch: int) -> None:
         """An epoch begins."""
         self.tell()
         self.epoch, self.told = epoch, False
         self.n_batches, self.loops = 0, []
         self.started = perf_counter()
 
-    def add_loop(self, total, n_batches) -> None:
+    def add_loop(self, total: Losses, n_batches: int) -> None:
         """RecBole's loop over the batches is done: its sum of losses, a number or a tuple."""
         self.loops.append((total, n_batches))
 
-    def trained(self, total) -> None:
+    def trained(self, total: Losses) -> None:
         """The epoch's training is done; ``total`` is what the trainer gives for it."""
         # NCL's trainer has a loop of its own.
         loops = self.loops or [(total, self.n_batches)]
@@ -69,7 +78,7 @@ class EpochReport:
         ]
         self.losses = np.mean(of_all(means), axis=0)
 
-    def tell(self, score=None) -> None:
+    def tell(self, score: float | None = None) -> None:
         """Tell the epoch, if it is not told yet, with the validation's score if it has one."""
         if self.told:
             return
@@ -89,7 +98,7 @@ class EpochReport:
             self._last_shown = perf_counter()
         (SCREEN if shown else getLogger()).info(f"epoch {self.epoch}: {', '.join(parts)}")
 
-    def _names(self):
+    def _names(self) -> Sequence[str]:
         n_losses = len(self.losses)
         if n_losses == 1:
             return ["loss"]
@@ -98,7 +107,7 @@ class EpochReport:
             return declared
         return [f"loss{number + 1}" for number in range(n_losses)]
 
-    def _best(self):
+    def _best(self) -> str:
         step = self.trainer.cur_step
         if not step:
             return "best so far"

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -15,8 +16,16 @@ from recbole_tema.trainer.epochs import CountedLoop
 from recbole_tema.trainer.phased import PhasedTrainer
 from recbole_tema.trainer.trainer import TrainerLayer
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def build_trainer(config, model, dataset):
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+
+
+def build_trainer(
+    config: "TemaConfig", model: "AbstractRecommender", dataset: "CrossDomainMixin"
+) -> TrainerLayer:
     """The RecBole trainer of a model, with our layer on top.
 
     Raises:

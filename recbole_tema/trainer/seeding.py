@@ -1,7 +1,9 @@
 """The states of all generators of random numbers: kept, put back, and seeded for a while."""
 
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -10,11 +12,15 @@ import numpy as np
 import torch
 from recbole.utils import init_seed
 
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
 
-def random_state(loader=None) -> dict:
+
+def random_state(loader: Any = None) -> dict:
     """States of every generator that training draws from, as tensors and plain values."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = legacy
     state = {
         "torch": torch.get_rng_state(),
         "python": [version, list(numbers), gauss],
@@ -28,7 +34,7 @@ def random_state(loader=None) -> dict:
     return state
 
 
-def set_random_state(state: dict, loader=None) -> None:
+def set_random_state(state: dict, loader: Any = None) -> None:
     """Put every generator back where :func:`random_state` found it."""
     torch.set_rng_state(state["torch"].cpu())
     version, numbers, gauss = state["python"]
@@ -42,7 +48,7 @@ def set_random_state(state: dict, loader=None) -> None:
 
 
 @contextmanager
-def seeded(config):
+def seeded(config: "TemaConfig") -> Iterator[None]:
     """Draw from the config's seed inside, and leave every generator as it was outside."""
     before = random_state()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])

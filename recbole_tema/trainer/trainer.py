@@ -4,21 +4,23 @@ RecBole's loop, optimizers, early stopping and TensorBoard stay; replaced are th
 is needed to resume, and the evaluation (in-domain candidates, per-domain and group metrics).
 """
 
-import hashlib
-import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
 # isort: split
+import numpy as np
 import torch
 from recbole.utils import set_color
 
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
-from recbole_tema.evaluation.evaluator import evaluate_model
+from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
 from recbole_tema.trainer.checkpoint import (
     check_belongs,
     dataset_fingerprint,
@@ -28,54 +30,32 @@ from recbole_tema.trainer.checkpoint import (
     plain,
     plain_config,
     read_checkpoint,
+    run_name,
     write_checkpoint,
 )
 from recbole_tema.trainer.distributed import (
     SharedGradients,
+    SilentBoard,
     from_main,
     is_main,
     of_all,
     rank,
     world_size,
 )
-from recbole_tema.trainer.epochs import EpochReport
+from recbole_tema.trainer.epochs import EpochReport, Losses
 from recbole_tema.trainer.seeding import random_state, set_random_state
 
-# Keys that say where a run happens, not what it computes.
-NOT_IN_RUN_NAME = {
-    "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
-    "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu",
-    "verbose", "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+    from recbole.trainer import Trainer as Base
+
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+else:
+    Base = object
 
 
-def run_name(config, fingerprint=None) -> str:
-    """``MODEL-DATASET-seedSEED-HASH``: the hash covers every key that changes the result.
-
-    Args:
-        fingerprint: of what the model reads of its dataset (`dataset_fingerprint`). The features
-            that it finds count, in place of the keys that follow from the files: a file that the
-            model does not read makes no other run.
-    """
-    relevant = {
-        key: value
-        for key, value in plain_config(config).items()
-        if key not in NOT_IN_RUN_NAME and not config.follows_from_files(key)
-    }
-    relevant["features"] = sorted(part for part, found in (fingerprint or {}).items() if found)
-    text = json.dumps(relevant, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
-
-
-class _Silent:
-    """A TensorBoard that writes nothing: of several processes one writes."""
-
-    def __getattr__(self, _name):
-        return lambda *_args, **_kwargs: None
-
-
-class TrainerLayer:
+class TrainerLayer(Base):
     """Mixed in before one of RecBole's trainer classes.
 
     Attributes:
@@ -85,10 +65,16 @@ class TrainerLayer:
         ranks: phase -> ``(n_targets,)`` int64 ranks of its last evaluation, 0 is first.
     """
 
-    def __init__(self, config, model, dataset):
+    tensorboard: Any
+    pretrain_epochs: int  # of RecBole's trainers that pretrain
+
+    def __init__(
+        self, config: "TemaConfig", model: "AbstractRecommender", dataset: "CrossDomainMixin"
+    ) -> None:
         # RecBole would wrap the model for CUDA alone, and send frozen features at each step.
         single, config["single_spec"] = config["single_spec"], True
-        self._train_data = self._shared = None
+        self._train_data: Any = None
+        self._shared: SharedGradients | None = None
         if not single and config["device"].type != "cpu":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(config, model)
@@ -101,20 +87,20 @@ class TrainerLayer:
         self.events = events_fingerprint(dataset)
         self.dataset = dataset
         self.finished = False
-        self.ranks = {}
-        self.epoch_seconds = []
+        self.ranks: dict[str, np.ndarray] = {}
+        self.epoch_seconds: list[float] = []
         self.report = EpochReport(self)
         self._saves_last = self._validates = False
         self._resumed_random_state = None
         if not is_main():
             self.tensorboard.close()
-            self.tensorboard = _Silent()
+            self.tensorboard = SilentBoard()
         if world_size() > 1:  # RecBole would clip each process's own gradients
             self.clip_grad_norm = None
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _state(self, epoch):
+    def _state(self, epoch: int) -> dict[str, Any]:
         return {
             "model": self.config["model"],
             "dataset": self.config["dataset"],
@@ -128,28 +114,28 @@ class TrainerLayer:
             "other_parameter": other_parameter(self.model),
         }
 
-    def _score_state(self):
+    def _score_state(self) -> dict[str, Any]:
         return {
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": dict(self.best_valid_result or {}),
         }
 
-    def _training_state(self):
+    def _training_state(self) -> dict[str, Any]:
         return {
             "cur_step": self.cur_step,
             "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
             **self._score_state(),
         }
 
-    def _optimizers(self):
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Every optimizer once, by the name of its attribute: some trainers have several."""
-        found = {}
+        found: dict[str, torch.optim.Optimizer] = {}
         for name, value in sorted(vars(self).items(), reverse=True):
             if isinstance(value, torch.optim.Optimizer) and value not in found.values():
                 found[name] = value
         return found
 
-    def _save_checkpoint(self, epoch, verbose=True):
+    def _save_checkpoint(self, epoch: int, verbose: bool = True) -> None:
         if is_main():
             write_checkpoint(self.saved_model_file, self._state(epoch))
         if verbose:
@@ -157,7 +143,7 @@ class TrainerLayer:
         if not self._validates and epoch >= 0:
             self._save_last(epoch)
 
-    def _save_last(self, epoch):
+    def _save_last(self, epoch: int) -> None:
         if not self._saves_last:
             return
         states = of_all(random_state(self._train_data))
@@ -166,7 +152,9 @@ class TrainerLayer:
             state = {**self._state(epoch), **self._training_state(), **random}
             write_checkpoint(self.last_file, state)
 
-    def pretrain(self, train_data, verbose=True, show_progress=False):
+    def pretrain(
+        self, train_data: Any, verbose: bool = True, show_progress: bool = False
+    ) -> tuple[float, dict[str, float] | None]:
         """RecBole's pretraining; its last epoch's model is kept.
 
         Where the user gave ``epochs`` and not ``pretrain_epochs``, for at most ``epochs``.
@@ -180,7 +168,7 @@ class TrainerLayer:
             self.save_pretrained_model(self.pretrain_epochs - 1, own)
         return result
 
-    def save_pretrained_model(self, epoch, saved_model_file):
+    def save_pretrained_model(self, epoch: int, saved_model_file: str | os.PathLike[str]) -> None:
         """RecBole's pretraining trainers write here; the last file is their result."""
         self.saved_model_file = str(saved_model_file)
         if is_main():
@@ -211,7 +199,7 @@ class TrainerLayer:
         SCREEN.info(f"{self.saved_model_file} is this run, finished: evaluating it again")
         return True
 
-    def resume_checkpoint(self, resume_file):
+    def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
         """Continue a run from its ``.last.pth``: weights, optimizer, random states, early stopping.
 
         Raises:
@@ -227,7 +215,7 @@ class TrainerLayer:
             self._read_own(self.saved_model_file)
         SCREEN.info(f"Resuming after epoch {state['epoch']} from {resume_file}")
 
-    def _restore(self, state):
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, values in state["optimizers"].items():
             getattr(self, name).load_state_dict(values)
         self._set_scores(state)
@@ -237,11 +225,11 @@ class TrainerLayer:
         states = [state["random"], *state.get("random_of_others", ())]
         self._resumed_random_state = states[rank()]
 
-    def _set_scores(self, state):
+    def _set_scores(self, state: dict[str, Any]) -> None:
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"] or None
 
-    def _read_own(self, path):
+    def _read_own(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """A checkpoint of this model on these very data.
 
         Raises:
@@ -256,12 +244,12 @@ class TrainerLayer:
             )
         return state
 
-    def _read(self, path):
+    def _read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """A checkpoint, read by the first process; of several, all get it on the CPU."""
         device = self.device if world_size() == 1 else "cpu"
         return from_main(lambda: read_checkpoint(path, device))
 
-    def end_run(self):
+    def end_run(self) -> None:
         """Mark the best model's checkpoint as that of a finished run; drop what resuming needs."""
         if not is_main():
             return
@@ -271,7 +259,7 @@ class TrainerLayer:
 
     # ---------------------------------------------------------------- training
 
-    def _build_optimizer(self, **kwargs):
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; on a CPU, Adam takes all its steps in one call instead of hundreds.
 
         The steps are the same. On small batches the calls took a tenth of the training time.
@@ -285,27 +273,28 @@ class TrainerLayer:
             self._shared.before_steps_of(optimizer)
         return optimizer
 
-    def _own_share(self):
+    def _own_share(self) -> float:
         return getattr(self._train_data, "share", 1.0)
 
     @staticmethod
-    def _fused(optimizer):
+    def _fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         groups = optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
         fits = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters)
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
-            return type(optimizer)([{**group, "fused": True} for group in groups], fused=True)
+        for kind in (torch.optim.Adam, torch.optim.AdamW):
+            if type(optimizer) is kind and fits:
+                return kind([{**group, "fused": True} for group in groups], fused=True)
         return optimizer
 
     def fit(
         self,
-        train_data,
-        valid_data=None,
-        verbose=True,
-        saved=True,
-        show_progress=False,
-        callback_fn=None,
-    ):
+        train_data: Any,
+        valid_data: EvalData | None = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], object] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
         """RecBole's ``fit``; after each epoch the whole state of the run is kept on disk."""
         self._train_data = train_data
         self._saves_last = saved
@@ -320,7 +309,7 @@ class TrainerLayer:
                 "without early stopping, and the last epoch's model is evaluated"
             )
 
-        def after_evaluation(epoch, score):
+        def after_evaluation(epoch: int, score: float) -> None:
             self._save_last(epoch)
             self.report.tell(score)
             if callback_fn:
@@ -337,7 +326,13 @@ class TrainerLayer:
             return self.best_valid_score, self.best_valid_result
         return result
 
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[..., Any] | None = None,
+        show_progress: bool = False,
+    ) -> Losses:
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
         self.report.begin(epoch_idx)
@@ -352,14 +347,14 @@ class TrainerLayer:
             self._save_last(epoch_idx)
         return loss
 
-    def set_reduce_hook(self):
+    def set_reduce_hook(self) -> None:
         """Nothing: gradients are shared before the optimizer's step, not during the backward."""
 
-    def sync_grad_loss(self):
+    def sync_grad_loss(self) -> int:
         """Nothing to add to the loss, for the same reason."""
         return 0
 
-    def _check_nan(self, loss):
+    def _check_nan(self, loss: torch.Tensor) -> None:
         self.report.n_batches += 1  # RecBole checks each batch
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -369,7 +364,7 @@ class TrainerLayer:
 
     # ---------------------------------------------------------------- evaluation
 
-    def _valid_epoch(self, *args, **kwargs):
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         """RecBole's; early stopping would compare with NaN and keep no model at all.
 
         Raises:
@@ -383,7 +378,13 @@ class TrainerLayer:
             )
         return score, result
 
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+    def evaluate(
+        self,
+        eval_data: EvalData,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, float]:
         """Rank every target of a phase among its candidates: its metrics, as in `evaluate_model`.
 
         Raises:

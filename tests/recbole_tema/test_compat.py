@@ -49,6 +49,13 @@ def test_what_recbole_does_not_need_is_not_loaded():
     assert not loaded & {"ray", "thop", "plotly", "pkg_resources", "recbole.quick_start"}
 
 
+def test_a_file_of_that_name_is_not_recbole(tmp_path):
+    (tmp_path / "recbole.py").touch()
+    command = [sys.executable, "-c", "from recbole_tema.paths import recbole_dir; recbole_dir()"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "ConfigError: RecBole is not installed; run: pip install" in done.stderr
+
+
 SINE = "from recbole.model.sequential_recommender import SASRec"
 OURS = "from recbole_tema import TEMA"
 BY_NAME = "from recbole_tema.config.registry import get_model_class; get_model_class('FDSA')"

@@ -1,6 +1,7 @@
 """BERT4Rec: RecBole's, whose loss is computed for the masked steps alone."""
 
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender.bert4rec import BERT4Rec as RecBoleBERT4Rec
 
 from recbole_tema.model.by_length import length_groups
@@ -17,7 +18,7 @@ class BERT4Rec(RecBoleBERT4Rec):
     (`benchmarks/baseline_speed.py`).
     """
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """The mean cross-entropy of the masked steps, as RecBole's but for rounding.
 
         Args:

@@ -3,6 +3,8 @@
 They and DIN and DIEN take more than one field of numbers, which RecBole's layers do not.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from recbole.model.layers import ContextSeqEmbLayer, FeatureSeqEmbLayer
 from recbole.model.sequential_recommender.dien import DIEN as RecBoleDIEN
@@ -14,11 +16,22 @@ from torch.nn import functional as F
 
 from recbole_tema.model.by_length import LossByLength
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import ContextRecommender as Model
+    from recbole.model.layers import ContextSeqEmbAbstractLayer as Layer
 
-class ManyNumbers:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+else:
+    Layer = Model = object
+
+
+class ManyNumbers(Layer):
     """Mixed in before RecBole's layers of features: it joins fields of numbers side by side."""
 
-    def embed_float_fields(self, float_fields, type, embed=True):
+    def embed_float_fields(
+        self, float_fields: torch.Tensor | None, type: str, embed: bool = True
+    ) -> torch.Tensor | None:
         """RecBole's embedding of numbers.
 
         Args:
@@ -47,7 +60,9 @@ class OncePerItem(ManyNumbers, FeatureSeqEmbLayer):
     (`benchmarks/baseline_speed.py`).
     """
 
-    def forward(self, user_idx, item_idx):
+    def forward(
+        self, user_idx: torch.Tensor | None, item_idx: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor | None], ...]:
         """RecBole's features of the items, the same numbers.
 
         Args:
@@ -61,7 +76,9 @@ class OncePerItem(ManyNumbers, FeatureSeqEmbLayer):
         found = super().forward(user_idx, items[None])
         return tuple({name: spread(table, place) for name, table in kind.items()} for kind in found)
 
-    def embed_token_seq_fields(self, token_seq_fields, type):
+    def embed_token_seq_fields(
+        self, token_seq_fields: list[torch.Tensor], type: str
+    ) -> torch.Tensor | None:
         """RecBole's pooled words, summed in place where the pooling is a sum or a mean.
 
         Args:
@@ -82,7 +99,7 @@ class OncePerItem(ManyNumbers, FeatureSeqEmbLayer):
         return torch.cat(pooled, dim=-2)
 
 
-def spread(table, place):
+def spread(table: torch.Tensor | None, place: torch.Tensor) -> torch.Tensor | None:
     """``(1, n, fields, H)`` and ``(B, L)`` -> ``(B, L, fields, H)``; None stays None."""
     if table is None:
         return None
@@ -94,7 +111,7 @@ def spread(table, place):
 class QuickFeatures(LossByLength):
     """Mixed in before a model of RecBole's that has a layer of item features."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         # The layer has its parameters and its place in the order of random numbers by now.
         self.feature_embed_layer.__class__ = OncePerItem
@@ -112,10 +129,10 @@ class SASRecF(QuickFeatures, RecBoleSASRecF):
     """RecBole's SASRecF, its features embedded once for each item of a batch."""
 
 
-class ContextFeatures:
+class ContextFeatures(Model):
     """Mixed in before a model of RecBole's that reads features of users and of all items."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.embedding_layer.__class__ = ContextNumbers
 

@@ -1,7 +1,14 @@
 """Pop: the most popular items for everyone, by counts that do not depend on the batches."""
 
+from typing import TYPE_CHECKING
+
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.pop import Pop as RecBolePop
+
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
 
 
 class Pop(RecBolePop):
@@ -12,13 +19,13 @@ class Pop(RecBolePop):
     and the batch size, and stand for popularity only loosely; no paper means that by Pop.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.label_field = config["LABEL_FIELD"]
         negatives = config["train_neg_sample_args"] or {}
         self.has_negatives = negatives.get("distribution", "none") != "none"
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Count a batch's events.
 
         Args:

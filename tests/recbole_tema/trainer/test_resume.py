@@ -185,7 +185,7 @@ def test_another_config_starts_anew_and_leaves_the_first_run_alone(settings, cap
 
 
 def test_where_a_run_happens_is_no_part_of_its_name(settings, tmp_path):
-    from recbole_tema.trainer.trainer import run_name
+    from recbole_tema.trainer.checkpoint import run_name
 
     base = run_name(TemaConfig("BPR", "tiny", config_dict=settings))
     for keys in ({"show_progress": True}, {"data_path": "else"}, {"state": "error"}):
