@@ -127,7 +127,7 @@ def _next_value(name: str, words: list[str]) -> str | bool:
 
 def _train(arguments: Mapping[str, str | bool]) -> int:
     keys = dict(arguments)
-    files = config_files(keys.pop("config_files", ""))
+    files = config_files(str(keys.pop("config_files", "")))
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
     group = {key: cmd.pop(key) for key in GROUP if key in cmd}
     values, sources = merged_arguments(files, cmd)

@@ -81,7 +81,7 @@ def _packages(extra: str) -> tuple[str, str]:
         one
         for one in wanted
         if (one.marker.evaluate({"extra": extra}) if one.marker else not extra)
-        and (not extra or not one.marker.evaluate({"extra": ""}))
+        and (not extra or (one.marker and not one.marker.evaluate({"extra": ""})))
     ]
     absent, wrong = [], []
     for one in inside:

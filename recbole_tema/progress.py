@@ -10,7 +10,7 @@ class ProgressBar(tqdm):
 
     def __init__(self, *args: Any, disable: bool | None = False, **options: Any) -> None:
         # For tqdm, None is: disabled where the output is no terminal.
-        super().__init__(*args, disable=disable or None, **options)
+        super().__init__(*args, **options, disable=disable or None)
 
 
 class PassingBar(ProgressBar):

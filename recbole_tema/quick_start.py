@@ -101,7 +101,7 @@ def run_recbole_tema(
     layers = (config_file_list, config_dict, cmd_config_dict)
     model = _name("model", model, DEFAULT_MODEL, *layers)
     dataset = _name("dataset", dataset, DEFAULT_DATASET, *layers)
-    config = TemaConfig(model, dataset, *layers)
+    config = TemaConfig(model, dataset, config_file_list, config_dict, cmd_config_dict)
     check_dataset(config["dataset"], Path(config["data_path"]).parent)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))

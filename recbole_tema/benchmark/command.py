@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recbole_tema.benchmark.spec import ALIKE, Entry, Spec, check_entries, check_folders, domains_of
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
@@ -25,7 +26,7 @@ from recbole_tema.paths import default_data_path
 FIRST_SEED = 2020
 MOST_SEEDS = 1000  # more is one seed, meant as such
 # Arguments of the benchmark itself -> default; all others are keys of every run.
-OWN = {
+OWN: dict[str, Any] = {
     "models": "",
     "seeds": "1",
     "jobs": "1",
@@ -89,7 +90,7 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
                 statement["entries"][label]["trials"] = [done, trials]
         open_results(folder, statement, write=jobs > 0)
         if spec.trained:
-            _outdated(folder, spec, jobs, note)
+            _outdated(folder, spec.trained, spec, jobs, note)
         outcome = run_all(folder, spec, statement, jobs, note) if jobs else Outcome()
         failed = {**failed, **outcome.failed}
         for name, log in failed.items():
@@ -101,13 +102,15 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _outdated(folder: Path, spec: Spec, jobs: int, say: Callable[[str], None]) -> None:
+def _outdated(
+    folder: Path, trained: Path, spec: Spec, jobs: int, say: Callable[[str], None]
+) -> None:
     """Have models ranked again that were trained again since."""
     from recbole_tema.benchmark.record import RECORD
     from recbole_tema.benchmark.spec import run_folder
     from recbole_tema.benchmark.trained import drop_outdated
 
-    runs = [(run_folder(folder, *run), run_folder(spec.trained, *run)) for run in spec.runs()]
+    runs = [(run_folder(folder, *run), run_folder(trained, *run)) for run in spec.runs()]
     count = drop_outdated(runs, RECORD, drop=jobs > 0)
     if count and not jobs:
         raise ConfigError(
@@ -241,7 +244,7 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
-def _listed(text) -> list[str]:
+def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in str(text).split(",") if part.strip()]
 
 
@@ -290,7 +293,12 @@ def _take_single(common: dict, sources: dict, models: list[str], dataset: str) -
     Raises:
         ConfigError: it does.
     """
-    same = {"model": models, "dataset": [dataset], "nproc": [1], "world_size": [1, -1]}
+    same: dict[str, list] = {
+        "model": models,
+        "dataset": [dataset],
+        "nproc": [1],
+        "world_size": [1, -1],
+    }
     for key in [key for key in common if key in REFUSED or key == "dataset"]:
         value = common.pop(key)
         if value is None or key in OWN_WAY or value in same.get(key, ()):

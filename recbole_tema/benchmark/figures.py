@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from recbole_tema.benchmark.results import OVERALL, Results
+from recbole_tema.benchmark.results import Results
 from recbole_tema.benchmark.statistics import bootstrap_interval
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.variants import OVERLAP
 from recbole_tema.errors import DataError
+from recbole_tema.evaluation.metrics import OVERALL
 from recbole_tema.pages import COLOURS as SIX
 from recbole_tema.pages import GRID, INK, svg_of
 
@@ -66,7 +67,7 @@ def figure(name: str, results: Results, summary: pd.DataFrame, width: float = WI
     for panel in made.axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(colors=INK, labelsize=9)
-        panel.title.set_size(10)
+        panel.title.set_fontsize(10)
     return made
 
 
@@ -74,7 +75,7 @@ def _style(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], MARKERS[(number // len(COLOURS)) % len(MARKERS)]
 
 
-def _models(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+def _models(made: "Figure", results: Results, summary: pd.DataFrame, width: float) -> None:
     slices = list(results.slices)
     if width < 7:  # one below the other
         made.set_size_inches(width, (0.3 * len(results.rows) + 0.9) * len(slices))
@@ -101,7 +102,7 @@ def _models(made, results: Results, summary: pd.DataFrame, width: float) -> None
         panel.set_axisbelow(True)
 
 
-def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+def _ratio(made: "Figure", results: Results, summary: pd.DataFrame, width: float) -> None:
     panel = made.add_subplot()
     part = summary[(summary["slice"] == OVERALL) & (summary["metric"] == f"{METRIC}@{K}")]
     part = part.set_index("model")
@@ -114,7 +115,7 @@ def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     for number, (name, points) in enumerate(lines.items()):
         share, mean, low, high = np.array(sorted(points)).T
         colour, marker = _style(number)
-        style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
+        style: dict[str, Any] = {"color": colour, "marker": marker, "capsize": 3, "label": name}
         panel.errorbar(share, mean, yerr=[mean - low, high - mean], **style)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.set_xlabel("share of the overlapping users whose training data stays")
@@ -123,7 +124,7 @@ def _ratio(made, results: Results, summary: pd.DataFrame, width: float) -> None:
     _legend(made, [panel], width)
 
 
-def _grouped(made, results: Results, grouping: str, width: float) -> None:
+def _grouped(made: "Figure", results: Results, grouping: str, width: float) -> None:
     panel = made.add_subplot()
     buckets = results.groupings[grouping]
     names = list(buckets)
@@ -135,7 +136,7 @@ def _grouped(made, results: Results, grouping: str, width: float) -> None:
         means = [values[mask].mean() for mask in buckets.values()]
         bounds = [bootstrap_interval(values[mask]) for mask in buckets.values()]
         spread = np.abs(np.array(bounds).T - np.array(means))
-        style = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 5}
+        style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 5}
         panel.errorbar(places, means, yerr=spread, label=row.label, **style)
     counts = [int(mask.sum()) for mask in buckets.values()]
     crowded = width < 7 and len(names) > 3  # on a phone the word stands once, below
@@ -160,8 +161,8 @@ def _grouped(made, results: Results, grouping: str, width: float) -> None:
     _legend(made, [panel], width)
 
 
-def _legend(made, panels: "Iterable[Axes]", width: float) -> None:
-    handles = {}
+def _legend(made: "Figure", panels: "Iterable[Axes]", width: float) -> None:
+    handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -178,7 +179,7 @@ def _legend(made, panels: "Iterable[Axes]", width: float) -> None:
     )
 
 
-def _curves(made, results: Results, _summary, width: float) -> None:
+def _curves(made: "Figure", results: Results, _summary: pd.DataFrame, width: float) -> None:
     # A score on one domain's targets and a score on all cannot be compared: a panel each.
     targets = sorted({domain for row in results.rows for _, domain in row.curves})
     if width < 7:  # one below the other
@@ -192,7 +193,10 @@ def _curves(made, results: Results, _summary, width: float) -> None:
             for turn, curve in enumerate(found):
                 epochs = [point["epoch"] + 1 for point in curve]
                 scores = [point["valid"] for point in curve]
-                style = {"color": _style(number)[0], "linestyle": LINES[number // len(COLOURS) % 4]}
+                style: dict[str, Any] = {
+                    "color": _style(number)[0],
+                    "linestyle": LINES[number // len(COLOURS) % 4],
+                }
                 style |= {"linewidth": 1.2, "alpha": 1.0 if turn == 0 else 0.4}
                 style["marker"] = "o" if len(curve) == 1 else None
                 panel.plot(epochs, scores, label=row.label if turn == 0 else None, **style)
@@ -207,7 +211,7 @@ def _curves(made, results: Results, _summary, width: float) -> None:
     _legend(made, panels, width)
 
 
-def _time(made, results: Results, summary: pd.DataFrame, width: float) -> None:
+def _time(made: "Figure", results: Results, summary: pd.DataFrame, width: float) -> None:
     panel = made.add_subplot()
     part = summary[(summary["slice"] == OVERALL) & (summary["metric"] == f"{METRIC}@{K}")]
     means = part.set_index("model")["mean"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from recbole_tema.benchmark.figures import METRIC, K, drawn, write_figures
 from recbole_tema.benchmark.page import page
@@ -64,7 +65,7 @@ def metrics_of(keys: dict) -> list[tuple[str, int]]:
     return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
 
 
-def _listed(value) -> list:
+def _listed(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

@@ -1,6 +1,6 @@
 """The finished runs of a folder, and what they say together: means, intervals, tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,12 @@ class Results:
         popularity = self.targets["test"]["popularity"].to_numpy()
         return popularity_notes(popularity, self.groupings["popularity"])
 
-    def summary(self, metrics, untested=(), seed: int = 2020) -> pd.DataFrame:
+    def summary(
+        self,
+        metrics: Iterable[tuple[str, int]],
+        untested: Iterable[tuple[str, int]] = (),
+        seed: int = 2020,
+    ) -> pd.DataFrame:
         """One line for each row of the table, slice and metric.
 
         Args:
@@ -154,15 +159,17 @@ class Results:
             found.setdefault(row.share, []).append(row)
         return found
 
-    def _of_slice(self, rows, name, mask, metric, k, seed) -> list[dict]:
+    def _of_slice(
+        self, rows: list[Row], name: str, mask: np.ndarray, metric: str, k: int, seed: int
+    ) -> list[dict]:
         """The lines of some rows, of which `p`, and `better` and `worse` by it, are left open."""
         values = {row.label: row.values(metric, k)[:, mask] for row in rows}
         means = {label: float(found.mean()) for label, found in values.items()}
         by_seed = {label: found.mean(axis=1) for label, found in values.items()}
         baselines = [row.label for row in rows if not row.ours]
-        best = self.reference or max(baselines, key=means.__getitem__, default=None)
-        best = best if best in means else None
-        others = [label for label in values if best is not None and label != best]
+        best = self.reference or max(baselines, key=means.__getitem__, default="")
+        best = best if best in means else ""
+        others = [label for label in values if best and label != best]
         # A user's value is the mean over the seeds, so that a user counts once.
         users = {label: found.mean(axis=0) for label, found in values.items()}
         alone = {label: paired_p(users[label], users[best]) for label in others}
@@ -181,7 +188,7 @@ class Results:
                     "std": float(by_seed[label].std(ddof=1)) if len(found) > 1 else np.nan,
                     "low": low,
                     "high": high,
-                    "reference": best or "",
+                    "reference": best,
                     "p_alone": alone.get(label, np.nan),
                     "p": np.nan,
                     "better": label in alone and above_by_seed(by_seed[label], by_seed[best]),
@@ -202,10 +209,11 @@ def read_results(folder: Path, spec: Spec, statement: dict) -> Results:
         DataError: no run is finished, a file is damaged, a run is of other keys or data, or runs
             have ranked different targets.
     """
-    rows, targets = [], {}
+    rows: list[Row] = []
+    targets: dict[str, pd.DataFrame] = {}
     for entry in spec.entries:
         row = Row(entry.label, entry.model, entry.keys)
-        ranks = {"valid": [], "test": []}
+        ranks: dict[str, list[np.ndarray]] = {"valid": [], "test": []}
         for seed, parts in _finished(folder, entry, spec.seeds):
             for domain, where in parts.items():
                 stated = statement_of(statement, entry.label)
@@ -240,7 +248,9 @@ def _targets(paths: list[Path]) -> pd.DataFrame:
     return table.sort_values("user", ignore_index=True, kind="stable")
 
 
-def _finished(folder: Path, entry: Entry, seeds) -> Iterator[tuple[int, dict[str, Path]]]:
+def _finished(
+    folder: Path, entry: Entry, seeds: Iterable[int]
+) -> Iterator[tuple[int, dict[str, Path]]]:
     """(seed, target domain -> folder) of the seeds whose runs are all finished."""
     for seed in sorted(seeds):
         parts = {

@@ -254,9 +254,15 @@ def _start(job: Job, jobs: int) -> subprocess.Popen:
     environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths)
     command = [sys.executable, "-W", "ignore", "-m", "recbole_tema.benchmark.worker"]
     command.append(str(job.where))
-    keys = {"env": environment, "cwd": job.where, "start_new_session": True}
     with log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **keys)
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=job.where,
+            start_new_session=True,
+        )
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:

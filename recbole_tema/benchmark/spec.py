@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def unlike(entries: dict[str, dict[str, Any]]) -> list[str]:
     Args:
         entries: Label -> entry of a statement (`stated`).
     """
-    lines, first = [], next(iter(entries), None)
+    lines: list[str] = []
+    first = next(iter(entries), "")
     for label, entry in entries.items():
         for key in sorted(ALIKE):
             a, b = (e["keys"].get(key) for e in (entries[first], entry))
@@ -220,7 +222,7 @@ def as_json(
     seed: int,
     domain: str | None,
     stated: dict[str, Any],
-    phases=("valid", "test"),
+    phases: Sequence[str] = ("valid", "test"),
 ) -> str:
     """A run for its process.
 

@@ -58,7 +58,7 @@ def csv_text(summary: pd.DataFrame) -> str:
     return summary.to_csv(index=False, lineterminator="\n")
 
 
-def grid(summary: pd.DataFrame):
+def grid(summary: pd.DataFrame) -> tuple[list[str], list[str], list[str], dict[str, dict]]:
     """(slices, metrics, models, cells): cells[model][slice, metric] -> its line of the summary,
     with `place`, 1 for the best of the column and 2 for the second."""
     metrics = shown(summary["metric"])

@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,15 @@ from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import spans_domains
 
+if TYPE_CHECKING:
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+    from recbole_tema.evaluation.plan import EvalPlan
+
 HOW_TO_GET = "pip install 'recbole-tema[benchmark]'"
 COLUMNS = ("user", "item", "domain", "rank", "candidates", "history", "overlap", "popularity")
 
 
-def target_table(ranks, plan, dataset) -> pd.DataFrame:
+def target_table(ranks: np.ndarray, plan: "EvalPlan", dataset: "CrossDomainMixin") -> pd.DataFrame:
     """One row a target, in the order of the plan's rows.
 
     Args:
@@ -42,7 +48,7 @@ def target_table(ranks, plan, dataset) -> pd.DataFrame:
     )
 
 
-def duckdb_package():
+def duckdb_package() -> ModuleType:
     """The package duckdb.
 
     Raises:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole_tema.benchmark.record import RECORD
 from recbole_tema.benchmark.runner import Job, has_begun, open_results, run_jobs, shows_progress
@@ -19,6 +20,9 @@ from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
 from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.config.files import load_yaml, properties_dir
 from recbole_tema.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
 
 FOLDER, DEFAULT = "tune", "default"
 RANDOM_TRIALS = 5  # before the sampler learns from those before
@@ -90,7 +94,8 @@ def tuned(
     studies = {entry.label: _study(folder, spec, entry) for entry in spec.entries}
     search = Search(spec)
     for number in range(trials):
-        wanted, asked = [], {}
+        wanted: list[Job] = []
+        asked: dict[str, list[Path]] = {}
         for entry in spec.entries:
             study = studies[entry.label]
             if not jobs and number >= len(study.get_trials(deepcopy=False)):
@@ -152,7 +157,7 @@ def _journal(folder: Path, spec: Spec, entry: Entry) -> Path:
     return folder / FOLDER / f"{run_name(entry.label, spec.seeds[0])}.journal"
 
 
-def _study(folder: Path, spec: Spec, entry: Entry):
+def _study(folder: Path, spec: Spec, entry: Entry) -> "Study":
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -181,7 +186,7 @@ def _study(folder: Path, spec: Spec, entry: Entry):
         raise DataError(f"{path.parent} cannot be written: {error.strerror or error}") from None
 
 
-def _keys_of_trial(study, spec: Spec, entry: Entry, number: int) -> dict | None:
+def _keys_of_trial(study: "Study", spec: Spec, entry: Entry, number: int) -> dict | None:
     """The keys of a trial, asked now or before; None if it has its result."""
     import optuna
 
@@ -203,8 +208,8 @@ def _keys_of_trial(study, spec: Spec, entry: Entry, number: int) -> dict | None:
     return {**entry.keys, **keys}
 
 
-def _drawn(trial, space: dict) -> dict:
-    keys = {}
+def _drawn(trial: "Trial", space: dict) -> dict:
+    keys: dict[str, Any] = {}
     for key, found in space.items():
         if isinstance(found, list):
             keys[key] = trial.suggest_categorical(key, found)
@@ -234,6 +239,6 @@ def _score(places: list[Path]) -> float:
     return score if records[0]["bigger_is_better"] else -score
 
 
-def _scored(study, trials: int) -> list:
+def _scored(study: "Study", trials: int) -> list:
     """Those of the first `trials` trials that have a score."""
     return [t for t in study.get_trials(deepcopy=False)[:trials] if t.value is not None]

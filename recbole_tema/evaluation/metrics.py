@@ -5,6 +5,8 @@ Keys: ``ndcg@10`` overall, ``<domain>/ndcg@10`` for each domain that has targets
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +17,10 @@ from recbole.evaluator.register import metric_information
 from recbole_tema.errors import ConfigError, EvaluationError
 from recbole_tema.evaluation.plan import EvalPlan
 
+if TYPE_CHECKING:
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.cross_domain import CrossDomainMixin
+
 # What a metric may ask for: of each target's rank, and of the recommended items as a whole.
 RANK_NEEDS = {"rec.topk", "rec.meanrank"}
 ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
@@ -22,7 +28,7 @@ ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
 OVERALL = "overall"
 
 
-def metric_names(config, needs) -> list[str]:
+def metric_names(config: "TemaConfig", needs: set[str]) -> list[str]:
     """The configured metrics, lower case, that need nothing but ``needs``.
 
     Raises:
@@ -41,7 +47,7 @@ def metric_names(config, needs) -> list[str]:
     return [name for name in names if set(metric_information[name]) <= needs]
 
 
-def needs_topk_items(config) -> bool:
+def needs_topk_items(config: "TemaConfig") -> bool:
     """Whether a configured metric looks at the recommended items (``EvalPlan.topk_items``)."""
     rank_only = metric_names(config, RANK_NEEDS)
     return len(metric_names(config, RANK_NEEDS | ITEM_NEEDS)) > len(rank_only)
@@ -71,10 +77,10 @@ def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
 def evaluate_ranks(
     ranks: np.ndarray | torch.Tensor,
     plan: EvalPlan,
-    config,
-    groups=None,
-    topk_items=None,
-    dataset=None,
+    config: "TemaConfig",
+    groups: Mapping[str, np.ndarray] | None = None,
+    topk_items: np.ndarray | None = None,
+    dataset: "CrossDomainMixin | None" = None,
 ) -> OrderedDict:
     """All metrics of one phase, as plain floats.
 
@@ -116,7 +122,7 @@ def evaluate_ranks(
     return result
 
 
-def slices(plan: EvalPlan, groups=None) -> OrderedDict:
+def slices(plan: EvalPlan, groups: Mapping[str, np.ndarray] | None = None) -> OrderedDict:
     """Name -> ``(n,)`` bool of each domain, then of each group, that has targets."""
     found = OrderedDict()
     for number, name in enumerate(plan.domain_names, start=1):
@@ -125,19 +131,19 @@ def slices(plan: EvalPlan, groups=None) -> OrderedDict:
     return OrderedDict((name, mask) for name, mask in found.items() if mask.any())
 
 
-def slice_counts(plan: EvalPlan, groups=None) -> OrderedDict:
+def slice_counts(plan: EvalPlan, groups: Mapping[str, np.ndarray] | None = None) -> OrderedDict:
     """Number of targets: ``overall``, then each domain and group that has any."""
     counts = OrderedDict({OVERALL: len(plan)})
     counts.update((name, int(mask.sum())) for name, mask in slices(plan, groups).items())
     return counts
 
 
-def _topk(config) -> list[int]:
+def _topk(config: "TemaConfig") -> list[int]:
     topk = config["topk"]
     return [topk] if isinstance(topk, int) else list(topk)
 
 
-def _rank_data(ranks, n_candidates, width) -> DataStruct:
+def _rank_data(ranks: np.ndarray, n_candidates: np.ndarray, width: int) -> DataStruct:
     """What RecBole's Collector would have kept of these rankings, one positive in each.
 
     ``rec.topk`` ``(n, width + 1)``: hits by position, then the number of positives.
@@ -154,7 +160,13 @@ def _rank_data(ranks, n_candidates, width) -> DataStruct:
     return data
 
 
-def _add_item_data(data, names, plan, topk_items, dataset):
+def _add_item_data(
+    data: DataStruct,
+    names: list[str],
+    plan: EvalPlan,
+    topk_items: np.ndarray | None,
+    dataset: "CrossDomainMixin | None",
+) -> None:
     if topk_items is None:
         raise ConfigError("metrics: the metrics on recommended items need the top-k items")
     data.set("rec.items", torch.as_tensor(topk_items).cpu())
@@ -167,7 +179,7 @@ def _add_item_data(data, names, plan, topk_items, dataset):
         data.set("data.count_items", Counter(dict(counts)))
 
 
-def _evaluate(config, names, data) -> OrderedDict:
+def _evaluate(config: "TemaConfig", names: list[str], data: DataStruct) -> OrderedDict:
     """RecBole's Evaluator on some of the configured metrics."""
     settings = {
         "metrics": names,
