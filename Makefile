@@ -20,7 +20,7 @@ help:
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make test-lowest  run the tests with the lowest versions that pyproject.toml admits'
 	@echo 'make install    only make the environment: .venv       VENV=folder  PYTHON=python3.13'
-	@echo 'make lint       check the code with ruff'
+	@echo 'make lint       check the code: ruff, codespell, mypy'
 	@echo 'make format     format the code with ruff'
 	@echo 'make clean      remove .venv, caches and built packages'
 
@@ -62,11 +62,13 @@ test-lowest:
 lint: install
 	@"$(VENV)/bin/python" -m ruff check .
 	@"$(VENV)/bin/python" -m ruff format --check .
+	@"$(VENV)/bin/python" -m codespell_lib
+	@"$(VENV)/bin/python" -m mypy
 
 format: install
 	@"$(VENV)/bin/python" -m ruff check --fix .
 	@"$(VENV)/bin/python" -m ruff format .
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)-lowest" build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)-lowest" build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 	find recbole_tema dataset_tools tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
