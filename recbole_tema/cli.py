@@ -164,7 +164,7 @@ def _train_one(
 
 
 def _print_help(arguments: Mapping[str, Any]) -> int:
-    from recbole_tema.config.help_text import help_text
+    from recbole_tema.help_text import help_text
 
     model = arguments.get("model")
     if model is not None:

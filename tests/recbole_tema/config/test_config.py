@@ -17,7 +17,6 @@ from recbole.config import Config
 from recbole.utils import argument_list
 
 from recbole_tema.config.files import load_yaml, merge_layer, parse_value, properties_dir
-from recbole_tema.config.help_text import documented_keys
 from recbole_tema.config.registry import (
     check_dataset,
     dataset_names,
@@ -27,6 +26,7 @@ from recbole_tema.config.registry import (
 )
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.errors import ConfigError
+from recbole_tema.help_text import documented_keys
 from recbole_tema.paths import recbole_dir
 
 
