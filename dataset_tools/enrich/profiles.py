@@ -8,7 +8,6 @@ target of a user reaches a prompt.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -28,6 +27,7 @@ from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
 from dataset_tools.llm.requests import Answer, Completion, Embedding
 from dataset_tools.llm.session import NotAsked, Session
+from dataset_tools.options import ProfileOptions
 from recbole_tema.data.feature_file import FeatureTable
 from recbole_tema.errors import DataError
 
@@ -35,17 +35,6 @@ log = logging.getLogger(__name__)
 
 MAX_TITLE = 80  # characters of a title in a list of titles
 MAX_PROFILE = 600  # characters of a profile
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """Numbers of the pipeline; see the help of `python -m dataset_tools profile`."""
-
-    clusters: int = 10
-    parts: int = 3
-    part_items: int = 8
-    seed: int = 2020
-    limit: int | None = None
 
 
 def has_profiles(dataset: Dataset) -> bool:
@@ -148,11 +137,7 @@ def sentence(answer: Answer) -> str:
 
 
 def profile_dataset(
-    dataset: Dataset,
-    session: Session,
-    text_encoder: str,
-    options: ProfileOptions,
-    force: bool,
+    dataset: Dataset, session: Session, text_encoder: str, options: ProfileOptions, force: bool
 ) -> str:
     """Write NAME.userllm and the profiles in words, NAME.profiles.tsv.
 

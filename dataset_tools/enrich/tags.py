@@ -19,7 +19,8 @@ from dataset_tools.dataset.provenance import (
 )
 from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.session import NotAsked, Session
-from dataset_tools.tags.generate import TagOptions, item_fields
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import COMMON, RARE
 from dataset_tools.tags.pipeline import Tagged, make_tags
 from dataset_tools.tags.refine import VAGUE

@@ -13,7 +13,6 @@ from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.enrich import profiles
 from dataset_tools.enrich.profiles import (
     MAX_TITLE,
-    ProfileOptions,
     cluster_items,
     has_profiles,
     joined_titles,
@@ -26,6 +25,7 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import MAX_FIELD
 from dataset_tools.llm.requests import Answer, Embedding
 from dataset_tools.llm.session import Session
+from dataset_tools.options import ProfileOptions
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
 from tests.support.word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
