@@ -54,14 +54,7 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
 def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
     texts, items = item_words(dataset), dataset.column("item_id")
     inputs = digest(items, texts)
-    skip = reason_to_skip(
-        dataset,
-        "clip_text",
-        "text vectors",
-        there=dataset.path("itemtext").is_file(),
-        maker=encoder.name,
-        inputs=inputs,
-    )
+    skip = reason_to_skip(dataset, "clip_text", encoder.name, inputs)
     if skip and not force:
         return skip
     rows = [row for row, text in enumerate(texts) if text]
@@ -89,14 +82,7 @@ def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: boo
         urls = {item: url for item, url in addresses if url}
         sources = [f"{item}\t{url}" for item, url in urls.items()]
     inputs = digest(sources)
-    skip = reason_to_skip(
-        dataset,
-        "clip_image",
-        "image vectors",
-        there=dataset.path("itemimage").is_file(),
-        maker=encoder.name,
-        inputs=inputs,
-    )
+    skip = reason_to_skip(dataset, "clip_image", encoder.name, inputs)
     # Images that failed may be there now: --retry_failed asks for them.
     again = options.retry_failed and dataset.generated("clip_image").startswith(encoder.name)
     if skip and not force and not again:

@@ -20,8 +20,6 @@ from dataset_tools.dataset.provenance import (
     note_of,
     reason_to_skip,
     say_refused,
-    trial_of,
-    trial_there,
 )
 from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
@@ -35,13 +33,6 @@ log = logging.getLogger(__name__)
 
 MAX_TITLE = 80  # characters of a title in a list of titles
 MAX_PROFILE = 600  # characters of a profile
-
-
-def has_profiles(dataset: Dataset) -> bool:
-    """Whether the users' vectors are of profiles that a language model wrote, of all users."""
-    made = dataset.generated("profile_emb").startswith(BY_MODEL)
-    trial = trial_there(dataset, "profiling", dataset.events["user_id"].nunique())
-    return made and trial is None and dataset.path("userllm").is_file()
 
 
 def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
@@ -156,16 +147,8 @@ def profile_dataset(
     table = dataset.feature("itemllm") or dataset.feature("itemtext")
     inputs = profile_digest(dataset, table) if table is not None else ""
     n_users = dataset.events["user_id"].nunique()
-    skip = reason_to_skip(
-        dataset,
-        "profile_emb",
-        "profiles",
-        there=dataset.path("userllm").is_file(),
-        maker=f"{BY_MODEL}{session.backend.identity},",
-        inputs=inputs,
-        trial=trial_there(dataset, "profiling", n_users),
-        limit=trial_of(options.limit, n_users),
-    )
+    maker = f"{BY_MODEL}{session.backend.identity},"
+    skip = reason_to_skip(dataset, "profile_emb", maker, inputs, options.limit)
     if skip and not force:
         return skip
     if table is None and session.dry:
