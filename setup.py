@@ -9,6 +9,7 @@ setup(
     package_dir={"recbole_tema.properties": "properties"},
     package_data={
         "recbole_tema.properties": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
-        "dataset_tools": ["prompts/*.yaml", "shipped/*/*"],
+        "recbole_tema": ["page.html"],
+        "dataset_tools": ["prompts/*.yaml", "shipped/*/*", "describe/*.html"],
     },
 )

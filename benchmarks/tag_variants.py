@@ -19,7 +19,8 @@ from dataset_tools.enrich.tags import tag_table, with_tags
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import TagOptions, generate
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import generate
 from recbole_tema.data.atomic import tag_text, tag_token
 from recbole_tema.paths import default_data_path
 

@@ -1,8 +1,12 @@
-"""What figures and pages of this package have in common: colours, SVG, style."""
+"""What figures and pages of this package have in common: colours, SVG, the frame."""
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -11,20 +15,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 YELLOW = "#F0E442"
 INK, GRID = "#222222", "#DDDDDD"
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; height: auto; }
-.narrow { display: none; }
-@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } }
-@media print { .narrow { display: none; } .wide { display: block; } }
-"""
+BASE = Path(__file__).with_name("page.html")
 
 
 def svg_of(draw: Callable[[], "Figure"], salt: str) -> str:
@@ -41,18 +32,19 @@ def svg_of(draw: Callable[[], "Figure"], salt: str) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def whole_page(title: str, style: str, body: str) -> str:
-    """An HTML page that needs nothing from elsewhere.
+def rendered(template: Path, **values: Any) -> str:
+    """An HTML page that needs nothing from elsewhere; texts are escaped, `Markup` is not.
 
     Args:
-        title, style, body: As HTML, the title without markup; `style` comes after STYLE.
+        template: Of jinja2; it may extend `page.html` of this folder, which has the blocks title,
+            style and body.
+        values: What it names; a name without a value is an error.
     """
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head>
-<body>
-{body}
-</body>
-</html>
-"""
+    loader = FileSystemLoader([template.parent, BASE.parent])
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return pages.get_template(template.name).render(values)
+
+
+def whole_page(title: str, style: str, body: str) -> str:
+    """The page of a title, a style that comes after that of all pages, and a body, all HTML."""
+    return rendered(BASE, title=Markup(title), style=Markup(style), body=Markup(body))

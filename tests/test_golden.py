@@ -19,7 +19,7 @@ from dataset_tools.encoders import text_encoder
 from dataset_tools.enrich.tags import tag_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import TagOptions
+from dataset_tools.options import TagOptions
 from recbole_tema import run_recbole_tema
 from recbole_tema.cli import main
 from tests.support.word_backend import WordBackend, write_shop

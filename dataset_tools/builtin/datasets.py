@@ -20,7 +20,7 @@ from dataset_tools.dataset.dataset import (
     read_dataset,
     update_dataset,
 )
-from dataset_tools.dataset.provenance import say_replaced
+from dataset_tools.dataset.provenance import RUNS, say_replaced
 from dataset_tools.dataset.writer import FEATURE_FIELDS, SUFFIXES, naming_folder, staging_folder
 from dataset_tools.encoders.text_encoder import encoder_available
 from recbole_tema.data.atomic import read_table, sha256_of
@@ -33,9 +33,6 @@ log = logging.getLogger(__name__)
 BUILTIN: dict[str, Callable[..., Path]] = {movielens.NAME: movielens.build_ml_100k_genre}
 VERSIONS = {movielens.NAME: movielens.BUILDER_VERSION}
 NOTES: dict[str, Callable[[], set[str]]] = {movielens.NAME: movielens.builder_notes}
-
-# Field of a language model -> key of the card with the numbers of its run.
-RUNS = {"tags": "tagging", "profile_emb": "profiling"}
 
 
 def ensure_builtin(name: str, data_path: str | Path, force: bool = False) -> Path:

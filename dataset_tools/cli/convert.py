@@ -1,67 +1,55 @@
 """`convert SOURCE NAME ...`: raw data become a dataset of atomic files."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
-from dataset_tools.cli.conversion import conversion_options, run
-from dataset_tools.cli.options import one_line_errors
+from dataset_tools.cli.conversion import source
+from dataset_tools.cli.options import Parsed, options_of
+from dataset_tools.convert.layout import Tables
 from recbole_tema.errors import ConfigError
 
 
-class Domain(click.ParamType):
-    """`DOMAIN=PATH`, or a path alone where the data tell the domain."""
-
-    name = "[domain=]path"
-
-    def __init__(self, needed: bool) -> None:
-        self.needed = needed
-
-    def convert(self, value, param, ctx) -> tuple[str | None, Path]:
-        """(domain or None, path)."""
-        if isinstance(value, tuple):
-            return value
-        domain, equals, path = value.partition("=")
-        if not equals or "/" in domain:  # a path may hold the sign too
-            if self.needed:
-                self.fail(f"{value!r} names no domain; write DOMAIN=PATH", param, ctx)
-            return None, Path(value)
-        if not domain or domain.split() != [domain] or not path:
-            self.fail(f"{value!r} is not of the form DOMAIN=PATH", param, ctx)
-        return domain, Path(path)
+def domain_and_path(text: str, needed: bool = False) -> tuple[str | None, Path]:
+    """(domain or None, path) of `DOMAIN=PATH`, or of a path alone where no domain is `needed`."""
+    domain, equals, path = text.partition("=")
+    if not equals or "/" in domain:  # a path may hold the sign too
+        if needed:
+            raise ValueError(f"{text!r} names no domain; write DOMAIN=PATH")
+        return None, Path(text)
+    if not domain or domain.split() != [domain] or not path:
+        raise ValueError(f"{text!r} is not of the form DOMAIN=PATH")
+    return domain, Path(path)
 
 
-class Character(click.ParamType):
-    """One character or a few, or a word that stands for them."""
-
-    name = "character"
-
-    def __init__(self, words: dict[str, str], most: int = 1) -> None:
-        self.words, self.most = words, most
-
-    def convert(self, value, param, ctx) -> str:
-        """The character."""
-        if value in self.words:
-            return self.words[value]
-        if not 1 <= len(value) <= self.most or set(value) & set("\r\n"):
-            length = "one character" if self.most == 1 else f"1 to {self.most} characters"
-            self.fail(f"{value!r} is not {length}, nor {' or '.join(self.words)}", param, ctx)
-        return value
+def characters(words: dict[str, str], most: int, text: str) -> str:
+    """One character or a few, or what a word stands for."""
+    if text in words:
+        return words[text]
+    if not 1 <= len(text) <= most or set(text) & set("\r\n"):
+        length = "one character" if most == 1 else f"1 to {most} characters"
+        raise ValueError(f"{text!r} is not {length}, nor {' or '.join(words)}")
+    return text
 
 
-class Names(click.ParamType):
-    """`a,b,c`."""
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in `a,b,c`."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ValueError(f"{text!r} is not of the form NAME,NAME,...")
+    return names
 
-    name = "name,name,..."
 
-    def convert(self, value, param, ctx) -> tuple[str, ...]:
-        """The names."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names):
-            self.fail(f"{value!r} is not of the form NAME,NAME,...", param, ctx)
-        return names
+FILE = Parsed("[domain=]path", domain_and_path)
+OF_DOMAIN = Parsed("[domain=]path", partial(domain_and_path, needed=True))
+NAMES = Parsed("name,name,...", names_of)
+
+
+def files(flag: str, text: str) -> Callable:
+    """An option that names files, and may be repeated."""
+    return click.option(flag, type=FILE, multiple=True, help=text)
 
 
 @click.group()
@@ -77,9 +65,9 @@ def convert() -> None:
     """
 
 
-@convert.command(
+@source(
     "csv",
-    epilog="""\b
+    """\b
 Examples:
   python -m dataset_tools convert csv food-kitchen --interactions interactions.csv.gz \\
       --items items.csv.gz --user_core 5 --item_core 5
@@ -90,86 +78,56 @@ Examples:
       --delimiter :: --columns user_id,item_id,rating,timestamp --item_columns item_id,title,domain
   python -m dataset_tools convert csv sequences --train train.txt --valid valid.txt \\
       --test test.txt --items items.csv --user_ids own""",
+    files(
+        "--interactions",
+        "Table of user_id, item_id, timestamp and maybe rating, domain and split; or a line a "
+        "user: user, then its items, or item|time. May be repeated.",
+    ),
+    files(
+        "--train",
+        "As --interactions, of a given split, which becomes a column `split`. May be repeated.",
+    ),
+    files("--valid", "The same, of validation."),
+    files("--test", "The same, of test."),
+    files(
+        "--items",
+        "Table of item_id, domain and maybe title, category, brand, price, ... May be repeated.",
+    ),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="OURS=THEIRS",
+        help="Name of a column where it is none of the usual ones. May be repeated.",
+    ),
+    click.option(
+        "--columns",
+        "header",
+        type=NAMES,
+        help="Columns of interactions without a header, in their order, e.g. "
+        "user_id,item_id,rating,timestamp; _ for one of no use.",
+    ),
+    click.option(
+        "--item_columns", "item_header", type=NAMES, help="The same, of items without a header."
+    ),
+    *options_of(
+        Tables,
+        delimiter=Parsed("character", partial(characters, {"tab": "\t", "space": " "}, 4)),
+        quote=Parsed("character", partial(characters, {"none": ""}, 1)),
+    ),
+    click.option(
+        "--user_ids",
+        type=click.Choice(["shared", "own"]),
+        help="Whether one id in two files of interactions is one user, or each file counts its "
+        "own: then its name goes before them.  [default: shared, but an error where that is in "
+        "doubt]",
+    ),
 )
-@click.argument("name")
-@click.option(
-    "--interactions",
-    type=Domain(needed=False),
-    multiple=True,
-    help="Table of user_id, item_id, timestamp and maybe rating, domain and split; or a line a "
-    "user: user, then its items, or item|time. May be repeated.",
-)
-@click.option(
-    "--train",
-    type=Domain(needed=False),
-    multiple=True,
-    help="As --interactions, of a given split, which becomes a column `split`. May be repeated.",
-)
-@click.option("--valid", type=Domain(needed=False), multiple=True, help="The same, of validation.")
-@click.option("--test", type=Domain(needed=False), multiple=True, help="The same, of test.")
-@click.option(
-    "--items",
-    type=Domain(needed=False),
-    multiple=True,
-    help="Table of item_id, domain and maybe title, category, brand, price, ... May be repeated.",
-)
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    help="Name of a column where it is none of the usual ones. May be repeated.",
-)
-@click.option(
-    "--columns",
-    "header",
-    type=Names(),
-    help="Columns of interactions without a header, in their order, e.g. "
-    "user_id,item_id,rating,timestamp; _ for one of no use.",
-)
-@click.option(
-    "--item_columns", "item_header", type=Names(), help="The same, of items without a header."
-)
-@click.option(
-    "--delimiter",
-    type=Character({"tab": "\t", "space": " "}, most=4),
-    help="Between the cells of a text table: up to 4 characters, tab or space.  [default: a comma "
-    "in .csv, a tab in .tsv, else as the first lines tell]",
-)
-@click.option(
-    "--quote",
-    type=Character({"none": ""}),
-    help="Around a cell that holds the delimiter or a line break: a character, or none.  "
-    "[default: a double quote; none, if the delimiter has several characters]",
-)
-@click.option(
-    "--sequences/--no-sequences",
-    default=None,
-    help="Whether a line of interactions holds all items of a user.  [default: as they tell]",
-)
-@click.option(
-    "--order",
-    type=click.Choice(["time", "file"]),
-    help="What orders a user's events.  [default: time; file, if no column can be of times]",
-)
-@click.option(
-    "--time_format",
-    help="Form of the times, as of strptime, e.g. '%d/%m/%Y %H:%M'.  [default: numbers, and dates "
-    "that can be read in one way only]",
-)
-@click.option(
-    "--user_ids",
-    type=click.Choice(["shared", "own"]),
-    help="Whether one id in two files of interactions is one user, or each file counts its own: "
-    "then its name goes before them.  [default: shared, but an error where that is in doubt]",
-)
-@conversion_options
-@one_line_errors
 def convert_csv(
-    name: str, interactions, items, columns, header, item_header, user_ids, how: dict, **options
-) -> None:
+    how, interactions, items, columns, header, item_header, user_ids, train, valid, test, **options
+) -> tuple[Callable, str]:
     """Dataset NAME from plain tables."""
-    from dataset_tools.convert.sources.tables import Tables, read
+    from dataset_tools.convert.sources.tables import read
 
     given = {}
     for text in columns:
@@ -177,27 +135,23 @@ def convert_csv(
         if not (equals and theirs):
             raise ConfigError(f"--column {text}: not of the form OURS=THEIRS")
         given[ours] = theirs
-    splits = {split: options.pop(split) for split in ("train", "valid", "test")}
     headers = {"interactions": header, "items": item_header}
     tables = Tables(
         interactions,
         items,
-        splits,
+        {"train": train, "valid": valid, "test": test},
         given,
         {role: names for role, names in headers.items() if names},
         own_users=None if user_ids is None else user_ids == "own",
         **options,
     )
-    parts = (file for files in splits.values() for file in files)
-    files = [path.name for _, path in [*interactions, *parts, *items]]
-    run(
-        name, how, lambda engine, broken: read(engine, tables, broken), "tables " + ", ".join(files)
-    )
+    names = [path.name for _, path in [*interactions, *train, *valid, *test, *items]]
+    return partial(read, tables=tables), "tables " + ", ".join(names)
 
 
-@convert.command(
+@source(
     "amazon",
-    epilog="""\b
+    """\b
 Examples:
   python -m dataset_tools convert amazon food-kitchen \\
       food=reviews_Grocery_and_Gourmet_Food.json.gz kitchen=reviews_Home_and_Kitchen.json.gz \\
@@ -205,96 +159,77 @@ Examples:
       --metadata kitchen=meta_Home_and_Kitchen.json.gz --user_core 5 --item_core 5
   python -m dataset_tools convert amazon elec-phone elec=Electronics.jsonl.gz \\
       phone=Cell_Phones_and_Accessories.jsonl.gz --after 2018-01-01 --before 2020-01-01""",
+    click.argument("reviews", nargs=-1, required=True, type=OF_DOMAIN),
+    click.option(
+        "--metadata",
+        multiple=True,
+        type=OF_DOMAIN,
+        help="Metadata of a domain's items: DOMAIN=FILE. May be repeated.",
+    ),
 )
-@click.argument("name")
-@click.argument("reviews", nargs=-1, required=True, type=Domain(needed=True))
-@click.option(
-    "--metadata",
-    multiple=True,
-    type=Domain(needed=True),
-    help="Metadata of a domain's items: DOMAIN=FILE. May be repeated.",
-)
-@conversion_options
-@one_line_errors
-def convert_amazon(name: str, reviews, metadata, how: dict) -> None:
+def convert_amazon(how: dict, reviews, metadata) -> tuple[Callable, str]:
     """Dataset NAME from Amazon reviews, DOMAIN=FILE for each of two or more categories."""
     from dataset_tools.convert.sources.amazon import read
 
-    source = "Amazon reviews " + ", ".join(path.name for _, path in reviews)
     catalogue = how["items_without_events"] == "keep" and how["item_core"] <= 1
-    run(
-        name,
-        how,
-        lambda engine, broken: read(engine, reviews, metadata, broken, catalogue),
-        source,
-    )
+    reader = partial(read, reviews=reviews, metadata=metadata, catalogue=catalogue)
+    return reader, "Amazon reviews " + ", ".join(path.name for _, path in reviews)
 
 
-@convert.command(
+@source(
     "douban",
-    epilog="""\b
+    """\b
 Examples:
   python -m dataset_tools convert douban book-movie ./douban --domain book --domain movie""",
+    click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path)),
+    click.option(
+        "--domain",
+        "domains",
+        multiple=True,
+        type=click.Choice(["book", "movie", "music"]),
+        help="Two or three of them.  [default: all]",
+    ),
 )
-@click.argument("name")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--domain",
-    "domains",
-    multiple=True,
-    type=click.Choice(["book", "movie", "music"]),
-    help="Two or three of them.  [default: all]",
-)
-@conversion_options
-@one_line_errors
-def convert_douban(name: str, folder: Path, domains, how: dict) -> None:
+def convert_douban(how: dict, folder: Path, domains) -> tuple[Callable, str]:
     """Dataset NAME from FOLDER with bookreviews_cleaned.txt and the like."""
     from dataset_tools.convert.sources.douban import KINDS, read
 
     chosen = tuple(dict.fromkeys(domains)) or tuple(KINDS)
-    source = f"Douban reviews of {', '.join(chosen)}"
-    run(name, how, lambda engine, broken: read(engine, folder, chosen, broken), source)
+    return partial(read, folder=folder, domains=chosen), f"Douban reviews of {', '.join(chosen)}"
 
 
-@convert.command(
+@source(
     "movielens",
-    epilog="""\b
+    """\b
 Examples:
   python -m dataset_tools convert movielens ml-1m-genre ml-1m.zip
   python -m dataset_tools convert movielens ml-32m-genre ./ml-32m --min_rating 4 --user_core 5""",
+    click.argument("place", type=click.Path(exists=True, path_type=Path)),
 )
-@click.argument("name")
-@click.argument("place", type=click.Path(exists=True, path_type=Path))
-@conversion_options
-@one_line_errors
-def convert_movielens(name: str, place: Path, how: dict) -> None:
+def convert_movielens(how: dict, place: Path) -> tuple[Callable, str]:
     """Dataset NAME from PLACE, the folder or zip of a MovieLens release.
 
     Domains are thrill and heart, by the majority of a film's genres.
     """
     from dataset_tools.convert.sources.movielens import read
 
-    run(
-        name,
-        how,
-        lambda engine, broken: read(engine, place, broken),
-        f"MovieLens, {place.resolve().name}",
-    )
+    return partial(read, place=place), f"MovieLens, {place.resolve().name}"
 
 
-@convert.command(
+@source(
     "recbole",
-    epilog="""\b
+    """\b
 Examples:
   python -m dataset_tools convert recbole book-film book=./dataset/books film=./dataset/films""",
+    click.argument("folders", nargs=-1, required=True, type=OF_DOMAIN),
 )
-@click.argument("name")
-@click.argument("folders", nargs=-1, required=True, type=Domain(needed=True))
-@conversion_options
-@one_line_errors
-def convert_recbole(name: str, folders, how: dict) -> None:
+def convert_recbole(how: dict, folders) -> tuple[Callable, str]:
     """Dataset NAME from DOMAIN=FOLDER of two or more atomic datasets, FOLDER/FOLDER.inter."""
     from dataset_tools.convert.sources.recbole import read
 
     source = "atomic datasets " + ", ".join(path.name for _, path in folders)
-    run(name, how, lambda engine, broken: read(engine, folders, broken), source)
+    return partial(read, folders=folders), source
+
+
+for one in (convert_csv, convert_amazon, convert_douban, convert_movielens, convert_recbole):
+    convert.add_command(one)

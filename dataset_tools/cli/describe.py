@@ -50,8 +50,7 @@ def describe(
     from dataset_tools.describe.checks import ERROR, findings
     from dataset_tools.describe.figure import png
     from dataset_tools.describe.measures import describe as measured
-    from dataset_tools.describe.page import page
-    from dataset_tools.describe.text import text
+    from dataset_tools.describe.text import page, text
     from recbole_tema.data.atomic import replace_file
     from recbole_tema.errors import DataError
 

@@ -1,19 +1,22 @@
 """Options that several commands share, and what they open: dataset, model, store."""
 
 import functools
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from dataset_tools.options import STORE, ModelOptions
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.paths import DATA_VARIABLE, default_data_path
 
-STORE = "llm-answers"  # folder of kept answers, beside the dataset's files
 INTERRUPTED = 130
 # What a dry run that stops at a task cannot count, because it depends on that task's answers.
 ROUNDS = "the rounds of refinement (same and probe, or refine, and more_tags) and match"
@@ -57,95 +60,71 @@ class Shard(click.ParamType):
         self.fail(f"{value!r} is not of the form i/n with 1 <= i <= n, such as 2/4", param, ctx)
 
 
+class Parsed(click.ParamType):
+    """What a function makes of a text; its ValueError says what is wrong with it."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(self, value, param, ctx) -> Any:
+        """The value; one that was converted before as it is."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return self.parse(str(value))  # YAML makes dates of dates
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def finite(text: str) -> float:
+    """A finite number."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(f"{text!r} is no finite number")
+    return found
+
+
+class Finite(click.FloatRange):
+    """A number within a range: click's lets nan through."""
+
+    def convert(self, value, param, ctx) -> float:
+        """The number."""
+        return Parsed("float", finite).convert(super().convert(value, param, ctx), param, ctx)
+
+
+def options_of(kind: type, **types: click.ParamType) -> list[Callable]:
+    """The options that the fields of a dataclass are; those named in `types` are of these types."""
+    hints = get_type_hints(kind)
+    return [
+        _option(f, hints[f.name], types.get(f.name)) for f in fields(kind) if "help" in f.metadata
+    ]
+
+
+def _option(field: Field, hint: Any, kind: click.ParamType | None) -> Callable:
+    meta = field.metadata
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    is_flag = hint is bool
+    least, most = meta.get("least", meta.get("above")), meta.get("most")
+    if kind is not None or is_flag:
+        pass
+    elif get_origin(hint) is Literal:
+        kind = click.Choice(get_args(hint))
+    elif hint is Path:
+        kind = click.Path(exists=meta.get("exists", False), file_okay=False, path_type=Path)
+    elif hint is float and least is None:
+        kind = Parsed("float", finite)
+    elif hint is float:
+        kind = Finite(least, most, min_open="above" in meta)
+    elif hint is int:
+        kind = click.INT if least is None else click.IntRange(least, most)
+    shown = {"is_flag": True} if is_flag else {"type": kind, "show_default": True}
+    flag = meta.get("flag", f"--{field.name}")
+    return click.option(flag, field.name, default=field.default, help=meta["help"], **shown)
+
+
 MODEL_OPTIONS = [
-    click.option(
-        "--backend",
-        type=click.Choice(["local", "openai"]),
-        default="local",
-        show_default=True,
-        help="A model on this machine, or any server with OpenAI's interface.",
-    ),
-    click.option(
-        "--model",
-        help="local: a folder of Hugging Face files or a GGUF file; openai: the model's name. "
-        "[default: local: the packaged SmolLM2-135M-Instruct]",
-    ),
-    click.option(
-        "--base_url", help="openai: address of the server, e.g. http://localhost:11434/v1."
-    ),
-    click.option(
-        "--key_variable",
-        default="OPENAI_API_KEY",
-        show_default=True,
-        help="openai: environment variable that holds the key.",
-    ),
-    click.option(
-        "--embedding_model", help="openai: model of the embeddings, if not that of the answers."
-    ),
-    click.option(
-        "--concurrency",
-        type=click.IntRange(1, 1024),
-        default=16,
-        show_default=True,
-        help="openai: questions under way at a time.",
-    ),
-    click.option(
-        "--timeout",
-        type=click.FloatRange(0, min_open=True),
-        default=60.0,
-        show_default=True,
-        help="openai: seconds for one answer, from the question to its last byte.",
-    ),
-    click.option(
-        "--max_tokens",
-        type=click.IntRange(1),
-        default=1000,
-        show_default=True,
-        help="openai: longest answer, thinking included, where the prompt file allows no more: "
-        "a bound of the cost. Some models that think need more.",
-    ),
-    click.option(
-        "--json_output",
-        type=click.Choice(["auto", "schema", "object", "text"]),
-        default="auto",
-        show_default=True,
-        help="openai: how JSON is asked for; auto: the first of the others that is not refused.",
-    ),
-    click.option("--device", default="auto", show_default=True, help="local: cpu, cuda or auto."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
-        default="float32",
-        show_default=True,
-        help="local: number format of the model.",
-    ),
-    click.option(
-        "--batch_size",
-        type=click.IntRange(1),
-        help="local: questions answered together.  [default: the backend's]",
-    ),
-    click.option(
-        "--max_context",
-        type=click.IntRange(64),
-        help="local: longest prompt with its answer, in tokens; a longer text loses its end, and "
-        "another number asks all anew.  [default: 1024]",
-    ),
-    click.option(
-        "--prompts",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of your own prompt files; those of dataset_tools/prompts stand in for others.",
-    ),
-    click.option(
-        "--answers",
-        type=click.Path(file_okay=False, path_type=Path),
-        help=f"Folder where answers are kept.  [default: {STORE} in the dataset's folder]",
-    ),
-    click.option(
-        "--retry_failed",
-        is_flag=True,
-        help="Ask again what lastingly failed: held back by a filter, refused, cut off, empty. "
-        "What failed in passing is asked again anyway.",
-    ),
+    *options_of(ModelOptions),
     click.option(
         "--shard",
         type=Shard(),
@@ -153,25 +132,12 @@ MODEL_OPTIONS = [
         show_default=True,
         help="This is process i of n that share the work, also on other machines with the folder.",
     ),
-    click.option(
-        "--dry-run",
-        "dry_run",
-        is_flag=True,
-        help="Ask nothing; print calls, tokens and, given prices, the cost.",
-    ),
-    click.option("--price_in", type=float, help="Price of a million tokens in, for --dry-run."),
-    click.option("--price_out", type=float, help="Price of a million tokens out, for --dry-run."),
 ]
-
-
-def option_names(options: list[Callable]) -> list[str]:
-    """Names of the arguments that click options become."""
-    return [option(lambda: None).__click_params__[0].name for option in options]
 
 
 def gathered(command: Callable, options: list[Callable], into: str) -> Callable:
     """`command` with `options`, which it gets as one dict, the argument `into`."""
-    names = option_names(options)
+    names = [option(lambda: None).__click_params__[0].name for option in options]
 
     @functools.wraps(command)
     def wrapped(**values: Any):
@@ -181,11 +147,6 @@ def gathered(command: Callable, options: list[Callable], into: str) -> Callable:
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
-
-
-def model_options(command: Callable) -> Callable:
-    """Add the options of the language model; the command gets them as the dict `llm`."""
-    return gathered(command, MODEL_OPTIONS, "llm")
 
 
 def one_line_errors(command: Callable) -> Callable:
@@ -208,6 +169,32 @@ def one_line_errors(command: Callable) -> Callable:
             signal.signal(signal.SIGTERM, before)
 
     return guarded
+
+
+def enriching(epilog: str, *options: Callable, model: bool = True) -> Callable:
+    """Make a command `NAME` of a function of the dataset, with `model` also of the session, and of
+    `force` and the `options` by name; what it returns is printed."""
+
+    def command_of(work: Callable) -> click.Command:
+        def command(name: str, data_path: Path | None, llm: dict | None = None, **values) -> None:
+            dataset = open_dataset(name, data_path)
+            if llm is None:
+                click.echo(work(dataset, **values))
+                return
+            with open_session(dataset, llm) as session:
+                done = work(dataset, session, **values)
+                finish(session, llm["dry_run"])
+            click.echo(done)
+
+        functools.update_wrapper(command, work)
+        command = one_line_errors(command)
+        if model:
+            command = gathered(command, MODEL_OPTIONS, "llm")
+        for option in reversed((data_path_option, force_option, *options)):
+            command = option(command)
+        return click.command(epilog=epilog)(click.argument("name")(command))
+
+    return command_of
 
 
 def open_dataset(name: str, data_path: Path | None):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.feed import HOW_TO_GET, Tally, fed
 from recbole_tema.errors import DataError
 
@@ -65,15 +66,18 @@ class Engine:
 
     Attributes:
         folder: Temporary; what the database spills, and links and pipes of the raw files.
+        broken: What is left out of the files that are read.
         sql: The connection.
     """
 
-    def __init__(self, folder: Path, memory: int, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, memory: int, threads: int | None = None, broken: Broken | None = None
+    ) -> None:
         try:
             import duckdb
         except ImportError:
             raise DataError(f"duckdb is not installed: {HOW_TO_GET}") from None
-        self.folder = folder
+        self.folder, self.broken = folder, broken or Broken()
         # In memory: tables that outgrow the limit are spilled, and the others cost no disk.
         self.sql = duckdb.connect(":memory:")
         # The limit covers DuckDB's own buffers; what it allocates beside them is some hundred MB.
@@ -174,13 +178,15 @@ class Engine:
 
 
 @contextmanager
-def engine(folder: Path, memory: str = "4GB", threads: int | None = None) -> Iterator[Engine]:
+def engine(
+    folder: Path, memory: str = "4GB", threads: int | None = None, broken: Broken | None = None
+) -> Iterator[Engine]:
     """An engine whose database is in `folder`, an existing empty one; closed at the end.
 
     Raises:
         DataError: DuckDB is missing, the memory is no size, or too little for what is asked.
     """
-    made = Engine(folder, memory_bytes(memory), threads)
+    made = Engine(folder, memory_bytes(memory), threads, broken)
     import duckdb
 
     try:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from dataset_tools.convert.engine import Engine, quoted
+from dataset_tools.options import option
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -24,36 +25,33 @@ MOST_DOMAINS = 255
 
 @dataclass(frozen=True)
 class Filters:
-    """What to keep; a field at its default filters nothing.
+    """What to keep; a field at its default filters nothing."""
 
-    Attributes:
-        min_rating: Events of this rating or more; events without a rating go.
-        after: Events at this time or later, in seconds.
-        before: Events earlier than this time.
-        dedupe: Of a user's events with one item, those go that come within so many seconds after
-            the one before.
-        single_domain: Users of one domain: "keep", "drop", or at most so many of each domain.
-        overlap_ratio: Share of the users of several domains that keep them all. The others keep
-            the domain with most of their events, on a tie the first by name; `single_domain` no
-            longer regards them.
-        max_users: At most so many users.
-        user_core: Least events of a user.
-        domain_core: Least events of a user in a domain; fewer there, and they go.
-        item_core: Least events of an item.
-        seed: Of the three samples above. A user's place in them depends on its id alone.
-    """
-
-    min_rating: float | None = None
-    after: float | None = None
-    before: float | None = None
-    dedupe: float | None = None
-    single_domain: str | int = "keep"
-    overlap_ratio: float = 1.0
-    max_users: int | None = None
-    user_core: int = 1
-    domain_core: int = 1
-    item_core: int = 1
-    seed: int = 2020
+    # Events without a rating go too.
+    min_rating: float | None = option(None, "Only events of this rating or more.")
+    after: float | None = option(None, "Only events at this time or later (UTC).")  # seconds
+    before: float | None = option(None, "Only events earlier than this time (UTC).")
+    dedupe: float | None = option(  # seconds
+        None, "Of a user's events with one item, drop those so soon after the one before."
+    )
+    single_domain: str | int = option(
+        "keep", "Users of one domain: keep, drop, or at most so many of each domain."
+    )
+    # Their largest is the domain with most of their events, on a tie the first by name;
+    # `single_domain` no longer regards these users.
+    overlap_ratio: float = option(
+        1.0,
+        "Share of the users of several domains that keep them all; others keep their largest.",
+        least=0,
+        most=1,
+    )
+    max_users: int | None = option(None, "At most so many users, by a sample.", least=1)
+    user_core: int = option(
+        1, "Least events of a user, to the fixpoint with the other cores.", least=1
+    )
+    domain_core: int = option(1, "Least events of a user in a domain.", least=1)
+    item_core: int = option(1, "Least events of an item.", least=1)
+    seed: int = option(2020, "Of the samples.")  # a user's place depends on its id alone
 
     def of_times(self) -> list[str]:
         """Names of the filters that need times."""

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dataset_tools.convert.broken import SHOWN
 from dataset_tools.convert.engine import Engine, quoted
-from dataset_tools.convert.lines import SHOWN, Broken
 from recbole_tema.data.atomic import PADDING_TOKEN, READ_AS_MISSING
 from recbole_tema.errors import ConfigError, DataError
 
@@ -209,7 +209,6 @@ def take_events(
     engine: Engine,
     table: str,
     path: Path,
-    broken: Broken,
     *,
     user: str,
     item: str,
@@ -277,7 +276,7 @@ def take_events(
             )
         bad_time = reason == BAD_TIME
         remedy = time_remedy(shown) if bad_time and not form else ""
-        broken.add(path, reason, count, first, "row", shown if bad_time else None, remedy)
+        engine.broken.add(path, reason, count, first, "row", shown if bad_time else None, remedy)
     _tell_units(engine, path)
     seconds = (
         f"CASE WHEN abs(time) >= {NANOSECONDS} THEN time / 1e9 "
@@ -285,7 +284,7 @@ def take_events(
         f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
     )
     taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    broken.judge(path, taken)
+    engine.broken.judge(path, taken)
     engine.do(
         "INSERT INTO raw_events SELECT user, item, domain, "
         f"{'time' if form else seconds}, stars, split, {place} + _number "
@@ -312,14 +311,7 @@ def _tell_units(engine: Engine, path: Path) -> None:
 
 
 def take_items(
-    engine: Engine,
-    table: str,
-    path: Path,
-    broken: Broken,
-    *,
-    item: str,
-    domain: str,
-    columns: Mapping[str, str],
+    engine: Engine, table: str, path: Path, *, item: str, domain: str, columns: Mapping[str, str]
 ) -> int:
     """Move the sound rows of `table` to `raw_items`, one of each item; how many.
 
@@ -353,15 +345,15 @@ def take_items(
         f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
         "GROUP BY fault ORDER BY fault"
     ):
-        broken.add(path, reason, count, first, unit="row")
+        engine.broken.add(path, reason, count, first, unit="row")
     taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    broken.judge(path, taken)
+    engine.broken.judge(path, taken)
     none = ", ".join(map(quoted, sorted(NO_PRICE)))
     count, example = engine.rows(
         "SELECT count(*), arg_min(shown, _number) FROM judged "
         f"WHERE fault IS NULL AND shown NOT IN ({none})"
     )[0]
-    broken.leave_empty(path, "price", count, example)
+    engine.broken.leave_empty(path, "price", count, example)
     names = ", ".join(ITEM_COLUMNS)
     engine.do(
         f"INSERT INTO raw_items SELECT item, domain, {place} + _number, {names} FROM judged "

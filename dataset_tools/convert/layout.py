@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from dataset_tools.convert.feed import texts
 from dataset_tools.convert.lines import header_cells, split_lines
+from dataset_tools.options import option
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -68,15 +70,6 @@ class Tables:
         columns: Column of ours -> its name in the files, where it is none of the usual ones.
         headers: "interactions" or "items" -> the columns of its tables, which have no header, in
             their order; LEFT_OUT for one that is of no use.
-        delimiter: Between the cells of text tables; None: a comma in .csv, a tab in .tsv, in other
-            files as their first lines tell.
-        quote: Around a cell of a text table that holds the delimiter or a line break; "": nothing;
-            None: a double quote, nothing if the delimiter has several characters.
-        sequences: Whether a line of interactions holds all items of a user; None: as the first
-            lines tell.
-        order: "time" or "file", which of them tells the order of a user's events; None: time, or
-            the file where there is no column that can be of times.
-        time_format: Of the times, as of strptime; None: numbers and dates that leave no doubt.
         own_users: Whether one id in two files of interactions names two users; None: such ids are
             an error where they leave a doubt.
     """
@@ -86,11 +79,29 @@ class Tables:
     splits: Mapping[str, Sequence[tuple[str | None, Path]]] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    delimiter: str | None = None
-    quote: str | None = None
-    sequences: bool | None = None
-    order: str | None = None
-    time_format: str | None = None
+    delimiter: str | None = option(
+        None,
+        "Between the cells of a text table: up to 4 characters, tab or space.  [default: a comma "
+        "in .csv, a tab in .tsv, else as the first lines tell]",
+    )
+    quote: str | None = option(  # "": nothing
+        None,
+        "Around a cell that holds the delimiter or a line break: a character, or none.  "
+        "[default: a double quote; none, if the delimiter has several characters]",
+    )
+    sequences: bool | None = option(
+        None,
+        "Whether a line of interactions holds all items of a user.  [default: as they tell]",
+        flag="--sequences/--no-sequences",
+    )
+    order: Literal["time", "file"] | None = option(
+        None, "What orders a user's events.  [default: time; file, if no column can be of times]"
+    )
+    time_format: str | None = option(
+        None,
+        "Form of the times, as of strptime, e.g. '%d/%m/%Y %H:%M'.  [default: numbers, and dates "
+        "that can be read in one way only]",
+    )
     own_users: bool | None = None
 
 

@@ -2,20 +2,16 @@
 
 import csv
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from dataset_tools.convert.broken import SHOWN
 from dataset_tools.convert.engine import Engine, identifier, quoted
 from dataset_tools.convert.feed import first_line
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5  # line numbers in a message
-# A file of Amazon, Douban or MovieLens has no broken line, one that was edited by hand some.
-MOST_BROKEN = 0.01
 LONGEST_LINE = 4 << 20  # bytes; reviews and descriptions end far below
 BUFFER = 8 * LONGEST_LINE
 REASONS = {  # DuckDB's words -> ours
@@ -26,103 +22,6 @@ REASONS = {  # DuckDB's words -> ours
     "invalid encoding": "not UTF-8",
 }
 NO_BYTE = "\x01"  # a control character, which JSON cannot hold unescaped
-
-
-@dataclass
-class Broken:
-    """Lines that were left out, and cells that were.
-
-    Attributes:
-        strict: Whether one line is an error.
-        most: Share of a file's lines that may be left out; more is an error.
-        files: Name of a file -> reason -> how many lines.
-        cells: Name of a file -> what was not read -> how many cells were left empty.
-
-    What is noted of a file that is read twice, as interactions and as items, counts once.
-    """
-
-    strict: bool = False
-    most: float = MOST_BROKEN
-    files: dict[str, dict[str, int]] = field(default_factory=dict)
-    cells: dict[str, dict[str, int]] = field(default_factory=dict)
-    _found: dict[Path, list[tuple[int, str, str]]] = field(default_factory=dict)
-    _noted: set[tuple] = field(default_factory=set)
-
-    def add(
-        self,
-        path: Path,
-        reason: str,
-        count: int,
-        first: Sequence[int],
-        unit: str = "line",
-        example: str | None = None,
-        remedy: str = "",
-    ) -> None:
-        """Note `count` broken lines of `path`, the first of them with the numbers `first`.
-
-        Fewer than one are none.
-
-        Args:
-            unit: What the numbers count: "line" of the file, or "row" of those that it could be
-                split into.
-            example: What was found in the first of them.
-            remedy: What to do about them.
-
-        Raises:
-            DataError: `strict`, and there is one.
-        """
-        if count < 1:
-            return
-        numbers = ", ".join(map(str, first[:SHOWN])) + (", ..." if count > len(first) > 1 else "")
-        where = f" ({unit}{'' if len(first) == 1 else 's'} {numbers})" if first else ""
-        what = f"{reason}{f', such as {example!r}' if example else ''}{where}"
-        text = f"{path}: {count:,} line{'' if count == 1 else 's'} left out: {what}"
-        if self.strict:
-            raise DataError(f"{text}; {remedy or 'mend the file'}, or run without --strict")
-        self._found.setdefault(path, []).append((count, what, remedy))
-        if (path, text) in self._noted:
-            return
-        self._noted.add((path, text))
-        log.warning("%s", text)
-        reasons = self.files.setdefault(path.name, {})
-        reasons[reason] = reasons.get(reason, 0) + count
-
-    def judge(self, path: Path, sound: int) -> None:
-        """Refuse `path`, of which `sound` lines were taken, if too many others were left out since
-        it was judged before: lines are compared with lines, and events of lists with events.
-
-        Raises:
-            DataError: they are more than `most` of its lines, or all.
-        """
-        found = self._found.pop(path, [])
-        lost = sum(count for count, _, _ in found)
-        total = lost + sound
-        if not lost or (sound and lost <= self.most * total):
-            return
-        _, what, remedy = max(found, key=lambda part: part[0])
-        what += f", and {len(found) - 1} other reasons" if found[1:] else ""
-        remedy = remedy or "mend the file"
-        if not sound:
-            raise DataError(f"{path}: all of its {total:,} lines are broken: {what}; {remedy}")
-        share = math.ceil(100 * lost / total) / 100
-        raise DataError(
-            f"{path}: {lost:,} of its {total:,} lines are broken, more than --max_broken "
-            f"{self.most:g} admits: {what}; {remedy}, or go on without these lines: "
-            f"--max_broken {share:g}"
-        )
-
-    def leave_empty(self, path: Path, what: str, count: int, example: str) -> None:
-        """Note `count` cells of `path`, each a `what`, that could not be read as one."""
-        if count:
-            log.warning(
-                "%s: %s %ss not read, left empty, such as %r", path, f"{count:,}", what, example
-            )
-            kinds = self.cells.setdefault(path.name, {})
-            kinds[what] = kinds.get(what, 0) + count
-
-    def total(self) -> int:
-        """How many lines were left out."""
-        return sum(sum(reasons.values()) for reasons in self.files.values())
 
 
 def text_lines(source: str, rejects: str = "ignore_errors=true") -> str:
@@ -145,7 +44,7 @@ def free_names(names: Sequence[str]) -> list[str]:
 
 
 def note_rejects(
-    engine: Engine, path: Path, table: str, broken: Broken, expected: int, end: int, quoted: bool
+    engine: Engine, path: Path, table: str, expected: int, end: int, quoted: bool
 ) -> None:
     """Note the lines that DuckDB could not split or decode, and forget them.
 
@@ -166,19 +65,19 @@ def note_rejects(
         "first(error_type::VARCHAR ORDER BY column_idx) AS kind FROM reject_errors GROUP BY line) "
         "GROUP BY ALL ORDER BY ALL"
     ):
-        broken.add(path, REASONS.get(reason, reason), count, first)
+        engine.broken.add(path, REASONS.get(reason, reason), count, first)
         total += count
         if reason == "unquoted value":
             unclosed = first
     engine.do("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
     lost = expected - engine.value(f"SELECT count(*) FROM {table}_rows") - total - int(spanned)
     if total >= MOST_REJECTS:
-        broken.add(path, f"broken; reasons are kept of the first {MOST_REJECTS:,}", lost, [])
+        engine.broken.add(path, f"broken; reasons are kept of the first {MOST_REJECTS:,}", lost, [])
     elif quoted:
         # A quote that is not closed makes one cell of all that follows, up to DuckDB's limit.
         reason = "read as one cell, of a quote that is not closed (see --quote)"
         where, unit = (unclosed, "after line") if unclosed else ([end - lost + 1], "from line")
-        broken.add(path, reason, lost, where, unit)
+        engine.broken.add(path, reason, lost, where, unit)
     elif lost > 0:
         raise DataError(
             f"{path}: {lost:,} lines were lost while it was read, for no reason that is known"
@@ -190,7 +89,6 @@ def json_lines(
     path: Path,
     table: str,
     fields: Mapping[str, str | Sequence[str]],
-    broken: Broken,
     present: Mapping[str, str] | None = None,
 ) -> None:
     """Make `table` of a file of JSON objects, one a line or in one array, plain or compressed.
@@ -224,7 +122,7 @@ def json_lines(
             "_good IS NOT NULL",
         )
     if not is_array(path):  # of which DuckDB takes all or nothing
-        note_rejects(engine, path, table, broken, text.tally.lines, text.tally.lines, False)
+        note_rejects(engine, path, table, text.tally.lines, text.tally.lines, False)
 
 
 def is_array(path: Path) -> bool:
@@ -243,7 +141,6 @@ def separated(
     engine: Engine,
     path: Path,
     table: str,
-    broken: Broken,
     *,
     delimiter: str,
     quote: str = '"',
@@ -255,7 +152,7 @@ def separated(
 
     Its columns: _number BIGINT (of the row, from 1), _good BOOLEAN (true), and those of the
     header, or `names`. Lines with too few or too many cells, or that are not UTF-8, are left out
-    and noted in `broken`.
+    and noted.
 
     Args:
         delimiter: Between the columns.
@@ -296,7 +193,7 @@ def separated(
         )
     expected = text.tally.lines - text.tally.blank - header - skip
     expected -= _inside(engine, table, names) if quote else 0
-    note_rejects(engine, path, table, broken, expected, text.tally.lines, bool(quote))
+    note_rejects(engine, path, table, expected, text.tally.lines, bool(quote))
     return names
 
 

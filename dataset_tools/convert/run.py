@@ -3,23 +3,23 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.engine import Engine, engine
 from dataset_tools.convert.filters import Filters, Step, apply, encode
 from dataset_tools.convert.intake import prepare
-from dataset_tools.convert.lines import MOST_BROKEN, Broken
 from dataset_tools.convert.output import refuse_parts, write_output, write_recbole_cdr
 from dataset_tools.convert.settle import settle_splits, settle_times
 from dataset_tools.dataset.checks import check_name
 from dataset_tools.dataset.provenance import say_replaced
 from dataset_tools.dataset.writer import naming_folder, refuse_existing
+from dataset_tools.options import ConversionOptions
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -28,39 +28,22 @@ LOCK = "lock"
 POSITIONS = "position in the user's sequence: the source has no times"
 VERSION = 2  # of what a conversion makes of the same input; in the card
 
-Source = Callable[[Engine, Broken], None]  # fills raw_events and raw_items
+Source = Callable[[Engine], None]  # fills raw_events and raw_items
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Conversion(ConversionOptions):
     """What to convert, and how.
 
     Attributes:
         read: The source.
         source: The card's word on where the data come from.
         filters: What to keep.
-        strict: Whether a broken line is an error.
-        max_broken: Share of a file's lines that may be broken, and are left out.
-        catalogue: Whether to keep items that have no event in the source. An `item_core` drops
-            them all the same: they have fewer events than it asks; then they are counted.
-        item_prefix: See `output.name_items`.
-        memory: Limit of the engine, e.g. "4GB".
-        threads: Of the engine; None for all cores.
-        card: Further plain values for the card.
-        recbole_cdr: Also write each domain by itself, see `output.write_recbole_cdr`.
     """
 
     read: Source
     source: str
     filters: Filters = field(default_factory=Filters)
-    strict: bool = False
-    max_broken: float = MOST_BROKEN
-    catalogue: bool = True
-    item_prefix: str = "auto"
-    memory: str = "4GB"
-    threads: int | None = None
-    card: Mapping[str, Any] = field(default_factory=dict)
-    recbole_cdr: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,9 +84,9 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
     work, lock = _work_folder(folder, name)
     written = False
     try:
-        with engine(work, conversion.memory, conversion.threads) as database:
+        with engine(work, conversion.memory, conversion.threads, broken) as database:
             prepare(database)
-            conversion.read(database, broken)
+            conversion.read(database)
             if not database.value("SELECT count(*) FROM raw_events"):
                 raise DataError(
                     f"{conversion.source}: no sound event in it ({broken.total():,} broken lines)"
@@ -119,15 +102,15 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             if conversion.recbole_cdr:
                 refuse_parts(database, folder.parent, name, force)
             cored = conversion.filters.item_core > 1
+            catalogue = conversion.items_without_events == "keep"
             rare = 0
-            if conversion.catalogue and cored:
+            if catalogue and cored:
                 rare = database.value("SELECT count(*) FROM items WHERE NOT used")
             steps = apply(database, conversion.filters)
             card = {
                 "source": conversion.source,
                 "filters": conversion.filters.stated() or "none",
                 "builder": {"name": "dataset_tools.convert", "version": VERSION},
-                **conversion.card,
                 **({"timestamp": POSITIONS} if positions else {}),
                 "steps": [
                     {"name": s.name, "users": s.users, "events": s.events, "items": s.items}
@@ -143,13 +126,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
             if broken.cells:
                 card["cells left empty"] = broken.cells
             counts = write_output(
-                database,
-                folder,
-                name,
-                card,
-                conversion.item_prefix,
-                force,
-                conversion.catalogue and not cored,
+                database, folder, name, card, conversion.item_prefix, force, catalogue and not cored
             )
             written = True
             parts = []

@@ -102,10 +102,7 @@ def _numbers(where: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def checked_items(
-    where: str | Path,
-    frame: pd.DataFrame,
-    types: Mapping[str, str] | None = None,
-    domains: int = 2,
+    where: str | Path, frame: pd.DataFrame, types: Mapping[str, str] | None = None, domains: int = 2
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Items as text cells, one row an item, and the type of each column.
 

@@ -64,6 +64,11 @@ class Dataset:
         """What the card says made `field`; empty where it says nothing."""
         return str((self.card.get("generated") or {}).get(field) or "")
 
+    def has(self, field: str) -> bool:
+        """Whether a generated field is there: its file, or a value of it in some item."""
+        files = {value: suffix for suffix, (_, value, _) in FEATURE_FIELDS.items()}
+        return self.path(files[field]).is_file() if field in files else any(self.column(field))
+
     def column(self, name: str) -> list[str]:
         """A column of `items` as texts; empty texts where the items have no such column."""
         return list(self.items[name]) if name in self.items else [""] * len(self.items)

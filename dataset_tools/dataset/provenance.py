@@ -13,13 +13,21 @@ from glob import escape
 from pathlib import Path
 
 from dataset_tools.dataset.dataset import Dataset
-from dataset_tools.dataset.writer import FEATURE_FIELDS
 from recbole_tema.config.registry import READERS
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("saved")  # RecBole's `checkpoint_dir`, in the current folder
 BY_MODEL = "language model "  # begins the note of every field that one made
+KINDS = {  # field that a command makes -> what it holds, in words
+    "tags": "tags",
+    "llm_emb": "item vectors",
+    "profile_emb": "profiles",
+    "clip_text": "text vectors",
+    "clip_image": "image vectors",
+}
+# Field of a language model -> key of the card with the numbers of its run.
+RUNS = {"tags": "tagging", "profile_emb": "profiling"}
 _INPUTS = re.compile(r", inputs ([0-9a-f]+)\Z")
 
 
@@ -44,12 +52,23 @@ def trial_of(limit: int | None, total: int) -> int | None:
     return limit if limit is not None and limit < total else None
 
 
-def trial_there(dataset: Dataset, run: str, total: int) -> int | None:
-    """How many first items or users the card's note on a `run` is of; None where all `total`."""
-    stated = dataset.card.get(run)
+def total_of(dataset: Dataset, field: str) -> int:
+    """How many items, or for profiles users, `field` can be of."""
+    return dataset.events["user_id"].nunique() if field == "profile_emb" else len(dataset.items)
+
+
+def trial_there(dataset: Dataset, field: str) -> int | None:
+    """How many first items or users what is there of `field` is of; None where it is of all."""
+    stated = dataset.card.get(RUNS.get(field, ""))
     options = stated.get("options") if isinstance(stated, dict) else None
     limit = options.get("limit") if isinstance(options, dict) else None
-    return trial_of(limit if isinstance(limit, int) else None, total)
+    return trial_of(limit if isinstance(limit, int) else None, total_of(dataset, field))
+
+
+def by_model(dataset: Dataset, field: str) -> bool:
+    """Whether `field` is there, made by a language model, of all items or users."""
+    made = dataset.generated(field).startswith(BY_MODEL) and dataset.has(field)
+    return made and trial_there(dataset, field) is None
 
 
 def counted(n: int, total: int, what: str, others: Mapping[str, int]) -> str:
@@ -63,31 +82,21 @@ def counted(n: int, total: int, what: str, others: Mapping[str, int]) -> str:
 
 
 def reason_to_skip(
-    dataset: Dataset,
-    field: str,
-    what: str,
-    *,
-    there: bool,
-    maker: str,
-    inputs: str,
-    trial: int | None = None,
-    limit: int | None = None,
+    dataset: Dataset, field: str, maker: str, inputs: str, limit: int | None = None
 ) -> str | None:
     """Why a command without `--force` leaves a field as it is; None where it has work to do.
 
     Args:
         dataset: With its card.
-        field: Name of the field in the card's notes.
-        what: What the field holds, in words.
-        there: Whether the dataset has the field's files or columns.
-        maker: What the field's note begins with where the present command made it.
+        field: Of KINDS.
+        maker: What the field's note in the card begins with where the present command made it.
         inputs: Digest of the texts that it would be made of.
-        trial: How many items or users what is there is a trial of; None: all.
-        limit: The same of the present command: a trial never takes the place of a whole field, nor
-            of a larger trial.
+        limit: Of how many the present command would make it: a trial never takes the place of a
+            whole field, nor of a larger trial.
     """
-    note = dataset.generated(field)
-    if not there:
+    note, what = dataset.generated(field), KINDS[field]
+    trial, limit = trial_there(dataset, field), trial_of(limit, total_of(dataset, field))
+    if not dataset.has(field):
         return None
     if trial is not None:
         if limit is None or limit >= trial:
@@ -114,15 +123,10 @@ def reason_to_skip(
 
 def say_refused(dataset: Dataset, *fields: str) -> None:
     """Say, before the work, whose checkpoints `fields` will orphan: a model knows what it read."""
-    files = {field: suffix for suffix, (_, field, _) in FEATURE_FIELDS.items()}
-    there = {
-        field: dataset.path(files[field]).is_file() if field in files else field in dataset.items
-        for field in fields
-    }
     done = [
         f"{', '.join(names)} {'will be replaced' if old else 'will be added'}"
         for old in (True, False)
-        if (names := [field for field in fields if there[field] == old])
+        if (names := [field for field in fields if dataset.has(field) == old])
     ]
     readers = sorted({model for field in fields for model in READERS[field]})
     log.warning(

@@ -8,111 +8,96 @@ LOOKS_LIKE_SECONDS = 3e8  # times below, of 1979, are numbers of an order and no
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
 
+CHECKS = (  # level, what is found, the query of examples of it
+    (
+        ERROR,
+        "items that stand more than once in the item table",
+        "SELECT item_id AS example FROM it GROUP BY item_id HAVING count(*) > 1",
+    ),
+    (
+        ERROR,
+        "rows of the item table without an id",
+        "SELECT 'row ' || _number AS example FROM it WHERE coalesce(item_id, '') = ''",
+    ),
+    (
+        ERROR,
+        "events without a user or an item",
+        "SELECT 'row ' || row AS example FROM ev WHERE coalesce(user, '') = '' "
+        "OR coalesce(item, '') = ''",
+    ),
+    (
+        ERROR,
+        "items without a domain",
+        "SELECT item_id AS example FROM it WHERE domain IS NULL OR domain = ''",
+    ),
+    (
+        ERROR,
+        "events of items that are not in the item table",
+        "SELECT item AS example FROM ev WHERE NOT EXISTS "
+        "(SELECT 1 FROM one WHERE one.item_id = ev.item)",
+    ),
+    (
+        ERROR,
+        "events without a time",
+        "SELECT 'row ' || row AS example FROM ev WHERE t IS NULL OR NOT isfinite(t)",
+    ),
+    (
+        WARNING,
+        "events that stand twice: one user, item and time",
+        "SELECT user || ', ' || item AS example FROM ev GROUP BY user, item, t HAVING count(*) > 1",
+    ),
+    (
+        WARNING,
+        "users whose events do not stand in the order of time in the file",
+        "SELECT DISTINCT user AS example FROM (SELECT user, t, lag(t) OVER "
+        "(PARTITION BY user ORDER BY row) AS before FROM ev) WHERE t < before",
+    ),
+    (
+        WARNING,
+        "users whose validation and test target have one time, so that the file's order "
+        "decides which is which",
+        "SELECT user AS example FROM ev WHERE part != 'train' GROUP BY user "
+        "HAVING count(*) > 1 AND min(t) = max(t)",
+    ),
+    (
+        NOTE,
+        "test targets that the user had before, in training or validation",
+        "SELECT a.user || ', ' || a.item AS example FROM ev a WHERE a.part = 'test' "
+        "AND EXISTS (SELECT 1 FROM ev b WHERE b.user = a.user AND b.item = a.item "
+        "AND b.fromend > 0)",
+    ),
+    (
+        NOTE,
+        "test targets of items without any training event",
+        "SELECT item AS example FROM ev a WHERE part = 'test' AND NOT EXISTS "
+        "(SELECT 1 FROM ev b WHERE b.part = 'train' AND b.item = a.item)",
+    ),
+    (
+        NOTE,
+        "training events later than half of the test targets: leave-one-out splits each user, "
+        "not time, so models see what was popular later",
+        "SELECT 'row ' || row AS example FROM ev WHERE part = 'train' AND t > "
+        "(SELECT median(t) FROM ev WHERE part = 'test') "
+        f"AND (SELECT min(t) FROM ev) > {LOOKS_LIKE_SECONDS}",
+    ),
+    (
+        NOTE,
+        "items without an event",
+        "SELECT item_id AS example FROM one WHERE NOT EXISTS "
+        "(SELECT 1 FROM ev WHERE ev.item = one.item_id)",
+    ),
+)
+
+
 def findings(engine: Engine) -> list[dict[str, Any]]:
     """The findings on the tables of `measures.load`, the worst first.
 
     Each has a level (error: results would be wrong; warning: look at it; note: good to know),
     what was found, how often, and an example.
     """
-    found = [
-        _finding(
-            engine,
-            ERROR,
-            "items that stand more than once in the item table",
-            "SELECT item_id AS example FROM it GROUP BY item_id HAVING count(*) > 1",
-        ),
-        _finding(
-            engine,
-            ERROR,
-            "rows of the item table without an id",
-            "SELECT 'row ' || _number AS example FROM it WHERE coalesce(item_id, '') = ''",
-        ),
-        _finding(
-            engine,
-            ERROR,
-            "events without a user or an item",
-            "SELECT 'row ' || row AS example FROM ev WHERE coalesce(user, '') = '' "
-            "OR coalesce(item, '') = ''",
-        ),
-        _finding(
-            engine,
-            ERROR,
-            "items without a domain",
-            "SELECT item_id AS example FROM it WHERE domain IS NULL OR domain = ''",
-        ),
-        _finding(
-            engine,
-            ERROR,
-            "events of items that are not in the item table",
-            "SELECT item AS example FROM ev WHERE NOT EXISTS "
-            "(SELECT 1 FROM one WHERE one.item_id = ev.item)",
-        ),
-        _finding(
-            engine,
-            ERROR,
-            "events without a time",
-            "SELECT 'row ' || row AS example FROM ev WHERE t IS NULL OR NOT isfinite(t)",
-        ),
-        _finding(
-            engine,
-            WARNING,
-            "events that stand twice: one user, item and time",
-            "SELECT user || ', ' || item AS example FROM ev GROUP BY user, item, t "
-            "HAVING count(*) > 1",
-        ),
-        _finding(
-            engine,
-            WARNING,
-            "users whose events do not stand in the order of time in the file",
-            "SELECT DISTINCT user AS example FROM (SELECT user, t, lag(t) OVER "
-            "(PARTITION BY user ORDER BY row) AS before FROM ev) WHERE t < before",
-        ),
-        _finding(
-            engine,
-            WARNING,
-            "users whose validation and test target have one time, so that the file's order "
-            "decides which is which",
-            "SELECT user AS example FROM ev WHERE part != 'train' GROUP BY user "
-            "HAVING count(*) > 1 AND min(t) = max(t)",
-        ),
-        _finding(
-            engine,
-            NOTE,
-            "test targets that the user had before, in training or validation",
-            "SELECT a.user || ', ' || a.item AS example FROM ev a WHERE a.part = 'test' "
-            "AND EXISTS (SELECT 1 FROM ev b WHERE b.user = a.user AND b.item = a.item "
-            "AND b.fromend > 0)",
-        ),
-        _finding(
-            engine,
-            NOTE,
-            "test targets of items without any training event",
-            "SELECT item AS example FROM ev a WHERE part = 'test' AND NOT EXISTS "
-            "(SELECT 1 FROM ev b WHERE b.part = 'train' AND b.item = a.item)",
-        ),
-        _finding(
-            engine,
-            NOTE,
-            "training events later than half of the test targets: leave-one-out splits each user, "
-            "not time, so models see what was popular later",
-            "SELECT 'row ' || row AS example FROM ev WHERE part = 'train' AND t > "
-            "(SELECT median(t) FROM ev WHERE part = 'test') "
-            f"AND (SELECT min(t) FROM ev) > {LOOKS_LIKE_SECONDS}",
-        ),
-        _finding(
-            engine,
-            NOTE,
-            "items without an event",
-            "SELECT item_id AS example FROM one WHERE NOT EXISTS "
-            "(SELECT 1 FROM ev WHERE ev.item = one.item_id)",
-        ),
-    ]
-    order = (ERROR, WARNING, NOTE)
-    return sorted((f for f in found if f), key=lambda f: order.index(f["level"]))
-
-
-def _finding(engine: Engine, level: str, what: str, query: str) -> dict[str, Any] | None:
-    count, example = engine.rows(f"SELECT count(*), min(example) FROM ({query})")[0]
-    if not count:
-        return None
-    return {"level": level, "what": what, "count": count, "example": str(example)}
+    found = []
+    for level, what, query in CHECKS:
+        count, example = engine.rows(f"SELECT count(*), min(example) FROM ({query})")[0]
+        if count:
+            found.append({"level": level, "what": what, "count": count, "example": str(example)})
+    return found

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.engine import Engine, identifier
-from dataset_tools.convert.lines import Broken
 from dataset_tools.convert.sources.recbole import load_atomic
 from dataset_tools.dataset.writer import FEATURE_FIELDS
 from recbole_tema.data.split import PHASES, target_positions
@@ -100,13 +100,13 @@ def load(engine: Engine, folder: Path, name: str) -> None:
     Raises:
         DataError: a file or column is missing, or a line is broken.
     """
-    strict = Broken(strict=True)
+    engine.broken = Broken(strict=True)
     for suffix, table, needed in (
         ("item", "it", ("item_id", "domain")),
         ("inter", "raw", ("user_id", "item_id", "timestamp")),
     ):
         path = folder / f"{name}.{suffix}"
-        load_atomic(engine, path, table, strict, needed)
+        load_atomic(engine, path, table, needed)
     engine.do(
         "CREATE TABLE one AS SELECT item_id, first(domain ORDER BY _number) AS domain FROM it "
         "GROUP BY item_id;"

@@ -1,11 +1,15 @@
-"""A description as tables of text."""
+"""A description in words: for the terminal, and as an HTML page."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
+from markupsafe import Markup
 from tabulate import tabulate
 
 from dataset_tools.describe.checks import LOOKS_LIKE_SECONDS
+from dataset_tools.describe.figure import svg
 from dataset_tools.describe.measures import Description, Part
+from recbole_tema.pages import rendered
 
 
 def moment(seconds: float | None) -> str:
@@ -67,16 +71,26 @@ def facts(found: Description) -> list[str]:
     return [*lines, f"items (users for profile_emb) that have a field: {shares or 'none'}"]
 
 
-def checks(found: Description) -> list[str]:
-    """The findings, a line each."""
-    lines = [
-        f"{f['level']}: {f['count']:,} {f['what']} (e.g. {f['example']})" for f in found.checks
-    ]
-    return lines or ["nothing found"]
-
-
 def text(found: Description) -> str:
-    """All of it."""
+    """All of it for the terminal."""
     heads, body = rows(found)
     table = tabulate(body, heads, colalign=["left"] + ["right"] * (len(heads) - 1))
-    return "\n".join([found.name, "", table, "", *facts(found), "", "checks:", *checks(found)])
+    checks = [
+        f"{f['level']}: {f['count']:,} {f['what']} (e.g. {f['example']})" for f in found.checks
+    ] or ["nothing found"]
+    return "\n".join([found.name, "", table, "", *facts(found), "", "checks:", *checks])
+
+
+def page(found: Description) -> str:
+    """All of it, with the figure, as one page that needs nothing from elsewhere."""
+    heads, body = rows(found)
+    return rendered(
+        Path(__file__).with_name("description.html"),
+        title=found.name,
+        heads=heads,
+        rows=body,
+        facts=facts(found),
+        wide=Markup(svg(found, 11.0)),
+        narrow=Markup(svg(found, 5.0)),
+        checks=found.checks,
+    )

@@ -61,14 +61,7 @@ def embed_dataset(
     texts = item_words(dataset)
     inputs = digest(dataset.column("item_id"), texts)
     maker = f"{BY_MODEL}{session.backend.identity}"
-    skip = reason_to_skip(
-        dataset,
-        "llm_emb",
-        "item vectors",
-        there=dataset.path("itemllm").is_file(),
-        maker=f"{maker},",
-        inputs=inputs,
-    )
+    skip = reason_to_skip(dataset, "llm_emb", f"{maker},", inputs)
     if skip and not force:
         return skip
     rows = [row for row, text in enumerate(texts) if text]

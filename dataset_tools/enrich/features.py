@@ -1,36 +1,22 @@
 """Text and image vectors of the items of a dataset: NAME.itemtext and NAME.itemimage."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_tools.dataset.dataset import Dataset, update_dataset
 from dataset_tools.dataset.provenance import counted, digest, note_of, reason_to_skip, say_refused
 from dataset_tools.encoders.item_vectors import image_vectors, text_vectors
-from dataset_tools.encoders.loading import BATCH_SIZE, Encoder, load_encoder
+from dataset_tools.encoders.loading import Encoder, load_encoder
 from dataset_tools.enrich.embeddings import item_words
 from dataset_tools.images.decoding import image_folder
 from dataset_tools.images.fetching import Missing, fetch_images, write_missing
+from dataset_tools.options import ClipOptions
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
 URL_COLUMN = "image_url"
 CACHE = "images"  # folder of downloads, beside the dataset's files
-
-
-@dataclass(frozen=True)
-class ClipOptions:
-    """Where images come from and what encodes; see the help of `python -m dataset_tools clip`."""
-
-    image_encoder: str | None = None
-    images: Path | None = None
-    image_cache: Path | None = None
-    workers: int = 16
-    allow_private: bool = False
-    retry_failed: bool = False
-    device: str = "auto"
-    batch_size: int = BATCH_SIZE
 
 
 def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, force: bool) -> str:
@@ -68,14 +54,7 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
 def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
     texts, items = item_words(dataset), dataset.column("item_id")
     inputs = digest(items, texts)
-    skip = reason_to_skip(
-        dataset,
-        "clip_text",
-        "text vectors",
-        there=dataset.path("itemtext").is_file(),
-        maker=encoder.name,
-        inputs=inputs,
-    )
+    skip = reason_to_skip(dataset, "clip_text", encoder.name, inputs)
     if skip and not force:
         return skip
     rows = [row for row, text in enumerate(texts) if text]
@@ -103,14 +82,7 @@ def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: boo
         urls = {item: url for item, url in addresses if url}
         sources = [f"{item}\t{url}" for item, url in urls.items()]
     inputs = digest(sources)
-    skip = reason_to_skip(
-        dataset,
-        "clip_image",
-        "image vectors",
-        there=dataset.path("itemimage").is_file(),
-        maker=encoder.name,
-        inputs=inputs,
-    )
+    skip = reason_to_skip(dataset, "clip_image", encoder.name, inputs)
     # Images that failed may be there now: --retry_failed asks for them.
     again = options.retry_failed and dataset.generated("clip_image").startswith(encoder.name)
     if skip and not force and not again:

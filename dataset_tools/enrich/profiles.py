@@ -8,7 +8,6 @@ target of a user reaches a prompt.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -21,13 +20,12 @@ from dataset_tools.dataset.provenance import (
     note_of,
     reason_to_skip,
     say_refused,
-    trial_of,
-    trial_there,
 )
 from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
 from dataset_tools.llm.requests import Answer, Completion, Embedding
 from dataset_tools.llm.session import NotAsked, Session
+from dataset_tools.options import ProfileOptions
 from recbole_tema.data.feature_file import FeatureTable
 from recbole_tema.errors import DataError
 
@@ -35,24 +33,6 @@ log = logging.getLogger(__name__)
 
 MAX_TITLE = 80  # characters of a title in a list of titles
 MAX_PROFILE = 600  # characters of a profile
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """Numbers of the pipeline; see the help of `python -m dataset_tools profile`."""
-
-    clusters: int = 10
-    parts: int = 3
-    part_items: int = 8
-    seed: int = 2020
-    limit: int | None = None
-
-
-def has_profiles(dataset: Dataset) -> bool:
-    """Whether the users' vectors are of profiles that a language model wrote, of all users."""
-    made = dataset.generated("profile_emb").startswith(BY_MODEL)
-    trial = trial_there(dataset, "profiling", dataset.events["user_id"].nunique())
-    return made and trial is None and dataset.path("userllm").is_file()
 
 
 def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
@@ -148,11 +128,7 @@ def sentence(answer: Answer) -> str:
 
 
 def profile_dataset(
-    dataset: Dataset,
-    session: Session,
-    text_encoder: str,
-    options: ProfileOptions,
-    force: bool,
+    dataset: Dataset, session: Session, text_encoder: str, options: ProfileOptions, force: bool
 ) -> str:
     """Write NAME.userllm and the profiles in words, NAME.profiles.tsv.
 
@@ -171,16 +147,8 @@ def profile_dataset(
     table = dataset.feature("itemllm") or dataset.feature("itemtext")
     inputs = profile_digest(dataset, table) if table is not None else ""
     n_users = dataset.events["user_id"].nunique()
-    skip = reason_to_skip(
-        dataset,
-        "profile_emb",
-        "profiles",
-        there=dataset.path("userllm").is_file(),
-        maker=f"{BY_MODEL}{session.backend.identity},",
-        inputs=inputs,
-        trial=trial_there(dataset, "profiling", n_users),
-        limit=trial_of(options.limit, n_users),
-    )
+    maker = f"{BY_MODEL}{session.backend.identity},"
+    skip = reason_to_skip(dataset, "profile_emb", maker, inputs, options.limit)
     if skip and not force:
         return skip
     if table is None and session.dry:

@@ -10,17 +10,18 @@ import pandas as pd
 from dataset_tools.dataset.dataset import Dataset, update_dataset
 from dataset_tools.dataset.provenance import (
     BY_MODEL,
+    by_model,
     counted,
     digest,
     note_of,
     reason_to_skip,
     say_refused,
     trial_of,
-    trial_there,
 )
 from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.session import NotAsked, Session
-from dataset_tools.tags.generate import TagOptions, item_fields
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import COMMON, RARE
 from dataset_tools.tags.pipeline import Tagged, make_tags
 from dataset_tools.tags.refine import VAGUE
@@ -36,9 +37,7 @@ PIPELINE_ENCODER = "minilm"  # the thresholds of cosines in `tags/` are for its 
 
 def has_llm_tags(dataset: Dataset) -> bool:
     """Whether the tags are a language model's, of all items, complete with their vectors."""
-    made = dataset.generated("tags").startswith(BY_MODEL)
-    made = made and trial_there(dataset, "tagging", len(dataset.items)) is None
-    return made and "tags" in dataset.items and dataset.path("tag").is_file()
+    return by_model(dataset, "tags") and dataset.has("tag_emb")
 
 
 def item_digest(dataset: Dataset) -> str:
@@ -64,16 +63,8 @@ def tag_dataset(
         DataError: no item got a tag, or a file cannot be written.
     """
     inputs = item_digest(dataset)
-    skip = reason_to_skip(
-        dataset,
-        "tags",
-        "tags",
-        there=any(dataset.column("tags")),
-        maker=f"{BY_MODEL}{session.backend.identity},",
-        inputs=inputs,
-        trial=trial_there(dataset, "tagging", len(dataset.items)),
-        limit=trial_of(options.limit, len(dataset.items)),
-    )
+    maker, total = f"{BY_MODEL}{session.backend.identity},", len(dataset.items)
+    skip = reason_to_skip(dataset, "tags", maker, inputs, options.limit)
     if skip and not force:
         return skip if session.dry else _with_vectors(dataset, text_encoder, skip)
     if not session.dry:
@@ -106,7 +97,7 @@ def tag_dataset(
             f"{dataset.name}.tag-edits.tsv": edit_log(tagged),
         },
     )
-    n_items, total = sum(map(bool, tagged.rows)), len(tagged.rows)
+    n_items = sum(map(bool, tagged.rows))
     beyond = total - (trial_of(options.limit, total) or total)
     others = {
         "beyond --limit": beyond,

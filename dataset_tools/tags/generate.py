@@ -10,6 +10,7 @@ from dataset_tools.llm.parsing import tag_list
 from dataset_tools.llm.prompts import PromptFile, field_text
 from dataset_tools.llm.requests import Answer, Completion, Prompt
 from dataset_tools.llm.session import Session
+from dataset_tools.options import TagOptions
 from dataset_tools.tags.clean import copies_of_examples, item_tags, merge_key
 
 # Columns that a prompt may name although a dataset lacks them; they are empty then.
@@ -23,22 +24,6 @@ JSON_SCHEMA = json.dumps(
         "additionalProperties": False,
     }
 )
-
-
-@dataclass(frozen=True)
-class TagOptions:
-    """Numbers of the pipeline; see the help of `python -m dataset_tools tag` for their meaning."""
-
-    tags_per_item: int = 6
-    min_items: int = 5
-    max_share: float = 0.25
-    merge_cosine: float = 0.9
-    rounds: int = 2
-    near: int = 6
-    top: int = 6
-    threshold: float = 0.2
-    limit: int | None = None
-    seed: int = 2020
 
 
 @dataclass

@@ -11,7 +11,8 @@ import numpy as np
 from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import RawTags, TagOptions, generate, item_fields
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import RawTags, generate, item_fields
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
 from dataset_tools.tags.matching import candidates, centred, match_requests, own_tags, weights
 from dataset_tools.tags.rounds import refine

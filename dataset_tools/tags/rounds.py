@@ -3,13 +3,14 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.parsing import tag_list
 from dataset_tools.llm.session import Session
+from dataset_tools.options import TagOptions
 from dataset_tools.tags.clean import merge_key
 from dataset_tools.tags.generate import RawTags, read_answers, tag_requests
 from dataset_tools.tags.listing import TagList
@@ -27,9 +28,6 @@ from dataset_tools.tags.refine import (
     specificity,
 )
 
-if TYPE_CHECKING:
-    from dataset_tools.tags.generate import TagOptions
-
 log = logging.getLogger(__name__)
 
 PAIR_COSINE = 0.68  # of text vectors, from which on two tags may be synonyms
@@ -46,7 +44,7 @@ def refine(
     encode: Callable,
     raw: RawTags,
     tags: TagList,
-    options: "TagOptions",
+    options: TagOptions,
     number: int,
 ) -> int:
     """Round `number`; edits `tags`, and `raw` where items got more tags. Returns the edits."""

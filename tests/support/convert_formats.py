@@ -78,7 +78,7 @@ def plain_table(end):
         else:
             packed(path, table([head, *rows], "," if kind == "csv" else "\t"))
         files = tables.Tables([(None, path)], [])
-        return lambda engine, broken: tables.read(engine, files, broken)
+        return lambda engine: tables.read(engine, files)
 
     return write
 
@@ -91,7 +91,7 @@ def two_tables(folder, events, titles):
     items = [["asin", "domain", "name"], *([i, d, t] for (d, i), t in titles.items())]
     known = packed(folder / "items.tsv", table(items, "\t"))
     files = tables.Tables([(None, path)], [(None, known)])
-    return lambda engine, broken: tables.read(engine, files, broken)
+    return lambda engine: tables.read(engine, files)
 
 
 def amazon_release(release):
@@ -117,7 +117,7 @@ def amazon_release(release):
             show = repr if release == "2014" else json.dumps
             text = "".join(show(row) + "\n" for row in rows)
             metadata.append((domain, packed(folder / f"meta_{domain}.{end}", text)))
-        return lambda engine, broken: amazon.read(engine, reviews, metadata, broken)
+        return lambda engine: amazon.read(engine, reviews, metadata)
 
     return write
 
@@ -136,7 +136,7 @@ def douban_corpus(folder, events, titles):
         packed(folder / reviews, table([head, *rows], "\t", csv.QUOTE_ALL))
         rows = [[i, t] for (d, i), t in titles.items() if d == domain]
         packed(folder / items, table([["UID", "name"], *rows], "\t", csv.QUOTE_ALL))
-    return lambda engine, broken: douban.read(engine, folder, domains, broken)
+    return lambda engine: douban.read(engine, folder, domains)
 
 
 def movielens_release(release):
@@ -163,7 +163,7 @@ def movielens_release(release):
         else:
             packed(folder / "ratings.csv", table([movielens.RATING_COLUMNS, *rows], ","))
             packed(folder / "movies.csv", table([["movieId", "title", "genres"], *films], ","))
-        return lambda engine, broken: movielens.read(engine, folder, broken)
+        return lambda engine: movielens.read(engine, folder)
 
     return write
 
@@ -182,7 +182,7 @@ def atomic_datasets(folder, events, titles):
         rows += [[i, t] for (d, i), t in titles.items() if d == domain]
         packed(place / f"{domain}.item", "".join("\t".join(row) + "\n" for row in rows))
         folders.append((domain, place))
-    return lambda engine, broken: recbole.read(engine, folders, broken)
+    return lambda engine: recbole.read(engine, folders)
 
 
 NUMBERS = Fits(

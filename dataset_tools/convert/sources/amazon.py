@@ -14,10 +14,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dataset_tools.convert.broken import SHOWN
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.feed import texts
 from dataset_tools.convert.intake import categories_of, refuse_repeats, take_events, take_items
-from dataset_tools.convert.lines import SHOWN, Broken, json_lines
+from dataset_tools.convert.lines import json_lines
 from dataset_tools.convert.sources.tables import text_of
 from recbole_tema.errors import DataError
 from recbole_tema.progress import ProgressBar
@@ -57,7 +58,6 @@ def read(
     engine: Engine,
     reviews: Sequence[tuple[str, Path]],
     metadata: Sequence[tuple[str, Path]],
-    broken: Broken,
     catalogue: bool = True,
 ) -> None:
     """Fill `raw_events` and `raw_items` from (domain, file); the latter with texts of items
@@ -75,13 +75,12 @@ def read(
         if domain not in {name for name, _ in reviews}:
             raise DataError(f"{path}: metadata of '{domain}', of which no reviews are given")
     for domain, path in reviews:
-        json_lines(engine, path, "loaded", REVIEW, broken, RELEASES)
+        json_lines(engine, path, "loaded", REVIEW, RELEASES)
         _tell_release(engine, path)
         take_events(
             engine,
             "loaded",
             path,
-            broken,
             user="user",
             item="item",
             timestamp="time",
@@ -89,7 +88,7 @@ def read(
             domain=quoted(domain),
         )
     for domain, path in metadata:
-        _read_metadata(engine, domain, path, broken, catalogue)
+        _read_metadata(engine, domain, path, catalogue)
 
 
 def _tell_release(engine: Engine, path: Path) -> None:
@@ -109,14 +108,12 @@ def _tell_release(engine: Engine, path: Path) -> None:
         log.info("%s: reviews of the release of %s", path, "2014 or 2018" if old else "2023")
 
 
-def _read_metadata(
-    engine: Engine, domain: str, path: Path, broken: Broken, catalogue: bool
-) -> None:
+def _read_metadata(engine: Engine, domain: str, path: Path, catalogue: bool) -> None:
     file = path
     if _is_literal(path):
         file = engine.folder / f"{path.name}.json"
-        _literals_to_json(path, file, broken)
-    json_lines(engine, file, "loaded", META, broken)
+        _literals_to_json(engine, path, file)
+    json_lines(engine, file, "loaded", META)
     engine.do(
         "CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT item AS id FROM raw_events "
         f"WHERE domain = {quoted(domain)}"
@@ -143,7 +140,6 @@ def _read_metadata(
         engine,
         table,
         path,
-        broken,
         item="item",
         domain=quoted(domain),
         columns={
@@ -191,7 +187,7 @@ def _is_literal(path: Path) -> bool:
     return False
 
 
-def _literals_to_json(path: Path, target: Path, broken: Broken) -> None:
+def _literals_to_json(engine: Engine, path: Path, target: Path) -> None:
     """Write lines of Python literals as lines of JSON. They are parsed, never executed."""
     bad: list[int] = []
     with open(target, "w", encoding="utf-8") as file:
@@ -201,7 +197,7 @@ def _literals_to_json(path: Path, target: Path, broken: Broken) -> None:
             if not text and line.strip():
                 bad.append(number)
             file.write(text + "\n")
-    broken.add(path, "no Python literal of a dict", len(bad), bad[:SHOWN])
+    engine.broken.add(path, "no Python literal of a dict", len(bad), bad[:SHOWN])
 
 
 def _literal(line: bytes) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import categories_of, list_of, take_events, take_items
-from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.convert.lines import separated
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ KINDS = {  # domain -> (reviews, items)
 MOST_LABELS = 10  # of an item, those that most users gave
 
 
-def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -> None:
+def read(engine: Engine, folder: Path, domains: Sequence[str]) -> None:
     """Fill `raw_events` and `raw_items`.
 
     Args:
@@ -39,7 +39,7 @@ def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -
         if not reviews.is_file():
             there = ", ".join(sorted(path.name for path in folder.glob("*_cleaned.txt"))) or "none"
             raise DataError(f"{reviews}: no such file (of the corpus there are: {there})")
-        found = separated(engine, reviews, "loaded", broken, delimiter="\t")
+        found = separated(engine, reviews, "loaded", delimiter="\t")
         for column in ("user_id", f"{domain}_id", "time"):
             if column not in found:
                 raise DataError(f"{reviews}, line 1: no column '{column}' ({', '.join(found)})")
@@ -49,14 +49,13 @@ def read(engine: Engine, folder: Path, domains: Sequence[str], broken: Broken) -
             f"{labels_of(labels)} AS labels FROM loaded"
         )
         if items.is_file():
-            _read_items(engine, domain, items, broken)
+            _read_items(engine, domain, items)
         else:
             log.warning("%s: no such file: items of '%s' have no title", items, domain)
         take_events(
             engine,
             "loaded",
             reviews,
-            broken,
             user="trim(user_id)",
             item=f"trim({domain}_id)",
             timestamp='trim("time")',
@@ -74,8 +73,8 @@ def labels_of(column: str) -> str:
     return f"list_filter(list_transform({split}, lambda x: trim(x)), lambda x: x NOT IN ('', '[]'))"
 
 
-def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None:
-    found = separated(engine, path, "titles", broken, delimiter="\t")
+def _read_items(engine: Engine, domain: str, path: Path) -> None:
+    found = separated(engine, path, "titles", delimiter="\t")
     lower = {name.lower(): f'"{name}"' for name in found}
     ids = [lower[name] for name in ("uid", f"{domain}_id") if name in lower]
     if not ids:
@@ -102,11 +101,7 @@ def _read_items(engine: Engine, domain: str, path: Path, broken: Broken) -> None
         engine,
         "joined",
         path,
-        broken,
         item="own",
         domain=quoted(domain),
-        columns={
-            "title": "trim(name::VARCHAR)",
-            "category": categories_of("words"),
-        },
+        columns={"title": "trim(name::VARCHAR)", "category": categories_of("words")},
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dataset_tools.builtin.movielens import THRILL_GENRES
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import categories_of, take_events, take_items
-from dataset_tools.convert.lines import Broken, separated
+from dataset_tools.convert.lines import separated
 from dataset_tools.convert.sources.recbole import CATEGORIES, TITLES, YEARS, load_atomic
 from recbole_tema.errors import DataError
 
@@ -46,7 +46,7 @@ NO_GENRES = ("", "unknown", "(no genres listed)", "(no", "genres", "listed)")
 RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
 
 
-def read(engine: Engine, place: Path, broken: Broken) -> None:
+def read(engine: Engine, place: Path) -> None:
     """Fill `raw_events` and `raw_items` from a release's folder or zip, or RecBole's copy of one.
 
     Raises:
@@ -55,7 +55,7 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
     if not place.exists():
         raise DataError(f"{place}: no such folder or zip")
     if (place / f"{place.name}.inter").is_file() and (place / f"{place.name}.item").is_file():
-        _read_copy(engine, place, broken)
+        _read_copy(engine, place)
         return
     release, ratings, movies = find(place, engine.folder)
     extra = () if release.header else ("url",)
@@ -66,7 +66,6 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         engine,
         movies,
         "loaded",
-        broken,
         delimiter=release.delimiter[1],
         quote=release.quote,
         names=names,
@@ -83,7 +82,6 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
     _take_films(
         engine,
         movies,
-        broken,
         item='"movieId"',
         genres=genres,
         title=r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
@@ -93,14 +91,13 @@ def read(engine: Engine, place: Path, broken: Broken) -> None:
         engine,
         ratings,
         "loaded",
-        broken,
         delimiter=release.delimiter[0],
         quote=release.quote,
         names=None if release.header else list(RATING_COLUMNS),
         encoding=release.encoding,
     )
     _need(ratings, found, RATING_COLUMNS)
-    _take_ratings(engine, ratings, broken, *(f'"{name}"' for name in RATING_COLUMNS))
+    _take_ratings(engine, ratings, *(f'"{name}"' for name in RATING_COLUMNS))
 
 
 def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
@@ -110,10 +107,10 @@ def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
         raise DataError(f"{path}, line 1: no column '{lacking[0]}' (found: {', '.join(found)})")
 
 
-def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
+def _read_copy(engine: Engine, folder: Path) -> None:
     """RecBole's own copy: atomic files, genres as a `token_seq`."""
     path = folder / f"{folder.name}.item"
-    found = load_atomic(engine, path, "loaded", broken)
+    found = load_atomic(engine, path, "loaded")
     columns = [
         next((f'"{name}"' for name in names if name in found), None)
         for names in (CATEGORIES, TITLES, YEARS)
@@ -125,17 +122,15 @@ def _read_copy(engine: Engine, folder: Path, broken: Broken) -> None:
         )
     genres = f"string_split_regex(trim({columns[0]}), '\\s+')"
     title, year = columns[1:]
-    _take_films(engine, path, broken, item='"item_id"', genres=genres, title=title, year=year)
+    _take_films(engine, path, item='"item_id"', genres=genres, title=title, year=year)
     path = folder / f"{folder.name}.inter"
-    found = load_atomic(engine, path, "loaded", broken, needed=("user_id", "item_id", "timestamp"))
+    found = load_atomic(engine, path, "loaded", needed=("user_id", "item_id", "timestamp"))
     columns = [f'"{name}"' for name in ("user_id", "item_id")]
     rating = '"rating"' if "rating" in found else None
-    _take_ratings(engine, path, broken, *columns, rating, '"timestamp"')
+    _take_ratings(engine, path, *columns, rating, '"timestamp"')
 
 
-def _take_films(
-    engine: Engine, path: Path, broken: Broken, *, item: str, genres: str, title, year
-) -> None:
+def _take_films(engine: Engine, path: Path, *, item: str, genres: str, title, year) -> None:
     """Move the films in `loaded` to `raw_items`, and make `domain_of` (id, genre_domain).
 
     Args:
@@ -161,16 +156,13 @@ def _take_films(
         engine,
         "films",
         path,
-        broken,
         item=item,
         domain="genre_domain",
         columns={name: column for name, column in columns.items() if column},
     )
 
 
-def _take_ratings(
-    engine: Engine, path: Path, broken: Broken, user: str, item: str, rating, timestamp: str
-) -> None:
+def _take_ratings(engine: Engine, path: Path, user: str, item: str, rating, timestamp: str) -> None:
     """Move the ratings in `loaded` to `raw_events`, with the domains of their films."""
     engine.do(
         "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
@@ -181,7 +173,6 @@ def _take_ratings(
         engine,
         "joined",
         path,
-        broken,
         user=user,
         item=item,
         timestamp=timestamp,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, identifier, quoted
 from dataset_tools.convert.intake import ITEM_COLUMNS, categories_of, take_events, take_items
-from dataset_tools.convert.lines import Broken, free_names, separated
+from dataset_tools.convert.lines import free_names, separated
 from recbole_tema.data.atomic import read_header
 from recbole_tema.errors import DataError
 
@@ -16,7 +16,7 @@ YEARS = ("year", "release_year")
 QUOTED = r'^"((?:[^"]|"")*)"((?:[^"].*)?)$'  # a quoted cell: what is in the quotes, what follows
 
 
-def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Broken) -> None:
+def read(engine: Engine, folders: Sequence[tuple[str | None, Path]]) -> None:
     """Fill `raw_events` and `raw_items` from (domain, folder of an atomic dataset).
 
     Raises:
@@ -26,7 +26,7 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
         name = folder.name
         inter, item = folder / f"{name}.inter", folder / f"{name}.item"
         if item.is_file():
-            found = load_atomic(engine, item, "loaded", broken)
+            found = load_atomic(engine, item, "loaded")
             columns = {c: f'"{c}"' for c in ITEM_COLUMNS if c in found}
             for ours, theirs in (("title", TITLES), ("category", CATEGORIES), ("year", YEARS)):
                 known = next((c for c in theirs if c in found), None)
@@ -35,21 +35,14 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
             if "category" in columns:
                 columns["category"] = categories_of(f"string_split({columns['category']}, ' ')")
             take_items(
-                engine,
-                "loaded",
-                item,
-                broken,
-                item='"item_id"',
-                domain=quoted(domain),
-                columns=columns,
+                engine, "loaded", item, item='"item_id"', domain=quoted(domain), columns=columns
             )
         needed = ("user_id", "item_id", "timestamp")
-        found = load_atomic(engine, inter, "loaded", broken, needed)
+        found = load_atomic(engine, inter, "loaded", needed)
         take_events(
             engine,
             "loaded",
             inter,
-            broken,
             user='"user_id"',
             item='"item_id"',
             timestamp='"timestamp"',
@@ -60,7 +53,7 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]], broken: Bro
 
 
 def load_atomic(
-    engine: Engine, path: Path, table: str, broken: Broken, needed: Sequence[str] = ("item_id",)
+    engine: Engine, path: Path, table: str, needed: Sequence[str] = ("item_id",)
 ) -> list[str]:
     """Make `table` of an atomic file, as `separated` does; the names of its fields.
 
@@ -74,7 +67,7 @@ def load_atomic(
     for name in needed:
         if name not in names:
             raise DataError(f"{path}, line 1: no column '{name}' (found: {', '.join(names)})")
-    separated(engine, path, table, broken, delimiter="\t", quote="", names=names, skip=1)
+    separated(engine, path, table, delimiter="\t", quote="", names=names, skip=1)
     cells = [identifier(name) for name in free_names(names)]
     opens = {cell: f"starts_with({cell}, '\"')" for cell in cells}
     first = engine.value(f"SELECT min(_number) FROM {table} WHERE {' OR '.join(opens.values())}")

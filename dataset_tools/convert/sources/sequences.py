@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from dataset_tools.convert.broken import SHOWN
 from dataset_tools.convert.engine import Engine, identifier, quoted
-from dataset_tools.convert.lines import REJECTS, SHOWN, Broken, note_rejects, text_lines
+from dataset_tools.convert.lines import REJECTS, note_rejects, text_lines
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ AROUND = r"""[\[\](){}'"]"""  # what stands around a list, or an item of one
 
 
 def read_sequences(
-    engine: Engine, path: Path, table: str, broken: Broken, delimiter: str | None, marked: bool
+    engine: Engine, path: Path, table: str, delimiter: str | None, marked: bool
 ) -> list[str]:
     """Make `table` (_number, _good, user_id, item_id, and timestamp if `marked`) of lines `user
     item item ...`, with blanks, tabs, commas or `delimiter` between; the names of its columns.
@@ -28,7 +29,7 @@ def read_sequences(
     """
     with engine.reading(path) as text:
         engine.number("texts", f"SELECT line FROM {text_lines(text.sql, REJECTS)}", "line NOT NULL")
-    note_rejects(engine, path, "texts", broken, text.tally.lines, text.tally.lines, False)
+    note_rejects(engine, path, "texts", text.tally.lines, text.tally.lines, False)
     between = f"[{BETWEEN}{re.escape(delimiter) if delimiter else ''}]+"
     cells = "cells[2:]"
     if marked:
@@ -45,8 +46,8 @@ def read_sequences(
     count, first = engine.rows(
         f"SELECT count(*), min(_number, {SHOWN}) FROM cut WHERE coalesce(len(cells), 0) = 0"
     )[0]
-    broken.add(path, "no item", count, first)
-    broken.judge(path, engine.value("SELECT count(*) FROM cut") - count)
+    engine.broken.add(path, "no item", count, first)
+    engine.broken.judge(path, engine.value("SELECT count(*) FROM cut") - count)
     engine.number(
         table,
         "SELECT true AS _good, _number AS line, user AS user_id, unnest(cells) AS cell FROM cut",
@@ -96,7 +97,6 @@ def expand(
     engine: Engine,
     path: Path,
     table: str,
-    broken: Broken,
     columns: Mapping[str, str | None],
     wanted: bool | None,
     plural: bool = False,
@@ -161,14 +161,11 @@ def expand(
         f"SELECT {fault} AS fault, count(*), min(_number, {SHOWN}) FROM {table} "
         f"WHERE NOT {sound} GROUP BY fault ORDER BY fault"
     ):
-        broken.add(path, reason, count, first, "row")
-    broken.judge(path, engine.value(f"SELECT count(*) FROM {table} WHERE {sound}"))
+        engine.broken.add(path, reason, count, first, "row")
+    engine.broken.judge(path, engine.value(f"SELECT count(*) FROM {table} WHERE {sound}"))
     shown = [f"unnest({lists[ours]}) AS {identifier(ours)}" for ours in split]
     shown += [f"{sql} AS {identifier(ours)}" for ours, sql in there.items() if ours not in split]
-    engine.number(
-        "expanded",
-        f"SELECT _good, {', '.join(shown)} FROM {table} WHERE {sound}",
-    )
+    engine.number("expanded", f"SELECT _good, {', '.join(shown)} FROM {table} WHERE {sound}")
     engine.drop(table)
     engine.do(f"ALTER TABLE expanded_rows RENAME TO {table}_rows; DROP VIEW expanded")
     engine.see(table, {ours: identifier(ours) for ours in there})

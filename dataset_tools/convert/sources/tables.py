@@ -21,7 +21,7 @@ from dataset_tools.convert.intake import (
     take_items,
 )
 from dataset_tools.convert.layout import LEFT_OUT, NAMES, OPTIONS, USUAL, Tables, layout_of
-from dataset_tools.convert.lines import Broken, free_names, json_lines, json_texts, separated
+from dataset_tools.convert.lines import free_names, json_lines, json_texts, separated
 from dataset_tools.convert.sources.sequences import expand, read_sequences
 from recbole_tema.errors import ConfigError, DataError
 
@@ -45,7 +45,7 @@ class Interactions(NamedTuple):
     split: str | None = None
 
 
-def read(engine: Engine, tables: Tables, broken: Broken) -> None:
+def read(engine: Engine, tables: Tables) -> None:
     """Fill `raw_events` and `raw_items`.
 
     Raises:
@@ -65,12 +65,12 @@ def read(engine: Engine, tables: Tables, broken: Broken) -> None:
     refuse_repeats(tables.items)
     columns_there: set[str] = set()
     for domain, path in tables.items:
-        columns_there |= _read_items(engine, domain, path, tables, broken)
+        columns_there |= _read_items(engine, domain, path, tables)
     timed: dict[Path, bool] = {}
     ends = []
     prefixes = user_prefixes(files) if tables.own_users else [""] * len(files)
     for file, prefix in zip(files, prefixes, strict=True):
-        found, timed[file.path] = _read_events(engine, file, tables, broken, prefix)
+        found, timed[file.path] = _read_events(engine, file, tables, prefix)
         columns_there |= found
         ends.append(engine.value("SELECT coalesce(max(place), 0) FROM raw_events"))
     for ours, theirs in tables.columns.items():
@@ -101,9 +101,9 @@ def _check_columns(tables: Tables) -> None:
             raise ConfigError(f"{OPTIONS[role]} names no '{lacking[0]}' ({', '.join(names)})")
 
 
-def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str]:
+def _read_items(engine, domain, path, tables: Tables) -> set[str]:
     """Move a table of items to `raw_items`; its columns, in lower case."""
-    found = load(engine, path, "loaded", broken, tables, "items")
+    found = load(engine, path, "loaded", tables, "items")
     where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
     item = _needed(path, found, "item_id", tables.columns)
     known = quoted(domain) if domain is not None else where["domain"]
@@ -117,7 +117,6 @@ def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str
         engine,
         "loaded",
         path,
-        broken,
         item=item,
         domain=known,
         columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
@@ -127,12 +126,12 @@ def _read_items(engine, domain, path, tables: Tables, broken: Broken) -> set[str
 
 
 def _read_events(
-    engine: Engine, file: Interactions, tables: Tables, broken: Broken, prefix: str
+    engine: Engine, file: Interactions, tables: Tables, prefix: str
 ) -> tuple[set[str], bool]:
     """Move a table of interactions to `raw_events`, `prefix` before the ids of its users; its
     columns, in lower case, and whether it has times."""
     domain, path, split = file
-    found = load(engine, path, "loaded", broken, tables, "interactions")
+    found = load(engine, path, "loaded", tables, "interactions")
     columns = {
         "user_id": _needed(path, found, "user_id", tables.columns),
         "item_id": _needed(path, found, "item_id", tables.columns),
@@ -147,7 +146,7 @@ def _read_events(
             "that tells it; give --items, or DOMAIN=FILE"
         )
     plural = columns["item_id"].strip('"').lower().startswith(PLURAL)
-    columns = expand(engine, path, "loaded", broken, columns, tables.sequences, plural) or columns
+    columns = expand(engine, path, "loaded", columns, tables.sequences, plural) or columns
     table, own = "loaded", quoted(domain) if domain is not None else columns.get("domain")
     if own is None:
         own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
@@ -159,7 +158,6 @@ def _read_events(
         engine,
         table,
         path,
-        broken,
         user=user,
         item=columns["item_id"],
         timestamp=columns.get("timestamp"),
@@ -348,12 +346,7 @@ def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
 
 
 def load(
-    engine: Engine,
-    path: Path,
-    table: str,
-    broken: Broken,
-    tables: Tables,
-    role: str = "interactions",
+    engine: Engine, path: Path, table: str, tables: Tables, role: str = "interactions"
 ) -> list[str]:
     """Make `table` (_number, _good, and the file's columns as text); the names of the columns.
 
@@ -367,14 +360,13 @@ def load(
         with naming_file(path):
             return _number_parquet(engine, path, table)
     if layout.kind == "json":
-        return _load_json(engine, path, table, broken, tables)
+        return _load_json(engine, path, table, tables)
     if layout.kind == "sequences":
-        return read_sequences(engine, path, table, broken, layout.delimiter, layout.marked)
+        return read_sequences(engine, path, table, layout.delimiter, layout.marked)
     return separated(
         engine,
         path,
         table,
-        broken,
         delimiter=layout.delimiter,
         quote=layout.quote,
         names=layout.names,
@@ -382,7 +374,7 @@ def load(
     )
 
 
-def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: Tables) -> list[str]:
+def _load_json(engine: Engine, path: Path, table: str, tables: Tables) -> list[str]:
     """Make `table` of JSON objects: the columns that can be meant; their names.
 
     Keys are those of the first objects, and the usual names, which can come later.
@@ -403,7 +395,7 @@ def _load_json(engine: Engine, path: Path, table: str, broken: Broken, tables: T
         identifier(f"k{i}"): "/" + key.replace("~", "~0").replace("/", "~1")
         for i, key in enumerate(names.values())
     }
-    json_lines(engine, path, table, pointers, broken)
+    json_lines(engine, path, table, pointers)
     counts = engine.rows(
         f"SELECT {', '.join(f'count({column})' for column in pointers)}, count(*) FILTER (_good) "
         f"FROM {table}"

@@ -50,7 +50,7 @@ def run(folder, events, items, filters=Filters(), **keys):  # noqa: B008
         [(None, write_csv(folder / "e.csv.gz", head, events))],
         [(None, write_csv(folder / "i.csv", ["item_id", "domain", "title"], items))],
     )
-    return converted(folder, lambda engine, broken: read(engine, tables, broken), filters, **keys)
+    return converted(folder, lambda engine: read(engine, tables), filters, **keys)
 
 
 def events_of(fits):

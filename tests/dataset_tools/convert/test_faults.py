@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from dataset_tools.cli import main
 from dataset_tools.convert.engine import Engine
 from dataset_tools.convert.intake import prepare
-from dataset_tools.convert.lines import Broken
 from dataset_tools.convert.sources.tables import Tables, read
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -304,7 +303,7 @@ def test_nothing_read_stays_in_memory_but_events_and_items(tmp_path, name):
     (tmp_path / "work").mkdir()
     engine = Engine(tmp_path / "work", 1 << 30, 1)
     prepare(engine)
-    read(engine, Tables([(None, tmp_path / name)], []), Broken())
+    read(engine, Tables([(None, tmp_path / name)], []))
     tables = engine.rows("SELECT table_name FROM information_schema.tables ORDER BY 1")
     assert tables == [("raw_events",), ("raw_items",)]
 

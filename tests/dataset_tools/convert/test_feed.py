@@ -12,7 +12,7 @@ import pytest
 
 from dataset_tools.convert import feed
 from dataset_tools.convert.engine import Engine
-from dataset_tools.convert.lines import Broken, json_lines, separated
+from dataset_tools.convert.lines import json_lines, separated
 from recbole_tema.errors import DataError
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -33,8 +33,8 @@ def test_rows_have_the_numbers_of_their_places(tmp_path, monkeypatch, pipes):
         monkeypatch.delattr(os, "mkfifo")
     path = numbered(tmp_path, 300_000)
     (tmp_path / "work").mkdir()
-    engine, broken = Engine(tmp_path / "work", 1 << 30, 4), Broken()
-    separated(engine, path, "t", broken, delimiter=",")
+    engine = Engine(tmp_path / "work", 1 << 30, 4)
+    separated(engine, path, "t", delimiter=",")
     assert engine.rows("SELECT count(*), count(*) FILTER (n::BIGINT + 1 != _number) FROM t") == [
         (300_000, 0)
     ]
@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_file_comes_before_what_its_half_gives(tmp_path):
     (tmp_path / "work").mkdir()
     engine = Engine(tmp_path / "work", 1 << 30, 1)
     with pytest.raises(DataError, match=r"cut\.jsonl\.gz.*cut short"):
-        json_lines(engine, path, "t", {"user": "$.user_id"}, Broken())
+        json_lines(engine, path, "t", {"user": "$.user_id"})
 
 
 def test_the_feeders_fault_is_told(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_the_feeders_fault_is_told(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     engine = Engine(tmp_path / "work", 1 << 30, 1)
     with pytest.raises(RuntimeError, match="out of descriptors"):
-        separated(engine, path, "t", Broken(), delimiter=",")
+        separated(engine, path, "t", delimiter=",")
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])

@@ -136,11 +136,11 @@ def test_every_source_keeps_its_catalogue(tmp_path, source):
         for n, (user, d) in enumerate((u, d) for u in fits.users[:3] for d in domains)
     ]
     titles = {(d, i): f"Title {i}" for d in domains for i in halves[d]}
-    for catalogue, n in ((True, len(titles)), (False, 2)):
-        folder = tmp_path / str(catalogue)
+    for kept, n in (("keep", len(titles)), ("drop", 2)):
+        folder = tmp_path / kept
         folder.mkdir()
         reader = write(folder, events, titles)
-        _, items = converted(folder, reader, catalogue=catalogue)
+        _, items = converted(folder, reader, items_without_events=kept)
         assert len(items) - 1 == n
 
 

@@ -146,7 +146,7 @@ def test_an_existing_dataset_stays_without_force(tmp_path):
     run(tmp_path, EVENTS, ITEMS)
     before = files(tmp_path / "out")
     tables = Tables([(None, tmp_path / "e.csv.gz")], [(None, tmp_path / "i.csv")])
-    conversion = Conversion(lambda e, b: read(e, tables, b), "test", threads=1)
+    conversion = Conversion(lambda e: read(e, tables), "test", threads=1)
     with pytest.raises(DataError, match="exists"):
         convert(conversion, tmp_path / "out", "out")
     assert files(tmp_path / "out") == before
@@ -181,9 +181,7 @@ def test_a_failure_writes_nothing(tmp_path, fault):
         path.write_bytes(path.read_bytes()[:-40])
         says = "cut short"
     tables = Tables([(None, path)], [(None, tmp_path / "i.csv")])
-    conversion = Conversion(
-        lambda e, b: read(e, tables, b), "test", filters, strict=strict, threads=1
-    )
+    conversion = Conversion(lambda e: read(e, tables), "test", filters, strict=strict, threads=1)
     with pytest.raises(DataError, match=says) as error:
         convert(conversion, tmp_path / "out", "out", force=True)
     assert "item_core 99" in str(error.value) or "e.csv.gz" in str(error.value)
@@ -237,13 +235,11 @@ def test_ids_that_stand_in_two_domains_are_prefixed(tmp_path):
     )
     tables = Tables([(None, events)], [])
     for prefix, ids in (("auto", ["x_1", "y_1", "x_2"]), ("always", ["x_1", "y_1", "x_2"])):
-        conversion = Conversion(
-            lambda e, b: read(e, tables, b), "test", item_prefix=prefix, threads=1
-        )
+        conversion = Conversion(lambda e: read(e, tables), "test", item_prefix=prefix, threads=1)
         convert(conversion, tmp_path / "out", "out", force=True)
         frame = pd.read_csv(tmp_path / "out/out.inter", sep="\t")
         assert frame["item_id:token"].tolist() == ids
-    never = Conversion(lambda e, b: read(e, tables, b), "test", item_prefix="never", threads=1)
+    never = Conversion(lambda e: read(e, tables), "test", item_prefix="never", threads=1)
     with pytest.raises(DataError, match="item '1' is in the domains x, y"):
         convert(never, tmp_path / "out", "out", force=True)
 

@@ -85,9 +85,7 @@ def test_amazon(tmp_path, release):
         for domain in ("food", "kitchen")
     ]
     meta = [("food", write_lines(tmp_path / f"meta.{end}", META[release]))]
-    inter, items, done = run(
-        tmp_path, lambda engine, broken: amazon.read(engine, files, meta, broken)
-    )
+    inter, items, done = run(tmp_path, lambda engine: amazon.read(engine, files, meta))
     assert done.broken.total() == 0 and len(inter) == 12
     start = 1500000000.25 if release == "2023" else 1500000000.0
     assert inter["timestamp"].astype(float).tolist() == [start + i // 2 for i in range(12)]
@@ -110,10 +108,10 @@ def test_amazon_metadata_of_another_category(tmp_path):
     ]
     meta = [("kitchen", write_lines(tmp_path / "meta.json", META["2018"]))]
     with pytest.raises(DataError, match="another category"):
-        run(tmp_path, lambda engine, broken: amazon.read(engine, files, meta, broken))
+        run(tmp_path, lambda engine: amazon.read(engine, files, meta))
     with pytest.raises(DataError, match="no reviewerID or user_id"):
         swapped = [("food", meta[0][1]), files[1]]
-        run(tmp_path, lambda engine, broken: amazon.read(engine, swapped, [], broken))
+        run(tmp_path, lambda engine: amazon.read(engine, swapped, []))
 
 
 @pytest.mark.parametrize("release", ["2014", "2018"])
@@ -187,7 +185,7 @@ def test_movielens(tmp_path, write, packed):
         with zipfile.ZipFile(place, "w") as file:
             for path in folder.iterdir():
                 file.write(path, f"ml/{path.name}")
-    inter, items, done = run(tmp_path, lambda engine, broken: movielens.read(engine, place, broken))
+    inter, items, done = run(tmp_path, lambda engine: movielens.read(engine, place))
     assert done.broken.total() == 0
     assert inter.values.tolist() == [
         ["2", "2", "90", "3"],
@@ -207,9 +205,7 @@ RECBOLES = Path(find_spec("recbole").submodule_search_locations[0]) / "dataset_e
 
 
 def test_movielens_of_recboles_copy_is_the_built_in_dataset(tmp_path):
-    inter, items, done = run(
-        tmp_path, lambda engine, broken: movielens.read(engine, RECBOLES, broken)
-    )
+    inter, items, done = run(tmp_path, lambda engine: movielens.read(engine, RECBOLES))
     assert done.broken.total() == 0 and done.counts["users"] == 943
     raw = pd.read_csv(RECBOLES / "ml-100k.item", sep="\t", dtype=str, keep_default_na=False)
     films = film_table(raw.rename(columns=lambda head: head.partition(":")[0]))
@@ -237,7 +233,7 @@ def test_categories_of_plain_tables(tmp_path):
     found = {}
     for end in ("jsonl", "parquet"):
         files = tables.Tables([(None, inter)], [(None, tmp_path / f"items.{end}")])
-        _, items, _ = run(tmp_path / end, lambda e, b, files=files: tables.read(e, files, b))
+        _, items, _ = run(tmp_path / end, lambda e, files=files: tables.read(e, files))
         found[end] = dict(zip(items["item_id"], items["category"], strict=True))
     first = ["Green_Tea Sweets_&_Co", "Green_Tea Sweets", "Tea Sweets", ""]
     assert [found["jsonl"][f"i{n}"] for n in range(5)] == [*first, "[not json"]
@@ -251,7 +247,7 @@ def test_recboles_own_copies(tmp_path):
         for suffix in ("inter", "item"):
             shutil.copy(source / f"ml-100k.{suffix}", tmp_path / name / f"{name}.{suffix}")
     folders = [("a", tmp_path / "first"), ("b", tmp_path / "second")]
-    inter, items, done = run(tmp_path, lambda engine, broken: recbole.read(engine, folders, broken))
+    inter, items, done = run(tmp_path, lambda engine: recbole.read(engine, folders))
     assert len(inter) == 200000 and done.counts["overlapping_users"] == 943
     assert len(items) == 2 * 1682 and items["item_id"].str.match("[ab]_").all()
     row = items.set_index("item_id").loc["a_1"]
@@ -272,7 +268,7 @@ def test_quoted_cells_of_atomic_files(tmp_path):
         text = 'user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\n"u"\t"b"\t2\nu\tc\t3\n'
         (tmp_path / name / f"{name}.inter").write_text(text)
     folders = [(name, tmp_path / name) for name in "xy"]
-    inter, items, _ = run(tmp_path, lambda e, b: recbole.read(e, folders, b))
+    inter, items, _ = run(tmp_path, lambda e: recbole.read(e, folders))
     assert Counter(inter["user_id"]) == {"u": 6}
     assert set(inter["item_id"]) == {f"{d}_{i}" for d in "xy" for i in "abc"}
     assert items["title"].tolist() == [
@@ -289,7 +285,7 @@ def test_quoted_cells_of_atomic_files(tmp_path):
     assert found.whole.users == 1 and found.domains["y"].events == 1  # of the item b
     path.write_text(path.read_text().replace('A 12" disc', '"A 12 disc'))
     with pytest.raises(DataError, match=r"x\.item, line 4: a cell opens a double quote"):
-        run(tmp_path, lambda e, b: recbole.read(e, folders, b))
+        run(tmp_path, lambda e: recbole.read(e, folders))
 
 
 def test_douban(tmp_path):
@@ -314,7 +310,7 @@ def test_douban(tmp_path):
     write_lines(tmp_path / "music_cleaned.txt", ['"UID"\t"name"\t"music_id"', '"11"\t"Low"\t"m9"'])
     inter, items, _ = run(
         tmp_path,
-        lambda engine, broken: douban.read(engine, tmp_path, ["book", "music"], broken),
+        lambda engine: douban.read(engine, tmp_path, ["book", "music"]),
     )
     assert inter[["user_id", "item_id", "rating"]].values.tolist() == [
         ["8", "book_12", ""],
@@ -336,11 +332,11 @@ def test_a_film_that_stands_twice_has_one_domain(tmp_path):
     ml_32m(tmp_path)
     with open(tmp_path / "movies.csv", "a") as file:
         file.write("1,Copycat (1995),Romance|Comedy\n")
-    inter, items, _ = run(tmp_path, lambda e, b: movielens.read(e, tmp_path, b))
+    inter, items, _ = run(tmp_path, lambda e: movielens.read(e, tmp_path))
     assert len(inter) == 4 and items["item_id"].tolist() == ["2", "3", "1"]
     (tmp_path / "ratings.csv").write_text("user,movie,rating,timestamp\n1,1,5,100\n")
     with pytest.raises(DataError, match="no column 'userId'"):
-        run(tmp_path, lambda e, b: movielens.read(e, tmp_path, b))
+        run(tmp_path, lambda e: movielens.read(e, tmp_path))
 
 
 def test_rows_of_one_item_and_prices(tmp_path):
@@ -351,7 +347,7 @@ def test_rows_of_one_item_and_prices(tmp_path):
     )
     events = packed(tmp_path / "e.csv", "user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\nu,d,4\n")
     files = tables.Tables([(None, events)], [(None, items)])
-    _, found, _ = run(tmp_path, lambda e, b: tables.read(e, files, b))
+    _, found, _ = run(tmp_path, lambda e: tables.read(e, files))
     found = found.set_index("item_id")
     assert found["title"].to_dict() == {"a": "Title", "b": "B", "c": "C", "d": "D"}
     assert found["price"].to_dict() == {"a": "1", "b": "1299", "c": "", "d": "12"}
@@ -364,5 +360,5 @@ def test_metadata_of_2014_that_json_cannot_hold(tmp_path):
     ]
     rows = [*META["2014"], "{'asin': {1, 2}}", "{'asin': b'x'}", "[" * 100_000]
     meta = [("food", write_lines(tmp_path / "meta.json", rows))]
-    _, items, done = run(tmp_path, lambda e, b: amazon.read(e, files, meta, b), max_broken=0.5)
+    _, items, done = run(tmp_path, lambda e: amazon.read(e, files, meta), max_broken=0.5)
     assert done.broken.total() == 3 and items["title"][0] == "Tea & 'Honey'"

@@ -12,7 +12,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.describe.checks import findings
 from dataset_tools.describe.measures import describe
-from dataset_tools.describe.page import page
+from dataset_tools.describe.text import page
 from tests.support.tiny_dataset import make_dataset
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")

@@ -15,11 +15,11 @@ from dataset_tools.dataset.provenance import digest, say_replaced
 from dataset_tools.dataset.writer import FEATURE_FIELDS
 from dataset_tools.encoders import text_encoder
 from dataset_tools.enrich.embeddings import centred, embed_dataset
-from dataset_tools.enrich.profiles import ProfileOptions, profile_dataset
+from dataset_tools.enrich.profiles import profile_dataset
 from dataset_tools.enrich.tags import tag_dataset
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import TagOptions
+from dataset_tools.options import ClipOptions, ProfileOptions, TagOptions
 from recbole_tema.config.registry import OUR_MODELS, READERS
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
@@ -227,7 +227,7 @@ def test_whose_checkpoints_new_vectors_refuse_is_said_before_the_work(tmp_path, 
 
 @needs_encoder
 def test_whose_checkpoints_new_tags_refuse(tmp_path, saved, caplog):
-    from dataset_tools.enrich.features import ClipOptions, clip_dataset
+    from dataset_tools.enrich.features import clip_dataset
 
     dataset = write_shop(tmp_path)
     with AnswerStore(dataset.folder / "llm-answers") as store:

@@ -9,13 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.dataset.dataset import read_dataset, training_events
+from dataset_tools.dataset.provenance import by_model
 from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.enrich import profiles
 from dataset_tools.enrich.profiles import (
     MAX_TITLE,
-    ProfileOptions,
     cluster_items,
-    has_profiles,
     joined_titles,
     profile_dataset,
     sentence,
@@ -26,6 +25,7 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import MAX_FIELD
 from dataset_tools.llm.requests import Answer, Embedding
 from dataset_tools.llm.session import Session
+from dataset_tools.options import ProfileOptions
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
 from tests.support.word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
@@ -114,7 +114,9 @@ def test_files_of_a_run(tmp_path):
     assert asked == {text for _, text in rows[1:]}
     for (_, text), vector in zip(rows[1:], table.values, strict=True):
         assert np.array_equal(vector, backend.one(Embedding(text)).value)
-    assert has_profiles(dataset) and "training events only" in dataset.generated("profile_emb")
+    assert by_model(dataset, "profile_emb") and "training events only" in dataset.generated(
+        "profile_emb"
+    )
     assert dataset.card["profiling"]["options"]["clusters"] == 4
 
 
@@ -146,16 +148,18 @@ def test_limit_is_a_trial(tmp_path):
     dataset, backend = shop(tmp_path), WordBackend(True)
     run(dataset, backend, ProfileOptions(clusters=4, limit=3))
     assert len(read_feature(dataset.path("userllm")).tokens) == 3
-    assert not has_profiles(dataset)
+    assert not by_model(dataset, "profile_emb")
     before = dataset.path("userllm").read_bytes()
     smaller = ProfileOptions(clusters=4, limit=2)
     assert "a larger trial, --limit 3, than --limit 2" in run(dataset, backend, smaller)[0]
     assert dataset.path("userllm").read_bytes() == before
     says, _ = run(dataset, backend, ProfileOptions(clusters=4, limit=30))
-    assert has_profiles(dataset) and says.endswith("30 of 30 users have profiles")
+    assert by_model(dataset, "profile_emb") and says.endswith("30 of 30 users have profiles")
     assert "--force" in run(dataset, backend, smaller)[0]
     run(dataset, backend)
-    assert len(read_feature(dataset.path("userllm")).tokens) == 30 and has_profiles(dataset)
+    assert len(read_feature(dataset.path("userllm")).tokens) == 30 and by_model(
+        dataset, "profile_emb"
+    )
 
 
 class Terse(WordBackend):

@@ -10,7 +10,8 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import load_prompt
 from dataset_tools.llm.requests import Answer
 from dataset_tools.llm.session import Session
-from dataset_tools.tags.generate import RawTags, TagOptions
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import RawTags
 from dataset_tools.tags.listing import TagList, first_list
 from dataset_tools.tags.matching import own_tags
 from dataset_tools.tags.refine import (

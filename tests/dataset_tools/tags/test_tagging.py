@@ -21,8 +21,9 @@ from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.prompts import load_prompt
 from dataset_tools.llm.requests import Completion, Scoring
 from dataset_tools.llm.session import Session
+from dataset_tools.options import TagOptions
 from dataset_tools.tags.clean import clean_tag
-from dataset_tools.tags.generate import TagOptions, generate
+from dataset_tools.tags.generate import generate
 from dataset_tools.tags.listing import RARE
 from dataset_tools.tags.pipeline import least_items, make_tags
 from recbole_tema import run_recbole_tema
