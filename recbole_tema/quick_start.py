@@ -23,6 +23,7 @@ from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.console import SCREEN, captured, headline, show_table, start_log
 from recbole_tema.data.preparation import PHASES, SOURCE_VALID, create_dataset, data_preparation
 from recbole_tema.data.schema import ATTRIBUTE_KEYS
+from recbole_tema.device import find_device
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import format_table, popularity_notes, slice_counts, target_groups
 from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
@@ -161,7 +162,7 @@ def load_model(checkpoint, data_path=None, device=None):
         ConfigError: there is no such device.
         DataError: the dataset is not where it was, or one of its files is damaged.
     """
-    device = None if device is None else _device(device)
+    device = None if device is None else find_device(device)
     config, state = _saved_config(checkpoint, data_path)
     if device is not None:
         config["device"] = device
@@ -286,17 +287,6 @@ def _saved_dataset(config, state, checkpoint):
         # As the model was evaluated, also where `auto` comes to something else on later events.
         dataset.exclude_history = state.get("exclude_history", dataset.exclude_history)
     return dataset
-
-
-def _device(name):
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        # PyTorch has no CUDA: an AssertionError. No such name, no such GPU: a RuntimeError.
-        words = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({words}); give cpu") from error
-    return device
 
 
 def _load_dataset(config):
