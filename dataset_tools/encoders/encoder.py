@@ -3,14 +3,13 @@
 import hashlib
 import logging
 import math
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from recbole_tema.progress import ProgressBar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor, device, nn
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +38,37 @@ class Encoder(ABC):
         dimension: Length d of a vector.
         batch_size: Texts or images at once.
         has_images: Whether `images` can be asked.
-        n_cut: How many distinct texts of the last call of `texts` were longer than the model reads.
+        max_tokens: Longest text that is read whole; None where there is no limit.
+        n_cut: How many distinct texts of the last call of `texts` were longer.
     """
 
     has_images = False
+    tokenizer: Any  # of transformers; `load` sets it
 
     def __init__(
-        self, label: str, module: "nn.Module", max_tokens: int | None, batch_size: int
+        self, label: str, source: str, options: dict[str, bool], device: "device", batch_size: int
     ) -> None:
-        """A model in evaluation mode that reads `max_tokens` of a text (None: all of it)."""
+        """Load the model `source`, from a library that takes `options`, in float32."""
         import torch
 
-        self.name = f"{label} (weights sha256 {weights_hash(module)[:16]})"
-        self.batch_size, self.n_cut = batch_size, 0
-        self._label, self._max_tokens = label, max_tokens
+        self.label, self.device, self.batch_size, self.n_cut = label, device, batch_size, 0
+        model, self.max_tokens = self.load(source, options)
+        self.model = model.to(device).float().eval()
+        self.name = f"{label} (weights sha256 {weights_hash(self.model)[:16]})"
         with torch.inference_mode():
             self.dimension = self.encode_batch(["a"]).shape[-1]
+
+    @abstractmethod
+    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int | None]:
+        """The model, and how many tokens of a text it reads."""
 
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> "Tensor":
         """Vectors (B, d) of B texts, of any norm."""
 
-    @abstractmethod
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has, if it is not cut."""
+        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
     def prepare_image(self, image: "Image") -> "Tensor":
         """The tensor (C, H, W) of an RGB image; several threads may call it at once."""
@@ -95,13 +101,13 @@ class Encoder(ABC):
                 batch = unique[start : start + self.batch_size]
                 vectors[start : start + len(batch)] = self._unit(self.encode_batch, batch)
                 bar.update(len(batch))
-        limit = self._max_tokens or math.inf
+        limit = self.max_tokens or math.inf
         # A token has at least one byte; two more mark the start and the end.
         long = (text for text in unique if len(text.encode()) + 2 > limit)
         self.n_cut = sum(self.count_tokens(text) > limit for text in long)
         if self.n_cut:
             what = f"{self.n_cut} texts are longer than the {limit} tokens that it reads"
-            log.info("%s: %s and were cut", self._label, what)
+            log.info("%s: %s and were cut", self.label, what)
         place = {text: row for row, text in enumerate(unique)}
         return vectors[[place[text] for text in readable]]
 
@@ -132,8 +138,7 @@ class Encoder(ABC):
             image = open_image(path)
             return image if isinstance(image, str) else self.prepare_image(image)
 
-        workers = min(DECODERS, os.cpu_count() or 1)
-        with self._bar(len(files), "image", progress) as bar, ThreadPoolExecutor(workers) as pool:
+        with self._bar(len(files), "image", progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
             ahead = pool.map(prepared, batches[0] if batches else [])
             for batch, following in zip_longest(batches, batches[1:], fillvalue=[]):
                 found, ahead = ahead, pool.map(prepared, following)
@@ -153,7 +158,7 @@ class Encoder(ABC):
         """Raise a DataError where the model reads no images."""
         if not self.has_images:
             raise DataError(
-                f"{self._label} reads no images; use a CLIP model, clip:FOLDER_OR_NAME (a folder "
+                f"{self.label} reads no images; use a CLIP model, clip:FOLDER_OR_NAME (a folder "
                 "with preprocessor_config.json) or open_clip:MODEL:TAG_OR_FILE"
             )
 
@@ -161,11 +166,11 @@ class Encoder(ABC):
         text = LONE_SURROGATE.sub("\ufffd", text)
         # CLIP's tokenizer takes time with the square of a word's length: minutes for one title of
         # 50,000 letters, of which the model reads the beginning.
-        longest = TOKEN_CHARACTERS * (self._max_tokens or len(text))
+        longest = TOKEN_CHARACTERS * (self.max_tokens or len(text))
         return text if len(text) <= longest else " ".join(text.split())[:longest]
 
     def _bar(self, total: int, unit: str, progress: bool) -> ProgressBar:
-        desc = f"{self._label}: {unit}s"
+        desc = f"{self.label}: {unit}s"
         return ProgressBar(total=total, desc=desc, unit=unit, disable=not progress)
 
     def _unit(self, compute: "Callable[..., Tensor]", batch: "list[str] | Tensor") -> np.ndarray:
@@ -176,11 +181,11 @@ class Encoder(ABC):
                 vectors = torch.nn.functional.normalize(compute(batch).float(), dim=-1)
         except torch.cuda.OutOfMemoryError:
             raise DataError(
-                f"{self._label}: a batch of {self.batch_size} does not fit into the memory of the "
+                f"{self.label}: a batch of {self.batch_size} does not fit into the memory of the "
                 "device; use a smaller batch size (--batch_size of 'clip'), or the device cpu"
             ) from None
         if not torch.isfinite(vectors).all():
-            raise DataError(f"{self._label}: vectors that are not finite; its weights are bad")
+            raise DataError(f"{self.label}: vectors that are not finite; its weights are bad")
         return vectors.cpu().numpy()
 
 

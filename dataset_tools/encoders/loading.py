@@ -13,6 +13,7 @@ Nothing that comes with a model is executed: no pickle, no remote code.
 import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ BATCH_SIZE = 64
 KINDS = {  # kind: (specification, packages that it needs, class)
     "minilm": ("minilm", text_encoder.PACKAGES, SentenceEncoder),
     "clip": ("clip:FOLDER_OR_NAME", ("transformers", "PIL", "torchvision"), ClipEncoder),
-    "open_clip": ("open_clip:MODEL:TAG_OR_FILE", ("open_clip",), OpenClipEncoder),
+    "open_clip": ("open_clip:MODEL:TAG_OR_FILE", ("open_clip", "PIL"), OpenClipEncoder),
     "sentence": ("sentence:FOLDER_OR_NAME", ("sentence_transformers",), SentenceEncoder),
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -63,26 +64,24 @@ def load_encoder(spec: str, device: str = "auto", batch_size: int = BATCH_SIZE) 
     chosen = find_device(device)
     with _one_line_errors(spec):
         if kind == "minilm":
-            kind, where, label = (
-                "sentence",
-                str(text_encoder.model_folder()),
-                text_encoder.MODEL_NAME,
-            )
+            label, source = text_encoder.MODEL_NAME, str(text_encoder.model_folder())
         else:  # kind and model without the folders of this machine
-            parts = [Path(part) for part in where.split(":")]
-            parts = [part.name if part.expanduser().exists() else str(part) for part in parts]
-            label = " ".join([kind, *parts])
-        source, options = _find_source(kind, where)
+            parts = [(part, Path(part).expanduser()) for part in where.split(":")]
+            label = " ".join(
+                [kind, *(path.name if path.exists() else part for part, path in parts)]
+            )
+            source = _find_source(kind, where)
+        # What transformers asks the hub for, it does not ask where this is a folder.
+        options = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
         return encoder(label, source, options, chosen, batch_size)
 
 
-def _find_source(kind: str, where: str) -> tuple[str, dict[str, bool]]:
-    """Folder, file or name on the hub of a model, and the options with which transformers loads it.
+def _find_source(kind: str, where: str) -> str:
+    """Folder, name on the hub or, of open_clip, specification of a model.
 
     Raises:
         DataError: no such folder and no possible name, another kind, or no safetensors.
     """
-    options = {"trust_remote_code": False, "local_files_only": True}
     folder = Path(where.partition(":")[0] if kind == "open_clip" else where).expanduser()
     if folder.is_dir():
         kinds = _kinds_of(folder)
@@ -90,21 +89,17 @@ def _find_source(kind: str, where: str) -> tuple[str, dict[str, bool]]:
             hint = "name the folder of a model, which has config.json or modules.json"
             hint = f"use {kinds[0]}:{folder}" if kinds else hint
             raise DataError(f"{folder} holds no model of the kind {kind}; {hint}")
-        if kind == "open_clip":
-            return where, {}
-        if not (folder / "modules.json").is_file() and not any(folder.glob("*.safetensors")):
+        bare = kind != "open_clip" and "modules.json" not in os.listdir(folder)
+        if bare and not any(folder.glob("*.safetensors")):
             raise DataError(
                 f"{folder} has no .safetensors file, and pickled weights are not loaded; save the "
                 "model with save_pretrained, or get it in that format"
             )
-        return str(folder), options
-    if kind == "open_clip":
-        return where, {}
-    if folder.exists():
+    elif kind != "open_clip" and folder.exists():
         raise DataError(f"{folder} is a file; name the folder that holds the model")
-    if not HUB_NAME.fullmatch(where):
+    elif kind != "open_clip" and not HUB_NAME.fullmatch(where):
         raise DataError(f"no folder {folder}; name a model's folder, or one on the hub")
-    return where, options | {"local_files_only": _hub_is_offline()}
+    return where if kind == "open_clip" or not folder.is_dir() else str(folder)
 
 
 def _kinds_of(folder: Path) -> list[str]:
@@ -119,25 +114,16 @@ def _kinds_of(folder: Path) -> list[str]:
     return kinds
 
 
-def _hub_is_offline() -> bool:
-    """Whether the environment (HF_HUB_OFFLINE) keeps the hub's library off the network."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 @contextmanager
 def _one_line_errors(spec: str) -> Iterator[None]:
     """Turn whatever a library raises over foreign model files into a DataError of one line.
 
-    open_clip tells the root logger each step, which is left out of the log.
+    What the libraries tell the log of each step of loading is left out.
     """
-    root = logging.getLogger()
+    from huggingface_hub import is_offline_mode
 
-    def warnings_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING
-
-    root.addFilter(warnings_only)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.INFO))
     try:
         yield
     except TemaError as error:
@@ -146,13 +132,13 @@ def _one_line_errors(spec: str) -> Iterator[None]:
         raise
     except Exception as error:  # model files are foreign: KeyError, OSError, SafetensorError, ...
         reason = " ".join(str(error).split())[:400] or "no reason given"
-        hint = " (HF_HUB_OFFLINE is set)" if _hub_is_offline() else ""
+        hint = " (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
         raise DataError(
             f"{spec}: cannot be loaded{hint}: {type(error).__name__}: {reason}; check the model's "
             "files and its name"
         ) from error
     finally:
-        root.removeFilter(warnings_only)
+        logging.disable(disabled)
 
 
 def _nearest(spec: str) -> str:
@@ -162,8 +148,5 @@ def _nearest(spec: str) -> str:
         return f"for this folder use {next(iter(_kinds_of(folder)), 'clip')}:{spec}"
     kind = spec.partition(":")[0].strip().lower().replace("-", "_")
     near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
-    return (
-        f"use {KINDS[near[0]][0]}"
-        if near
-        else f"use one of {', '.join(k[0] for k in KINDS.values())}"
-    )
+    forms = [KINDS[name][0] for name in near or KINDS]
+    return f"use {'' if near else 'one of '}{', '.join(forms)}"

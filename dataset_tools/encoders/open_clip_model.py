@@ -8,78 +8,78 @@ import difflib
 import hashlib
 import json
 import pickle
+import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dataset_tools.encoders.encoder import Encoder
 from recbole_tema.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor, device
+    from torch import Tensor, nn
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 class OpenClipEncoder(Encoder):
-    """The two towers of an open_clip model, float32."""
+    """The two towers of an open_clip model."""
 
     has_images = True
 
-    def __init__(
-        self, label: str, where: str, options: dict[str, bool], device: "device", batch_size: int
-    ) -> None:
-        """Load MODEL:TAG_OR_FILE, a folder or a name on the hub.
+    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int]:
+        """See `Encoder`; `source` is MODEL:TAG_OR_FILE, a folder or hf-hub:NAME.
 
         Raises:
             DataError: unknown model or tag, no such file, or weights that hold more than tensors.
         """
         import open_clip
 
-        name, weights, preprocessing = _resolve(where)
-        _refuse_remote_code(open_clip.get_model_config(name))
+        name, weights, preprocessing = _resolve(source)
+        if re.search(
+            r'"trust_remote_code": (?!false|null)', json.dumps(open_clip.get_model_config(name))
+        ):
+            raise DataError("its configuration sets trust_remote_code; it is not loaded")
         model, _, self._prepare = open_clip.create_model_and_transforms(
             name,
             pretrained=weights,
-            precision="fp32",
-            device=device,
             weights_only=True,
             require_pretrained=True,
             pretrained_text=False,
             **preprocessing,
         )
-        self._model, self._device = model.float().eval(), device
-        self._tokenizer = open_clip.get_tokenizer(name)
-        super().__init__(label, self._model, self._tokenizer.context_length, batch_size)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        return model, self.tokenizer.context_length
 
     def encode_batch(self, texts: list[str]) -> "Tensor":
-        return self._model.encode_text(self._tokenizer(texts).to(self._device))
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
     def count_tokens(self, text: str) -> int:
-        if hasattr(self._tokenizer, "encode"):  # CLIP's own; it leaves out the start and end
-            return len(self._tokenizer.encode(text)) + 2
-        return len(self._tokenizer.tokenizer(text, verbose=False)["input_ids"])
+        if hasattr(self.tokenizer, "encode"):  # CLIP's own; it leaves out the start and end
+            return len(self.tokenizer.encode(text)) + 2
+        return len(self.tokenizer.tokenizer(text, verbose=False)["input_ids"])
 
     def prepare_image(self, image: "Image") -> "Tensor":
         return self._prepare(image)
 
     def encode_image_batch(self, images: "Tensor") -> "Tensor":
-        return self._model.encode_image(images.to(self._device))
+        return self.model.encode_image(images.to(self.device))
 
 
-def _resolve(where: str) -> tuple[str, str | None, dict]:
+def _resolve(source: str) -> tuple[str, str | None, dict]:
     """open_clip's name of the model, its weights (None: they come with the name), preprocessing."""
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf
 
-    model, _, weights = where.partition(":")
-    path = Path(model).expanduser()
+    model, _, weights = source.partition(":")
+    path, file = Path(model).expanduser(), Path(weights).expanduser()
+    name, preprocessing, hint = model, {}, ""
     if path.is_dir():
         if weights:
             raise DataError(f"a folder brings its weights; use open_clip:{path}")
-        files = [file for suffix in WEIGHTS for file in sorted(path.glob(f"*{suffix}"))]
+        files = [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS]
         if not files:
             raise DataError(f"{path} has no file of weights ({', '.join(WEIGHTS)})")
         for file in files:
@@ -87,8 +87,7 @@ def _resolve(where: str) -> tuple[str, str | None, dict]:
         return f"local-dir:{path}", None, {}
     if model == "hf-hub":
         _check_weights(Path(download_pretrained_from_hf(weights)))
-        return f"hf-hub:{weights}", None, {}
-    name, preprocessing, tags = model, {}, []
+        return source, None, {}
     if path.suffix == ".json":
         name, preprocessing = _register(path)
     elif model not in open_clip.list_models():
@@ -100,14 +99,10 @@ def _resolve(where: str) -> tuple[str, str | None, dict]:
         _check_weights(Path(open_clip.download_pretrained(config)))
         return model, weights, {}
     else:
-        tags = open_clip.list_pretrained_tags_by_model(model)
-    file = Path(weights).expanduser()
-    if not weights or not file.is_file():
-        known = f"; tags of this model: {', '.join(tags)}" if tags else ""
-        raise DataError(
-            f"no file of weights {weights!r}; use open_clip:MODEL:FILE with a "
-            f".safetensors file{known}"
-        )
+        hint = f"; tags of this model: {', '.join(open_clip.list_pretrained_tags_by_model(model))}"
+    if not file.is_file():
+        found = f"no file of weights {weights!r}"
+        raise DataError(f"{found}; use open_clip:MODEL:FILE with a .safetensors file{hint}")
     _check_weights(file)
     return name, str(file), preprocessing
 
@@ -134,14 +129,9 @@ def _register(path: Path) -> tuple[str, dict]:
     """Make a configuration file known to open_clip, under a name that no built-in model has."""
     import open_clip
 
-    if not path.is_file():
-        raise DataError(f"no configuration file {path}")
-    try:
-        content = json.loads(path.read_bytes())
-        config = content.get("model_cfg", content)
-        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is not a JSON object ({error})") from None
+    content = json.loads(path.read_bytes())
+    config = content.get("model_cfg", content) if isinstance(content, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise DataError(f"{path} has no {', '.join(missing)}; it is no open_clip model")
     text = json.dumps(config, sort_keys=True)
@@ -152,13 +142,3 @@ def _register(path: Path) -> tuple[str, dict]:
         open_clip.add_model_config(file)
     steps = content.get("preprocess_cfg", {})
     return name, {f"image_{key}": steps[key] for key in PREPROCESSING if key in steps}
-
-
-def _refuse_remote_code(config: Any) -> None:
-    """Raise a DataError where a configuration asks to run code that comes with the model."""
-    if isinstance(config, dict):
-        if config.get("trust_remote_code"):
-            raise DataError("its configuration sets trust_remote_code; it is not loaded")
-        config = list(config.values())
-    for value in config if isinstance(config, list) else []:
-        _refuse_remote_code(value)

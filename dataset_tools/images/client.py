@@ -6,6 +6,7 @@ again.
 """
 
 import http.client
+import logging
 import socket
 import threading
 import time
@@ -33,6 +34,9 @@ HEADERS = {
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
+
+# It warns of malformed headers, which images come with too, by a traceback.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 class Fault(NamedTuple):

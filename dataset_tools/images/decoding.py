@@ -31,16 +31,12 @@ MIN_SIDE = 4  # shops answer with 1 x 1 pixels for an image that is gone
 # thousand million.
 MAX_RATIO = 50
 NO_MEMORY = "does not fit into memory"  # the one reason that may be gone the next time
-HOW_TO_GET = "pip install 'recbole-tema[features]'"
 
 
 def open_image(source: str | Path | bytes) -> "Image | str":
     """The first frame of a file, or of its bytes, as RGB, turned as its EXIF says; or the reason.
 
     Transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK is converted.
-
-    Raises:
-        DataError: Pillow is not installed. A bad image never raises.
     """
     content = source if isinstance(source, bytes) else _read(Path(source))
     if isinstance(content, str):
@@ -66,10 +62,8 @@ def _read(path: Path) -> bytes | str:
 
 
 def _decode(content: bytes) -> "Image | str":
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise DataError(f"images need pillow, not installed here; run: {HOW_TO_GET}") from None
+    from PIL import Image, UnidentifiedImageError
+
     # Filters are the process's: `catch_warnings` is not safe in the threads that decode.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     try:

@@ -47,7 +47,7 @@ def openclip(tmp_path_factory):
         ("clip:../nowhere", r"no folder \.\./nowhere"),
         ("sentence:a/b/c", "no folder a/b/c"),
         ("open_clip:ViT-B-33:openai", "no model 'ViT-B-33'.*open_clip:ViT-B-32:"),
-        ("open_clip:/no/such.json:w.pt", "no configuration file"),
+        ("open_clip:/no/such.json:w.pt", "cannot be loaded: FileNotFoundError.*no.such.json"),
     ],
 )
 def test_a_wrong_specification_names_a_right_one(spec, message):
@@ -120,7 +120,7 @@ def test_broken_and_incomplete_models_are_errors_of_one_line(clip, openclip, tmp
     (tmp_path / "other.json").write_text('{"hidden_size": 3}')
     for name, message in [
         ("wide", "cannot be loaded.*size mismatch"),
-        ("list", "not a JSON object"),
+        ("list", "has no embed_dim, vision_cfg, text_cfg"),
         ("other", "has no embed_dim, vision_cfg, text_cfg"),
     ]:
         with pytest.raises(DataError, match=message) as caught:
