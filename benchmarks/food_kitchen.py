@@ -18,7 +18,7 @@ import pandas as pd
 
 from dataset_tools.builtin.movielens import mean_profiles
 from dataset_tools.dataset.writer import write_dataset
-from dataset_tools.encoders.text_encoder import encode_texts
+from dataset_tools.encoders.loading import load_encoder
 from recbole_tema.paths import default_data_path
 
 NAME = "food-kitchen"
@@ -69,7 +69,7 @@ def main():
     events = core(events)
     items = items[items["item_id"].isin(events["item_id"])].reset_index(drop=True)
     texts = (items["domain"] + ": " + items["title"]).tolist()
-    vectors = encode_texts(texts)
+    vectors = load_encoder("minilm", "cpu").texts(texts)
     tokens = items["item_id"].tolist()
     write_dataset(
         args.data_path / name,

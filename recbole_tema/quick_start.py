@@ -34,6 +34,7 @@ from recbole_tema.data.preparation import (
     data_preparation,
 )
 from recbole_tema.data.schema import ATTRIBUTE_KEYS
+from recbole_tema.device import find_device
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import EvalPlan, format_table, slice_counts
 from recbole_tema.evaluation.evaluator import evaluate_model, evaluation_data
@@ -178,7 +179,7 @@ def load_model(
         ConfigError: there is no such device.
         DataError: the dataset is not where it was, or one of its files is damaged.
     """
-    device = None if device is None else _device(device)
+    device = None if device is None else find_device(device)
     config, state = _saved_config(checkpoint, data_path)
     if device is not None:
         config["device"] = device
@@ -319,17 +320,6 @@ def _saved_dataset(
         # As the model was evaluated, also where `auto` comes to something else on later events.
         dataset.exclude_history = state.get("exclude_history", dataset.exclude_history)
     return dataset
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        # PyTorch has no CUDA: an AssertionError. No such name, no such GPU: a RuntimeError.
-        words = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({words}); give cpu") from error
-    return device
 
 
 def _load_dataset(config: TemaConfig) -> CrossDomainMixin:

@@ -15,10 +15,10 @@ import pandas as pd
 from dataset_tools.builtin.shipped_tags import shipped
 from dataset_tools.dataset.dataset import training_events
 from dataset_tools.dataset.writer import write_dataset
+from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.encoders.text_encoder import (
     HOW_TO_GET,
     MODEL_NAME,
-    encode_texts,
     encoder_available,
     missing_packages,
 )
@@ -169,7 +169,7 @@ def _text_features(events: pd.DataFrame, items: pd.DataFrame) -> dict:
         for tag in tags:
             domains_of_tag.setdefault(tag, set()).add(domain)
     tags = sorted(domains_of_tag)
-    vectors = encode_texts(texts + [tag_text(tag) for tag in tags])
+    vectors = load_encoder("minilm", "cpu").texts(texts + [tag_text(tag) for tag in tags])
     films, tag_vectors = vectors[: len(texts)], vectors[len(texts) :]
     ids = items["item_id"].tolist()
     tag_table = pd.DataFrame(

@@ -8,119 +8,111 @@ import difflib
 import hashlib
 import json
 import pickle
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_tools.encoders.towers import Towers, refuse_remote_code
+from dataset_tools.encoders.encoder import Encoder
 from recbole_tema.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from PIL.Image import Image
+    from torch import Tensor, nn
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-CONFIG_FILE = "open_clip_config.json"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-MAX_TOKEN_CHARACTERS = 32  # of the longest entry of CLIP's vocabulary
 
 
-def load(spec: str, where: str, device: "device") -> Towers:
-    """The two towers of an open_clip model, float32.
+class OpenClipEncoder(Encoder):
+    """The two towers of an open_clip model."""
 
-    Raises:
-        DataError: unknown model or tag, no such file, weights that hold more than tensors or do
-            not fit the model.
-    """
-    import open_clip
-    import torch
+    has_images = True
 
-    name, weights, preprocessing = _resolve(spec, where)
-    refuse_remote_code(spec, open_clip.get_model_config(name))
-    model, _, prepare = open_clip.create_model_and_transforms(
-        name,
-        pretrained=weights,
-        precision="fp32",
-        device=device,
-        weights_only=True,
-        require_pretrained=True,
-        pretrained_text=False,
-        **preprocessing,
-    )
-    model = model.float().eval()
-    tokenizer = open_clip.get_tokenizer(name)
-    context = tokenizer.context_length
+    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int]:
+        """See `Encoder`; `source` is MODEL:TAG_OR_FILE, a folder or hf-hub:NAME.
 
-    def texts(batch: list[str]) -> "tuple[Tensor, int]":
-        batch = [_shortened(tokenizer, text) for text in batch]
-        n_cut = sum(_n_tokens(tokenizer, text) > context for text in batch)
-        return model.encode_text(tokenizer(batch).to(device)), n_cut
+        Raises:
+            DataError: unknown model or tag, no such file, or weights that hold more than tensors.
+        """
+        import open_clip
 
-    def images(batch: "Tensor") -> "Tensor":
-        return model.encode_image(batch.to(device))
+        name, weights, preprocessing = _resolve(source)
+        if re.search(
+            r'"trust_remote_code": (?!false|null)', json.dumps(open_clip.get_model_config(name))
+        ):
+            raise DataError("its configuration sets trust_remote_code; it is not loaded")
+        model, _, self._prepare = open_clip.create_model_and_transforms(
+            name,
+            pretrained=weights,
+            weights_only=True,
+            require_pretrained=True,
+            pretrained_text=False,
+            **preprocessing,
+        )
+        self.tokenizer = open_clip.get_tokenizer(name)
+        return model, self.tokenizer.context_length
 
-    with torch.inference_mode():
-        dimension = texts(["a"])[0].shape[-1]
-    return Towers(model, dimension, context, texts, prepare, images)
+    def encode_batch(self, texts: list[str]) -> "Tensor":
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
+
+    def count_tokens(self, text: str) -> int:
+        if hasattr(self.tokenizer, "encode"):  # CLIP's own; it leaves out the start and end
+            return len(self.tokenizer.encode(text)) + 2
+        return len(self.tokenizer.tokenizer(text, verbose=False)["input_ids"])
+
+    def prepare_image(self, image: "Image") -> "Tensor":
+        return self._prepare(image)
+
+    def encode_image_batch(self, images: "Tensor") -> "Tensor":
+        return self.model.encode_image(images.to(self.device))
 
 
-def _resolve(spec: str, where: str) -> tuple[str, str | None, dict]:
+def _resolve(source: str) -> tuple[str, str | None, dict]:
     """open_clip's name of the model, its weights (None: they come with the name), preprocessing."""
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf
 
-    model, _, weights = where.partition(":")
-    path = Path(model).expanduser()
+    model, _, weights = source.partition(":")
+    path, file = Path(model).expanduser(), Path(weights).expanduser()
+    name, preprocessing, hint = model, {}, ""
     if path.is_dir():
         if weights:
-            raise DataError(f"{spec}: a folder brings its weights; use open_clip:{path}")
-        _check_folder(spec, path)
+            raise DataError(f"a folder brings its weights; use open_clip:{path}")
+        files = [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS]
+        if not files:
+            raise DataError(f"{path} has no file of weights ({', '.join(WEIGHTS)})")
+        for file in files:
+            _check_weights(file)
         return f"local-dir:{path}", None, {}
     if model == "hf-hub":
-        _check_weights(spec, Path(download_pretrained_from_hf(weights)))
-        return f"hf-hub:{weights}", None, {}
+        _check_weights(Path(download_pretrained_from_hf(weights)))
+        return source, None, {}
     if path.suffix == ".json":
-        name, preprocessing = _register(spec, path)
-        return name, _own_weights(spec, weights), preprocessing
-    if model not in open_clip.list_models():
+        name, preprocessing = _register(path)
+    elif model not in open_clip.list_models():
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         near = ", ".join(f"open_clip:{name}:TAG_OR_FILE" for name in near or ["ViT-B-32"])
-        raise DataError(f"{spec}: open_clip has no model {model!r}, and no such folder; use {near}")
-    if open_clip.is_pretrained_cfg(model, weights):
+        raise DataError(f"open_clip has no model {model!r}, and no such folder; use {near}")
+    elif open_clip.is_pretrained_cfg(model, weights):
         config = open_clip.get_pretrained_cfg(model, weights)
-        _check_weights(spec, Path(open_clip.download_pretrained(config)))
+        _check_weights(Path(open_clip.download_pretrained(config)))
         return model, weights, {}
-    return model, _own_weights(spec, weights, open_clip.list_pretrained_tags_by_model(model)), {}
+    else:
+        hint = f"; tags of this model: {', '.join(open_clip.list_pretrained_tags_by_model(model))}"
+    if not file.is_file():
+        found = f"no file of weights {weights!r}"
+        raise DataError(f"{found}; use open_clip:MODEL:FILE with a .safetensors file{hint}")
+    _check_weights(file)
+    return name, str(file), preprocessing
 
 
-def _own_weights(spec: str, weights: str, tags: list[str] | None = None) -> str:
-    path = Path(weights).expanduser()
-    if not weights or not path.is_file():
-        known = f"; tags of this model: {', '.join(tags)}" if tags else ""
-        raise DataError(
-            f"{spec}: no file of weights {weights!r}; use open_clip:MODEL:FILE with a "
-            f".safetensors file{known}"
-        )
-    _check_weights(spec, path)
-    return str(path)
-
-
-def _check_folder(spec: str, folder: Path) -> None:
-    if not (folder / CONFIG_FILE).is_file():
-        hint = f"; use clip:{folder}" if (folder / "config.json").is_file() else ""
-        raise DataError(f"{spec}: {folder} has no {CONFIG_FILE}{hint}")
-    files = [file for suffix in WEIGHTS for file in sorted(folder.glob(f"*{suffix}"))]
-    if not files:
-        raise DataError(f"{spec}: {folder} has no file of weights ({', '.join(WEIGHTS)})")
-    for file in files:
-        _check_weights(spec, file)
-
-
-def _check_weights(spec: str, path: Path) -> None:
+def _check_weights(path: Path) -> None:
     """Read a checkpoint that is not safetensors with the unpickler that makes tensors alone."""
     import torch
 
     if path.suffix not in WEIGHTS:
-        raise DataError(f"{spec}: {path} is not of {', '.join(WEIGHTS)}; convert the weights")
+        raise DataError(f"{path} is not of {', '.join(WEIGHTS)}; convert the weights")
     if path.suffix == ".safetensors":
         return
     try:
@@ -128,25 +120,20 @@ def _check_weights(spec: str, path: Path) -> None:
     except (pickle.UnpicklingError, RuntimeError, TypeError, ValueError, EOFError) as error:
         reason = str(error).split("\n")[0][:200]
         raise DataError(
-            f"{spec}: {path} holds more than tensors, or is broken ({reason}); it is not loaded: "
+            f"{path} holds more than tensors, or is broken ({reason}); it is not loaded: "
             "save the model's state_dict() as .safetensors"
         ) from None
 
 
-def _register(spec: str, path: Path) -> tuple[str, dict]:
+def _register(path: Path) -> tuple[str, dict]:
     """Make a configuration file known to open_clip, under a name that no built-in model has."""
     import open_clip
 
-    if not path.is_file():
-        raise DataError(f"{spec}: no configuration file {path}")
-    try:
-        content = json.loads(path.read_bytes())
-        config = content.get("model_cfg", content)
-        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{spec}: {path} is not a JSON object ({error})") from None
+    content = json.loads(path.read_bytes())
+    config = content.get("model_cfg", content) if isinstance(content, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise DataError(f"{spec}: {path} has no {', '.join(missing)}; it is no open_clip model")
+        raise DataError(f"{path} has no {', '.join(missing)}; it is no open_clip model")
     text = json.dumps(config, sort_keys=True)
     name = f"own-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     with tempfile.TemporaryDirectory() as folder:
@@ -155,19 +142,3 @@ def _register(spec: str, path: Path) -> tuple[str, dict]:
         open_clip.add_model_config(file)
     steps = content.get("preprocess_cfg", {})
     return name, {f"image_{key}": steps[key] for key in PREPROCESSING if key in steps}
-
-
-def _shortened(tokenizer, text: str) -> str:
-    """A very long text without the part that the model cannot read.
-
-    CLIP's own tokenizer takes time with the square of a word's length: minutes for one title of
-    50,000 letters.
-    """
-    limit = 2 * MAX_TOKEN_CHARACTERS * tokenizer.context_length
-    return text if len(text) <= limit else tokenizer.clean_fn(text)[:limit]
-
-
-def _n_tokens(tokenizer, text: str) -> int:
-    if hasattr(tokenizer, "encode"):  # CLIP's own; it leaves out the start and end
-        return len(tokenizer.encode(text)) + 2
-    return len(tokenizer.tokenizer(text, verbose=False)["input_ids"])

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from dataset_tools.dataset.dataset import Dataset, update_dataset
 from dataset_tools.dataset.provenance import counted, digest, note_of, reason_to_skip, say_refused
-from dataset_tools.encoders.item_vectors import image_vectors, text_vectors
-from dataset_tools.encoders.loading import Encoder, load_encoder
+from dataset_tools.encoders.encoder import Encoder
+from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.enrich.embeddings import item_words
 from dataset_tools.images.decoding import image_folder
-from dataset_tools.images.fetching import Missing, fetch_images, write_missing
 from dataset_tools.options import ClipOptions
 from recbole_tema.errors import DataError
 
@@ -61,7 +60,7 @@ def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
     if not rows:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to encode")
     say_refused(dataset, "clip_text")
-    matrix = text_vectors(encoder, [texts[row] for row in rows])
+    matrix = encoder.texts([texts[row] for row in rows])
     note = note_of(f"{encoder.name} of domain, texts and tags", inputs)
     tokens = [items[row] for row in rows]
     update_dataset(dataset, features={"itemtext": (tokens, matrix)}, generated={"clip_text": note})
@@ -71,6 +70,9 @@ def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
 
 
 def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: bool) -> str:
+    # Its HTTP client is of the extra, as the encoder is: the error about a missing one comes first.
+    from dataset_tools.images.fetching import Missing, fetch_images, write_missing
+
     items = dataset.column("item_id")
     paths: dict[str, Path] = {}
     if options.images is not None:
@@ -92,16 +94,15 @@ def _images(dataset: Dataset, encoder: Encoder, options: ClipOptions, force: boo
     if options.images is not None:
         missing = {item: Missing("", "no file") for item in items if item not in paths}
     else:
-        found = fetch_images(
+        paths, missing = fetch_images(
             urls,
             options.image_cache or dataset.folder / CACHE,
             workers=options.workers,
             allow_private=options.allow_private,
             retry_failed=options.retry_failed,
         )
-        paths, missing = found.paths, dict(found.missing)
         missing |= {item: Missing("", "no address") for item in items if item not in urls}
-    ids, matrix, refused = image_vectors(encoder, paths)
+    ids, matrix, refused = encoder.images(paths)
     missing |= {item: Missing(urls[item], reason) for item, reason in refused.items()}
     listed = dataset.path("images-missing.tsv")
     write_missing(listed, missing)

@@ -1,4 +1,4 @@
-"""Which network addresses a download may reach, and connections to those alone.
+"""Which network addresses a download may reach.
 
 A URL comes from a dataset that anyone may have written. It must not make this machine talk to
 itself or to its own network, by whatever spelling, redirect or answer of a name server.
@@ -6,7 +6,6 @@ itself or to its own network, by whatever spelling, redirect or answer of a name
 
 import ipaddress
 import socket
-import time
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -33,10 +32,9 @@ def address_fault(address: str | IPAddress) -> str | None:
             return address_fault(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if ip.is_site_local:  # Python counts these, which RFC 3879 retired, as global
             return "private"
-        inner = [ip.sixtofour, *(ip.teredo or ())]
-        faults = [fault for fault in map(address_fault, filter(None, inner)) if fault]
-        if faults:
-            return faults[0]
+        for inner in filter(None, [ip.sixtofour, *(ip.teredo or ())]):
+            if fault := address_fault(inner):
+                return fault
     for kind in ("unspecified", "loopback", "link_local", "multicast", "reserved", "private"):
         if getattr(ip, f"is_{kind}"):
             return kind.replace("_", "-")
@@ -51,36 +49,11 @@ def resolve(host: str, port: int, allow_private: bool) -> list[str]:
         OSError: the name does not resolve.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-    if allow_private:
-        return addresses
-    faults = {address: address_fault(address) for address in addresses}
+    faults = {str(sockaddr[0]): None for *_, sockaddr in found}
+    if not allow_private:
+        faults = {address: address_fault(address) for address in faults}
     allowed = [address for address, fault in faults.items() if fault is None]
     if not allowed:
         address, fault = next(iter(faults.items()))
         raise RefusedAddressError(f"{host} is the {fault} address {address}")
     return allowed
-
-
-def connect(host: str, port: int, deadline: float, allow_private: bool) -> socket.socket:
-    """A TCP connection to one of the addresses that were checked: the name is resolved once.
-
-    Args:
-        host: Name or literal address.
-        port: TCP port.
-        deadline: `time.monotonic()` at which to give up.
-        allow_private: Reach any address.
-
-    Raises:
-        RefusedAddressError, OSError (TimeoutError among them).
-    """
-    failure: OSError = TimeoutError("timed out")
-    for address in resolve(host, port, allow_private):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        try:
-            return socket.create_connection((address, port), timeout=left)
-        except OSError as error:
-            failure = error
-    raise failure

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_tools.images.decoding import NO_MEMORY, Limits, open_image
-from dataset_tools.images.http_get import Fault, Rules, get, pause, url_fault
+from dataset_tools.images import decoding
+from dataset_tools.images.client import Client, Fault
+from dataset_tools.images.decoding import NO_MEMORY, open_image
 from recbole_tema.data.atomic import clean_text, replace_file
 from recbole_tema.errors import DataError
 from recbole_tema.progress import ProgressBar
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 NOTE_SUFFIX = ".missing"
 DECODERS = 4  # images decoded at once: each may take some 200 MB
-DEFAULT_RULES = Rules()
-DEFAULT_LIMITS = Limits()
+FIRST_PAUSE = 0.5  # seconds before the second attempt
+LONGEST_PAUSE = 30.0  # seconds before any, also where the server asks for more
 
 
 class Missing(NamedTuple):
@@ -37,56 +38,21 @@ class Missing(NamedTuple):
     reason: str
 
 
-class Fetched(NamedTuple):
-    """What `fetch_images` found.
-
-    Attributes:
-        paths: File of each item that has an image, in the order of the items.
-        missing: Items without one, in their order.
-        downloaded: Images that were downloaded now.
-        cached: Images that were there.
-    """
-
-    paths: dict[str, Path]
-    missing: dict[str, Missing]
-    downloaded: int
-    cached: int
-
-
-class _Job(NamedTuple):
-    """What all downloads of one run share."""
-
-    folder: Path
-    rules: Rules
-    limits: Limits
-    retries: int
-    retry_failed: bool
-    stop: threading.Event
-    decoding: threading.Semaphore
-
-    @property
-    def conditions(self) -> list:
-        """What a note of a failure that depends on the run's settings is valid for."""
-        return [self.limits.max_bytes, self.limits.max_pixels, self.rules.allow_private]
-
-
 def fetch_images(
     urls: Mapping[str, str],
     cache_folder: str | Path,
     *,
     workers: int = 16,
-    timeout_s: float = DEFAULT_RULES.timeout_s,
-    max_bytes: int = DEFAULT_LIMITS.max_bytes,
-    max_pixels: int = DEFAULT_LIMITS.max_pixels,
+    timeout_s: float = 20.0,
     allow_private: bool = False,
     retries: int = 3,
     retry_failed: bool = False,
     progress: bool = True,
-) -> Fetched:
+) -> tuple[dict[str, Path], dict[str, Missing]]:
     """The images of the items, from the cache or from their addresses (`urls`, by item).
 
-    Each address is asked once, however many items share it. Only sound images within the limits
-    are kept. A run that was interrupted loses the images under way alone.
+    Each address is asked once, however many items share it. Only sound images are kept. A run that
+    was interrupted loses the images under way alone.
 
     Args:
         urls: Address of each item's image; one that is empty or no text counts as missing.
@@ -94,38 +60,42 @@ def fetch_images(
         workers: Downloads at once.
         timeout_s: Seconds for one attempt, redirects included; looking up the host's name is
             bounded by the system's resolver alone.
-        max_bytes, max_pixels: See `images.Limits`.
         allow_private: Reach private, loopback and other addresses that are not public.
         retries: Further attempts after a failure that may pass (timeouts, HTTP 5xx and 429).
         retry_failed: Ask also for what a former run found to be missing for good, and for kept
             images that do not open any more.
         progress: Show a progress bar.
 
+    Returns:
+        The file of each item that has an image, and the items without one, in their order.
+
     Raises:
-        DataError: the cache cannot be written, or a number is out of range.
+        DataError: the cache cannot be written.
     """
-    _check(workers=workers, timeout_s=timeout_s, retries=retries + 1)
-    limits = Limits(max_bytes, max_pixels)
-    rules = Rules(timeout_s, max_bytes, allow_private)
-    job = _Job(
-        Path(cache_folder), rules, limits, retries, retry_failed,
-        threading.Event(), threading.Semaphore(DECODERS),
-    )  # fmt: skip
-    faults = {item: url_fault(url) for item, url in urls.items()}
-    distinct = list(dict.fromkeys(urls[i].strip() for i, fault in faults.items() if not fault))
-    outcomes = _run(job, distinct, workers, progress)
-    paths, missing = {}, {}
-    for item, url in urls.items():
-        reason = faults[item] or outcomes[url.strip()][1]
-        if reason:
-            missing[item] = Missing(url if isinstance(url, str) else "", reason)
-        else:
-            paths[item] = image_path(job.folder, url.strip())
-    new = sum(is_new for is_new, reason in outcomes.values() if not reason)
-    found = sum(not reason for _, reason in outcomes.values())
+    urls = {item: url.strip() if isinstance(url, str) else "" for item, url in urls.items()}
+    cache = _Cache(Path(cache_folder), Client(timeout_s, allow_private), retries, retry_failed)
+    reasons: dict[str, str | None] = {"": "no address"}
+    asked = dict.fromkeys(url for url in urls.values() if url)
+    bar = ProgressBar(total=len(asked), desc="images", unit="image", disable=not progress)
+    with bar, ThreadPoolExecutor(workers, "images") as pool:
+        futures = {pool.submit(cache.obtain, url): url for url in asked}
+        try:
+            for future in as_completed(futures):
+                reasons[futures[future]] = future.result()
+                bar.update()
+        except OSError as error:
+            raise DataError(
+                f"{cache_folder}: the cache of images cannot be written ({error.strerror or error})"
+                "; check rights and space and run again: what is there stays"
+            ) from error
+        finally:  # after an interrupt too: what has not begun does not begin
+            cache.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+    missing = {item: Missing(url, fault) for item, url in urls.items() if (fault := reasons[url])}
     if missing:
         log.warning("%d of %d items have no image", len(missing), len(urls))
-    return Fetched(paths, missing, new, found - new)
+    paths = {item: image_path(cache_folder, urls[item]) for item in urls if item not in missing}
+    return paths, missing
 
 
 def image_path(cache_folder: str | Path, url: str) -> Path:
@@ -149,102 +119,83 @@ def write_missing(path: str | Path, missing: Mapping[str, Missing]) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror}); check its rights") from None
 
 
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise DataError(f"{name} is {value}; use a number over 0")
+class _Cache:
+    """The folder of images, and how one that it lacks is obtained; threads share it."""
 
+    def __init__(self, folder: Path, client: Client, retries: int, retry_failed: bool) -> None:
+        self.folder, self.client = folder, client
+        self.retries, self.retry_failed = retries, retry_failed
+        # What a note of a failure that depends on limits and flags is valid for.
+        self.conditions = [decoding.MAX_BYTES, decoding.MAX_PIXELS, client.allow_private]
+        self.stop, self.decoding = threading.Event(), threading.Semaphore(DECODERS)
 
-def _run(
-    job: _Job, urls: list[str], workers: int, progress: bool
-) -> dict[str, tuple[bool, str | None]]:
-    """For each address whether it was downloaded now, and the reason why there is no image."""
-    outcomes: dict[str, tuple[bool, str | None]] = {}
-    bar = ProgressBar(total=len(urls), desc="images", unit="image", disable=not progress)
-    with bar, ThreadPoolExecutor(workers, "images") as pool:
-        futures = {pool.submit(_obtain, job, url): url for url in urls}
-        try:
-            for future in as_completed(futures):
-                outcomes[futures[future]] = future.result()
-                bar.update()
-        except OSError as error:
-            raise DataError(
-                f"{job.folder}: the cache of images cannot be written ({error.strerror or error}); "
-                "check rights and space and run again: what is there stays"
-            ) from error
-        finally:  # after an interrupt too: what has not begun does not begin
-            job.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-    return outcomes
-
-
-def _obtain(job: _Job, url: str) -> tuple[bool, str | None]:
-    path = image_path(job.folder, url)
-    if path.is_file() and not (job.retry_failed and _drop_damaged(job, path)):
-        return False, None
-    note = path.with_suffix(NOTE_SUFFIX)
-    reason = None if job.retry_failed else _noted(note, job.conditions)
-    if reason:
-        return False, reason
-    content = _download(job, url, random.Random(path.name))
-    if not isinstance(content, Fault):
-        _keep(path, content)
-        note.unlink(missing_ok=True)
-        return True, None
-    if content.lasting:
-        conditions = job.conditions if content.depends else None
-        entry = {"url": url, "reason": content.reason, "conditions": conditions}
-        _keep(note, json.dumps(entry, ensure_ascii=True).encode())
-    return False, content.reason
-
-
-def _download(job: _Job, url: str, rng: random.Random) -> bytes | Fault:
-    """The bytes of a sound image, after as many attempts as it takes, or the last fault."""
-    for attempt in range(1, job.retries + 2):
-        if job.stop.is_set():
-            return Fault("interrupted", lasting=False)
-        content = get(url, job.rules)
+    def obtain(self, url: str) -> str | None:
+        """See that the image of an address is there; else the reason why not."""
+        path = image_path(self.folder, url)
+        if path.is_file():
+            fault = self._fault(path) if self.retry_failed else None
+            if fault in (None, NO_MEMORY):
+                return None
+            log.info("%s: %s; downloading it again", path, fault)
+            path.unlink(missing_ok=True)
+        note = path.with_suffix(NOTE_SUFFIX)
+        reason = None if self.retry_failed else self._noted(note)
+        if reason:
+            return reason
+        content = self._download(url)
         if not isinstance(content, Fault):
-            fault = _decoding_fault(job, content)
-            if fault is None:
-                return content
-            content = Fault(fault, lasting=fault != NO_MEMORY, depends=True)
-        if content.lasting or attempt > job.retries:
-            break
-        job.stop.wait(pause(attempt, content, rng))
-    return content
+            _keep(path, content)
+            note.unlink(missing_ok=True)
+            return None
+        if content.lasting:
+            conditions = self.conditions if content.depends else None
+            entry = {"url": url, "reason": content.reason, "conditions": conditions}
+            _keep(note, json.dumps(entry).encode())
+        return content.reason
+
+    def _download(self, url: str) -> bytes | Fault:
+        """The bytes of a sound image, after as many attempts as it takes, or the last fault."""
+        for attempt in range(self.retries + 1):
+            if self.stop.is_set():
+                return Fault("interrupted", lasting=False)
+            content = self.client.get(url)
+            if not isinstance(content, Fault):
+                fault = self._fault(content)
+                if fault is None:
+                    return content
+                content = Fault(fault, lasting=fault != NO_MEMORY, depends=True)
+            if content.lasting or attempt == self.retries:
+                break
+            self.stop.wait(pause(attempt, content.wait_s))
+        return content
+
+    def _fault(self, source: bytes | Path) -> str | None:
+        """Why an image does not open."""
+        with self.decoding:
+            picture = open_image(source)
+        return picture if isinstance(picture, str) else None
+
+    def _noted(self, note: Path) -> str | None:
+        """The reason that a former run noted, where it still holds under this run's settings."""
+        try:
+            entry = json.loads(note.read_bytes())
+            holds = entry["conditions"] in (None, self.conditions)
+            holds = holds and entry["reason"] != NO_MEMORY  # older versions took that for lasting
+            return str(entry["reason"]) if holds else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # a damaged note is as good as none: the address is asked again
 
 
-def _decoding_fault(job: _Job, source: bytes | Path) -> str | None:
-    with job.decoding:
-        picture = open_image(source, job.limits)
-    return picture if isinstance(picture, str) else None
+def pause(attempt: int, asked_s: float = 0.0) -> float:
+    """Seconds before another try after the `attempt`-th (from 0): doubling, or as the server asks.
 
-
-def _drop_damaged(job: _Job, path: Path) -> bool:
-    """Remove a kept image that does not open; whether it did not."""
-    fault = _decoding_fault(job, path)
-    if fault in (None, NO_MEMORY):
-        return False
-    log.info("%s: %s; downloading it again", path, fault)
-    path.unlink(missing_ok=True)
-    return True
+    Jitter keeps the threads from coming back all at once.
+    """
+    backoff = FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5)
+    return min(max(backoff, asked_s), LONGEST_PAUSE)
 
 
 def _keep(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as file:
         file.write(content)
-
-
-def _noted(note: Path, conditions: list) -> str | None:
-    """The reason that a former run noted, where it still holds under this run's settings."""
-    try:
-        entry = json.loads(note.read_bytes())
-        holds = entry["conditions"] is None or entry["conditions"] == conditions
-        holds = holds and entry["reason"] != NO_MEMORY  # older versions took that for lasting
-        return str(entry["reason"]) if holds else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        return None  # a damaged note is as good as none: the address is asked again

@@ -21,6 +21,7 @@ from dataset_tools.llm.local_model import (
 )
 from dataset_tools.llm.local_prompt import FORMS, Prompter
 from dataset_tools.llm.requests import Answer, Completion, Embedding, Prompt, Request, content
+from recbole_tema.device import find_device
 from recbole_tema.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ class LocalBackend:
         from dataset_tools.llm.local_forward import ATTENTION, Forward
 
         prompter = self._prompter
-        model = load_model(self.files, self.dtype, self._device(), ATTENTION)
+        model = load_model(self.files, self.dtype, str(find_device(self.device)), ATTENTION)
         forget_files()
         n_rows = model.get_input_embeddings().weight.shape[0]
         if len(prompter.tokenizer) > n_rows:
@@ -293,18 +294,6 @@ class LocalBackend:
             self._prompter.tokenizer.eos_token_id
         }
         return Writer(self._forward, self._prompter.tokenizer, ends - {None}, self.repeat_penalty)
-
-    def _device(self) -> str:
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            text = str(error).splitlines()[0]
-            raise BackendError(f"device {self.device!r} cannot be used here: {text}") from error
-        return self.device
 
 
 def _frame_key(request: Request) -> tuple:

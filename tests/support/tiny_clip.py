@@ -49,6 +49,7 @@ def check_vectors(found, expected):
     assert found.dtype == np.float32 and found.shape == expected.shape
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
     assert np.abs(found - expected).max() < 1e-5
+    assert (found * expected).sum(1).min() >= 0.999999
 
 
 def byte_letters():

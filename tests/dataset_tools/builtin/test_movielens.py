@@ -15,7 +15,6 @@ from dataset_tools.builtin.movielens import film_domain, film_text, mean_profile
 from dataset_tools.dataset.card import read_card
 from dataset_tools.encoders import text_encoder
 from recbole_tema.data.feature_file import read_feature
-from recbole_tema.errors import DataError
 from tests.support.stock_recbole import stock_recbole
 
 pytestmark = pytest.mark.long
@@ -195,7 +194,7 @@ def test_profiles_are_of_training_events():
 @needs_encoder
 def test_vectors_of_films_tags_and_users(folder, items):
     text, llm = (read_feature(folder / f"{NAME}.{s}") for s in ("itemtext", "itemllm"))
-    assert text.tokens == list(items) and text.values.shape == (1682, text_encoder.DIMENSION)
+    assert text.tokens == list(items) and text.values.shape == (1682, 384)
     assert np.allclose(np.linalg.norm(text.values, axis=1), 1, atol=1e-5)
     assert np.array_equal(text.values, llm.values)
     vector = dict(zip(text.tokens, text.values, strict=True))
@@ -216,31 +215,3 @@ def test_vectors_of_films_tags_and_users(folder, items):
         assert np.allclose(profile, mean, atol=1e-6)
     nearest = max((float(v @ vector["50"]), item) for item, v in vector.items() if item != "50")[1]
     assert items[nearest]["title"] in ("Return of the Jedi", "Empire Strikes Back, The")
-
-
-@needs_encoder
-def test_encoder_agrees_with_sentence_transformers():
-    library = pytest.importorskip("sentence_transformers", reason="no sentence-transformers")
-    texts = ["heart: Toy Story (1995)", "a", "", "Ünïcode 中文", "long words " * 200, "a"]
-    ours = text_encoder.encode_texts(texts, batch_size=3, progress=False)
-    model = library.SentenceTransformer(str(text_encoder.model_folder()), device="cpu")
-    theirs = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-    assert ours.dtype == np.float32 and np.allclose(ours, theirs, atol=1e-5)
-    again = text_encoder.encode_texts(texts, batch_size=3, progress=False)
-    assert ours.tobytes() == again.tobytes()
-
-
-@needs_encoder
-def test_encoder_refuses_what_is_no_text():
-    with pytest.raises(DataError, match="text 1 to encode is nan"):
-        text_encoder.encode_texts(["a", float("nan")])
-    assert text_encoder.encode_texts([]).shape == (0, text_encoder.DIMENSION)
-
-
-def test_without_the_encoder_the_way_to_get_it_is_named(monkeypatch):
-    monkeypatch.setattr(text_encoder, "PACKAGES", ("a_package_that_is_not_there",))
-    with pytest.raises(DataError, match=r"a_package_that_is_not_there.*recbole-tema\[features\]"):
-        text_encoder.encode_texts(["a"])
-    monkeypatch.setattr(text_encoder, "MODEL_PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(DataError, match="not installed"):
-        text_encoder.model_folder()

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from dataset_tools.images import fetching
+from dataset_tools.images import decoding, fetching
+from dataset_tools.images.client import Client
 from dataset_tools.images.decoding import NO_MEMORY
 from dataset_tools.images.fetching import fetch_images, image_path, write_missing
 from recbole_tema.errors import DataError
@@ -25,8 +26,8 @@ def server():
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     """Retries wait a hundredth of what they would."""
-    real = fetching.pause
-    monkeypatch.setattr(fetching, "pause", lambda *args: real(*args) / 100)
+    monkeypatch.setattr(fetching, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(fetching, "LONGEST_PAUSE", 0.3)
 
 
 def fetch(server, paths, folder, **options):
@@ -35,31 +36,29 @@ def fetch(server, paths, folder, **options):
 
 
 def reasons(fetched):
-    return {item: entry.reason for item, entry in fetched.missing.items()}
+    return {item: entry.reason for item, entry in fetched[1].items()}
 
 
 def test_images_are_kept_by_the_hash_of_their_address_and_not_asked_for_twice(server, tmp_path):
     bodies = {f"/{n}.jpg": picture((n, 0, 0)) for n in range(30)}
     for path, body in bodies.items():
         server.routes[path] = lambda h, _, body=body: h.give(body, Content_Type="text/plain")
-    first = fetch(server, bodies, tmp_path)
-    assert (first.downloaded, first.cached, first.missing) == (30, 0, {})
-    assert list(first.paths) == list(bodies)
+    first, missing = fetch(server, bodies, tmp_path)
+    assert list(first) == list(bodies) and missing == {}
     for path, body in bodies.items():
-        assert first.paths[path].read_bytes() == body
-        assert first.paths[path] == image_path(tmp_path, server.url(path))
-    again = fetch(server, bodies, tmp_path)
-    assert (again.downloaded, again.cached) == (0, 30) and again.paths == first.paths
+        assert first[path].read_bytes() == body
+        assert first[path] == image_path(tmp_path, server.url(path))
+    assert fetch(server, bodies, tmp_path) == (first, {})
     assert len(server.hits) == 30
-    first.paths["/7.jpg"].unlink()
-    assert fetch(server, bodies, tmp_path).downloaded == 1 and len(server.hits) == 31
+    first["/7.jpg"].unlink()
+    assert fetch(server, bodies, tmp_path) == (first, {}) and server.hits[30:] == ["/7.jpg"]
 
 
 def test_items_that_share_an_address_share_one_download(server, tmp_path):
     server.routes["/a"] = lambda h, _: h.give(SOUND)
     urls = {"x": server.url("/a"), "y": f" {server.url('/a')} ", "z": server.url("/a")}
-    fetched = fetch_images(urls, tmp_path, allow_private=True, progress=False)
-    assert set(fetched.paths) == {"x", "y", "z"} and server.hits == ["/a"]
+    paths, _ = fetch_images(urls, tmp_path, allow_private=True, progress=False)
+    assert list(paths) == ["x", "y", "z"] and server.hits == ["/a"]
 
 
 def test_addresses_that_cannot_be_asked_are_missing_with_their_reason(tmp_path):
@@ -81,7 +80,7 @@ def test_addresses_that_cannot_be_asked_are_missing_with_their_reason(tmp_path):
     }
     fetched = fetch_images(urls, tmp_path, progress=False, retries=0)
     found = reasons(fetched)
-    assert list(found) == list(urls) and not fetched.paths
+    assert list(found) == list(urls) and not fetched[0]
     for item in ("empty", "nan", "none"):
         assert found[item] == "no address"
     for item in ("file", "ftp", "bare", "data"):
@@ -107,52 +106,51 @@ def test_failures_for_good_are_noted_and_asked_again_only_on_demand(server, tmp_
         assert sorted(server.hits) == sorted(paths)  # no retry, and none by the second run
     image_path(tmp_path, server.url("/text")).with_suffix(".missing").write_bytes(b"{damaged")
     again = fetch(server, paths, tmp_path)
-    assert server.hits[5:] == ["/text"] and len(again.missing) == 5
-    retried = fetch(server, paths, tmp_path, retry_failed=True)
-    assert "/gone" in retried.paths and retried.downloaded == 1 and len(server.hits) == 11
-    assert "/gone" in fetch(server, paths, tmp_path).paths and len(server.hits) == 11
+    assert server.hits[5:] == ["/text"] and len(again[1]) == 5
+    retried, _ = fetch(server, paths, tmp_path, retry_failed=True)
+    assert list(retried) == ["/gone"] and len(server.hits) == 11
+    assert "/gone" in fetch(server, paths, tmp_path)[0] and len(server.hits) == 11
 
 
 def test_a_lack_of_memory_passes(server, tmp_path, monkeypatch):
     server.routes["/large"] = lambda h, _: h.give(SOUND)
     short, real = [2], fetching.open_image
 
-    def open_image(source, limits):
+    def open_image(source):
         short[0] -= 1
-        return NO_MEMORY if short[0] >= 0 else real(source, limits)
+        return NO_MEMORY if short[0] >= 0 else real(source)
 
     monkeypatch.setattr(fetching, "open_image", open_image)
     assert reasons(fetch(server, ["/large"], tmp_path, retries=0)) == {"/large": NO_MEMORY}
     assert not list(tmp_path.rglob("*.missing"))
-    assert not fetch(server, ["/large"], tmp_path, retries=1).missing
+    assert not fetch(server, ["/large"], tmp_path, retries=1)[1]
     # What an older version noted of it is no reason to leave the image out for ever.
     path = image_path(tmp_path, server.url("/large"))
     path.unlink()
     note = {"url": "", "reason": NO_MEMORY, "conditions": None}
     path.with_suffix(".missing").write_text(json.dumps(note))
-    assert not fetch(server, ["/large"], tmp_path).missing
+    assert not fetch(server, ["/large"], tmp_path)[1]
 
 
 def test_kept_images_that_do_not_open_are_downloaded_again_on_demand(server, tmp_path, monkeypatch):
     for path in ("/cut", "/empty", "/gone", "/sound", "/large"):
         server.routes[path] = lambda h, _: h.give(SOUND)
     paths = list(server.routes)
-    kept = fetch(server, paths, tmp_path).paths
+    kept, _ = fetch(server, paths, tmp_path)
     kept["/cut"].write_bytes(SOUND[:40])
     kept["/empty"].write_bytes(b"")
     kept["/gone"].write_bytes(b"junk")
     server.routes["/gone"] = lambda h, _: h.give(b"", 404)
-    assert len(fetch(server, paths, tmp_path).paths) == 5 and len(server.hits) == 5
+    assert len(fetch(server, paths, tmp_path)[0]) == 5 and len(server.hits) == 5
     real = fetching.open_image
     monkeypatch.setattr(
         fetching,
         "open_image",
-        lambda source, limits: NO_MEMORY if source == kept["/large"] else real(source, limits),
+        lambda source: NO_MEMORY if source == kept["/large"] else real(source),
     )
     again = fetch(server, paths, tmp_path, retry_failed=True)
     assert sorted(server.hits[5:]) == ["/cut", "/empty", "/gone"]
-    assert (again.downloaded, again.cached) == (2, 2)
-    assert all(path.read_bytes() == SOUND for path in again.paths.values())
+    assert [path.read_bytes() for path in again[0].values()] == [SOUND] * 4
     assert reasons(again) == {"/gone": "HTTP 404 Not Found"} and not kept["/gone"].exists()
 
 
@@ -163,7 +161,7 @@ def test_failures_that_may_pass_are_tried_again_and_never_noted(server, tmp_path
     )
     server.routes["/down"] = lambda h, _: h.give(b"", 503)
     fetched = fetch(server, list(server.routes), tmp_path, retries=2)
-    assert set(fetched.paths) == {"/flaky", "/busy"}
+    assert set(fetched[0]) == {"/flaky", "/busy"}
     assert reasons(fetched) == {"/down": "HTTP 503 Service Unavailable"}
     assert [server.hits.count(path) for path in ("/flaky", "/busy", "/down")] == [3, 2, 3]
     fetch(server, ["/down"], tmp_path, retries=0)
@@ -176,8 +174,8 @@ def test_a_refused_connection_and_an_unknown_host_may_pass(tmp_path):
         port = closed.getsockname()[1]
         urls = {"closed": f"http://127.0.0.1:{port}/a", "unknown": "http://no-such.invalid/a"}
         fetched = fetch_images(urls, tmp_path, allow_private=True, retries=0, progress=False)
-    assert "connection failed" in fetched.missing["closed"].reason
-    assert "does not resolve" in fetched.missing["unknown"].reason
+    assert "connection failed" in fetched[1]["closed"].reason
+    assert "does not resolve" in fetched[1]["unknown"].reason
     assert not list(tmp_path.rglob("*.missing"))
 
 
@@ -195,7 +193,7 @@ def test_redirects_are_followed_up_to_five_and_not_in_a_circle(server, tmp_path)
         server.routes[f"/chain{n}"] = to(f"/chain{n + 1}")
     server.routes["/chain6"] = lambda h, _: h.give(SOUND)
     fetched = fetch(server, ["/a", "/loop", "/ftp", "/chain0", "/chain1"], tmp_path)
-    assert set(fetched.paths) == {"/a", "/chain1"}
+    assert set(fetched[0]) == {"/a", "/chain1"}
     found = reasons(fetched)
     assert found["/loop"] == "redirects in a circle"
     assert found["/chain0"] == "more than 5 redirects"
@@ -205,11 +203,12 @@ def test_redirects_are_followed_up_to_five_and_not_in_a_circle(server, tmp_path)
 def test_addresses_are_sent_percent_encoded(server, tmp_path):
     server.routes["/gr%C3%B6%C3%9Fe%20a%2Fb.png?q=%20x"] = lambda h, _: h.give(SOUND)
     fetched = fetch(server, ["/größe a%2Fb.png?q=%20x#part"], tmp_path)
-    assert not fetched.missing
+    assert not fetched[1]
 
 
-def test_the_size_limit_holds_while_the_body_comes(server, tmp_path):
+def test_the_size_limit_holds_while_the_body_comes(server, tmp_path, monkeypatch):
     sent = []
+    monkeypatch.setattr(decoding, "MAX_BYTES", 50_000)
 
     def endless(handler, _):
         handler.give(b"", Content_Length=None, Connection="close")
@@ -225,14 +224,15 @@ def test_the_size_limit_holds_while_the_body_comes(server, tmp_path):
     server.routes["/endless"] = endless
     server.routes["/chunked"] = chunked
     server.routes["/honest"] = lambda h, _: h.give(b"z" * 60_000)
-    found = reasons(fetch(server, list(server.routes), tmp_path, max_bytes=50_000))
+    found = reasons(fetch(server, list(server.routes), tmp_path))
     assert set(found.values()) == {"more than 50000 bytes"} and len(found) == 3
     assert sum(sent) < 20_000_000  # the connection was closed long before the 100 MB
     server.routes["/chunked"] = server.routes["/endless"] = lambda h, _: h.give(SOUND)
     n_hits = len(server.hits)
-    assert len(fetch(server, ["/endless", "/chunked"], tmp_path, max_bytes=50_000).missing) == 2
+    assert len(fetch(server, ["/endless", "/chunked"], tmp_path)[1]) == 2
     assert len(server.hits) == n_hits  # noted under this limit; under another it is asked again
-    assert not fetch(server, ["/endless", "/chunked"], tmp_path, max_bytes=60_000).missing
+    monkeypatch.setattr(decoding, "MAX_BYTES", 60_000)
+    assert not fetch(server, ["/endless", "/chunked"], tmp_path)[1]
 
 
 def test_a_content_length_that_lies_is_found_out(server, tmp_path):
@@ -249,8 +249,8 @@ def test_a_content_length_that_lies_is_found_out(server, tmp_path):
     server.routes["/chunks"] = cut_chunks
     fetched = fetch(server, list(server.routes), tmp_path, retries=1)
     found = reasons(fetched)
-    assert set(fetched.paths) == {"/word"}
-    assert "broken" in found["/less"] and "20 bytes are missing" in found["/more"]
+    assert set(fetched[0]) == {"/word"}
+    assert "broken" in found["/less"] and "20 more expected" in found["/more"]
     assert "connection failed" in found["/chunks"]
     assert [server.hits.count(path) for path in ("/less", "/more", "/chunks")] == [1, 2, 2]
 
@@ -290,11 +290,13 @@ def test_a_garbage_answer_is_a_failed_connection(server, tmp_path):
     assert all("connection failed" in reason for reason in found.values()) and len(found) == 2
 
 
-def test_pixel_limits_hold_for_what_is_downloaded(server, tmp_path):
+def test_pixel_limits_hold_for_what_is_downloaded(server, tmp_path, monkeypatch):
     server.routes["/big"] = lambda h, _: h.give(picture(size=(60, 50)))
-    found = reasons(fetch(server, ["/big"], tmp_path, max_pixels=2999))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 2999)
+    found = reasons(fetch(server, ["/big"], tmp_path))
     assert "60 x 50 pixels, more than 2999" in found["/big"]
-    assert not fetch(server, ["/big"], tmp_path, max_pixels=3000).missing
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 3000)
+    assert not fetch(server, ["/big"], tmp_path)[1]
 
 
 def test_downloads_run_side_by_side(server, tmp_path):
@@ -302,7 +304,7 @@ def test_downloads_run_side_by_side(server, tmp_path):
     for n in range(16):
         server.routes[f"/{n}"] = lambda h, _: (together.wait(), h.give(SOUND))
     fetched = fetch(server, list(server.routes), tmp_path, workers=16, timeout_s=40)
-    assert not fetched.missing
+    assert not fetched[1]
 
 
 def test_a_cache_that_cannot_be_written_ends_the_run(server, tmp_path):
@@ -315,27 +317,22 @@ def test_a_cache_that_cannot_be_written_ends_the_run(server, tmp_path):
 def test_an_interrupt_keeps_what_is_there(server, tmp_path, monkeypatch):
     for n in range(20):
         server.routes[f"/{n}"] = lambda h, _: h.give(SOUND)
-    real, count = fetching.get, []
+    real, count = Client.get, []
 
-    def get(url, rules):
+    def get(client, url):
         count.append(url)
         if len(count) == 8:
             raise KeyboardInterrupt
-        return real(url, rules)
+        return real(client, url)
 
-    monkeypatch.setattr(fetching, "get", get)
+    monkeypatch.setattr(Client, "get", get)
     with pytest.raises(KeyboardInterrupt):
         fetch(server, list(server.routes), tmp_path, workers=1)
-    monkeypatch.setattr(fetching, "get", real)
-    rest = fetch(server, list(server.routes), tmp_path)
-    assert rest.cached >= 7 and rest.cached + rest.downloaded == 20 and len(server.hits) == 20
-
-
-def test_numbers_out_of_range_are_named(tmp_path):
-    for options in ({"workers": 0}, {"timeout_s": 0}, {"retries": -1}, {"max_bytes": 0}):
-        with pytest.raises(DataError, match=next(iter(options))):
-            fetch_images({}, tmp_path, progress=False, **options)
-    assert fetch_images({}, tmp_path, progress=False) == ({}, {}, 0, 0)
+    monkeypatch.setattr(Client, "get", real)
+    n_kept = len(server.hits)
+    assert n_kept >= 7
+    paths, _ = fetch(server, list(server.routes), tmp_path)
+    assert len(paths) == 20 and len(server.hits) == 20  # none that was kept is asked again
 
 
 def test_the_list_of_missing_images_is_a_sound_table(tmp_path):
@@ -351,6 +348,15 @@ def test_the_list_of_missing_images_is_a_sound_table(tmp_path):
         write_missing(tmp_path / "none" / "missing.tsv", missing)
 
 
+def test_pauses_double_and_honour_what_the_server_asks_within_reason(monkeypatch):
+    monkeypatch.setattr(fetching, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(fetching, "LONGEST_PAUSE", 30.0)
+    for attempt, middle in enumerate([0.5, 1.0, 2.0, 4.0]):
+        drawn = [fetching.pause(attempt) for _ in range(50)]
+        assert middle / 2 <= min(drawn) < middle < max(drawn) <= 1.5 * middle
+    assert fetching.pause(0, 7.0) == 7.0 and fetching.pause(20) == fetching.pause(0, 1e9) == 30.0
+
+
 def test_a_note_says_in_plain_json_what_was_asked(server, tmp_path):
     server.routes["/gone"] = lambda h, _: h.give(b"", 410)
     fetch(server, ["/gone"], tmp_path)
@@ -361,4 +367,4 @@ def test_a_note_says_in_plain_json_what_was_asked(server, tmp_path):
 def test_the_flag_is_no_part_of_what_is_noted_under_the_other(server, tmp_path):
     server.routes["/a"] = lambda h, _: h.give(SOUND)
     assert "refused" in reasons(fetch(server, ["/a"], tmp_path, allow_private=False))["/a"]
-    assert not fetch(server, ["/a"], tmp_path, allow_private=True).missing
+    assert not fetch(server, ["/a"], tmp_path, allow_private=True)[1]

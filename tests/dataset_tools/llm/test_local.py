@@ -16,7 +16,7 @@ from dataset_tools.llm import local_model
 from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.local_prompt import clean
 from dataset_tools.llm.requests import Completion, Embedding, Prompt, Scoring
-from recbole_tema.errors import BackendError, DataError
+from recbole_tema.errors import BackendError, ConfigError, DataError
 
 pytestmark = pytest.mark.long
 
@@ -565,7 +565,7 @@ def test_options_out_of_range(llama, options, match):
 
 
 def test_unknown_device_and_missing_template(llama, tmp_path):
-    with pytest.raises(BackendError, match="device 'tpu9'"):
+    with pytest.raises(ConfigError, match="device 'tpu9'"):
         ask(LocalBackend(llama, device="tpu9"), [completion("tea")])
     tokenizer = make_tokenizer(None)
     bare = save(tmp_path / "bare", tokenizer, make_model("llama", tokenizer))

@@ -1,15 +1,17 @@
-"""Who a download may reach, by whatever spelling, redirect or name server; TLS; pauses."""
+"""Who a download may reach, by whatever spelling, redirect or name server; TLS; Retry-After."""
 
 import shutil
 import socket
 import ssl
 import subprocess
 import time
+from email.utils import formatdate
 
 import pytest
 
-from dataset_tools.images import addresses, http_get
+from dataset_tools.images import client
 from dataset_tools.images.addresses import address_fault
+from dataset_tools.images.client import Client
 from dataset_tools.images.fetching import fetch_images
 from tests.support.image_server import SOUND, serve, stop
 
@@ -20,17 +22,6 @@ def server():
     server = serve({})
     yield server
     stop(server)
-
-
-def test_pauses_double_and_honour_what_the_server_asks_within_reason():
-    class Half:
-        def random(self):
-            return 0.5
-
-    fault = http_get.Fault("x", lasting=False)
-    assert [http_get.pause(n, fault, Half()) for n in (1, 2, 3)] == [0.5, 1.0, 2.0]
-    assert http_get.pause(1, fault._replace(wait_s=7.0), Half()) == 7.0
-    assert http_get.pause(1, fault._replace(wait_s=1e9), Half()) == http_get.LONGEST_PAUSE
 
 
 REFUSED = {
@@ -93,10 +84,22 @@ def test_public_addresses_may_be_reached(address):
 def test_no_spelling_of_loopback_reaches_the_server(server, tmp_path, host):
     server.routes["/a"] = lambda h, _: h.give(SOUND)
     url = f"http://{host}:{server.server_port}/a"
-    fetched = fetch_images({"x": url}, tmp_path, retries=0, progress=False)
-    reason = fetched.missing["x"].reason
+    _, missing = fetch_images({"x": url}, tmp_path, retries=0, progress=False)
+    reason = missing["x"].reason
     assert server.hits == []
     assert "refused: " in reason or "does not resolve" in reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7), ("1e3", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+)
+def test_retry_after_is_read(server, asked, seconds):
+    server.routes["/busy"] = lambda h, _: h.give(b"", 429, Retry_After=asked)
+    fault = Client(20, allow_private=True).get(server.url("/busy"))
+    assert fault == client.Fault("HTTP 429 Too Many Requests", lasting=False, wait_s=seconds)
+    later = formatdate(time.time() + 100, usegmt=True)
+    server.routes["/date"] = lambda h, _: h.give(b"", 503, Retry_After=later)
+    assert 90 < Client(20, allow_private=True).get(server.url("/date")).wait_s <= 100
 
 
 def resolver(monkeypatch, answers):
@@ -110,7 +113,7 @@ def resolver(monkeypatch, answers):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         return [(family, socket.SOCK_STREAM, 6, "", (address, port))]
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
 
 
@@ -118,16 +121,16 @@ def test_a_redirect_into_the_own_network_is_refused(server, tmp_path, monkeypatc
     """The first hop is let through by its name; the second has to be checked as well."""
     server.routes["/start"] = lambda h, _: h.give(b"", 302, Location=server.url("/secret"))
     server.routes["/secret"] = lambda h, _: h.give(SOUND)
-    real = addresses.resolve
+    real = client.resolve
 
     def resolve(host, port, allow_private):
         return ["127.0.0.1"] if host == "shop.test" else real(host, port, allow_private)
 
-    monkeypatch.setattr(addresses, "resolve", resolve)
+    monkeypatch.setattr(client, "resolve", resolve)
     urls = {"x": f"http://shop.test:{server.server_port}/start"}
-    fetched = fetch_images(urls, tmp_path, progress=False)
+    _, missing = fetch_images(urls, tmp_path, progress=False)
     assert server.hits == ["/start"]
-    assert "loopback address 127.0.0.1, by a redirect" in fetched.missing["x"].reason
+    assert "loopback address 127.0.0.1, by a redirect" in missing["x"].reason
 
 
 def test_a_name_is_resolved_once_and_the_address_that_was_checked_is_connected_to(
@@ -141,11 +144,11 @@ def test_a_name_is_resolved_once_and_the_address_that_was_checked_is_connected_t
         reached.append(address)
         raise ConnectionRefusedError(111, "refused by the test")
 
-    monkeypatch.setattr(addresses.socket, "create_connection", create_connection)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
     url = f"http://rebind.test:{server.server_port}/a"
-    assert "connection failed" in http_get.get(url, http_get.Rules()).reason
+    assert "connection failed" in Client(20).get(url).reason
     assert asked == ["rebind.test"] and reached == [("93.184.216.34", server.server_port)]
-    assert "loopback" in http_get.get(url, http_get.Rules()).reason
+    assert "loopback" in Client(20).get(url).reason
     assert len(reached) == 1 and server.hits == []
 
 
@@ -170,27 +173,23 @@ def shop(tmp_path, monkeypatch):
 
 
 def test_tls_verifies_the_name_over_the_checked_address(shop, monkeypatch):
-    rules = http_get.Rules(allow_private=True)
-
     def get(host):
-        return http_get.get(f"https://{host}:{shop.server_port}/a", rules)
+        return Client(20, allow_private=True).get(f"https://{host}:{shop.server_port}/a")
 
     assert "certificate is not valid" in get("shop.test").reason  # signed by nobody known
-    trusting = ssl.create_default_context(cafile=shop.certificate)
-    monkeypatch.setattr(http_get, "_tls", lambda: trusting)
+    monkeypatch.setenv("SSL_CERT_FILE", str(shop.certificate))
     assert get("shop.test") == SOUND
     assert shop.names[-1] == "shop.test" and shop.hosts == [f"shop.test:{shop.server_port}"]
     assert "certificate is not valid" in get("other.test").reason  # its name is another
 
 
 def test_the_time_limit_holds_under_tls_and_in_its_handshake(shop, monkeypatch):
-    trusting = ssl.create_default_context(cafile=shop.certificate)
-    monkeypatch.setattr(http_get, "_tls", lambda: trusting)
+    monkeypatch.setenv("SSL_CERT_FILE", str(shop.certificate))
     shop.routes["/a"] = lambda h, _: (h.give(b"", Content_Length="200"), h.drip(b"x" * 200, 0.1))
-    rules = http_get.Rules(timeout_s=0.7, allow_private=True)
+    patient = Client(0.7, allow_private=True)
     begin = time.monotonic()
-    slow = http_get.get(f"https://shop.test:{shop.server_port}/a", rules)
+    slow = patient.get(f"https://shop.test:{shop.server_port}/a")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        mute = http_get.get(f"https://shop.test:{silent.getsockname()[1]}/a", rules)
+        mute = patient.get(f"https://shop.test:{silent.getsockname()[1]}/a")
     assert slow.reason == mute.reason == "took longer than 0.7 s"
     assert time.monotonic() - begin < 10
