@@ -9,7 +9,7 @@ setup(
     package_dir={"recbole_tema.properties": "properties"},
     package_data={
         "recbole_tema.properties": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
-        "recbole_tema": ["page.html"],
+        "recbole_tema": ["page.html", "benchmark/report.html"],
         "dataset_tools": ["prompts/*.yaml", "shipped/*/*", "describe/*.html"],
     },
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +42,3 @@ def rendered(template: Path, **values: Any) -> str:
     loader = FileSystemLoader([template.parent, BASE.parent])
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return pages.get_template(template.name).render(values)
-
-
-def whole_page(title: str, style: str, body: str) -> str:
-    """The page of a title, a style that comes after that of all pages, and a body, all HTML."""
-    return rendered(BASE, title=Markup(title), style=Markup(style), body=Markup(body))

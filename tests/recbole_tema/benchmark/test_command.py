@@ -284,7 +284,7 @@ def test_files_of_single_runs_that_say_the_same_are_taken(small_root, tmp_path):
 def test_domains_of_a_file_that_is_not_utf8(tmp_path):
     (tmp_path / "d.inter").write_text("user_id:token\titem_id:token\n1\t1\n")
     (tmp_path / "d.item").write_bytes("item_id:token\tdomain:token\n1\tcafé\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"d\.item is not UTF-8"):
+    with pytest.raises(DataError, match=r"d\.item, line 2: not UTF-8"):
         domains_of(tmp_path, "d", {})
 
 
