@@ -13,6 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -430,3 +431,28 @@ def test_ci_runs_the_readmes_test_command():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert "make test" in lines
     assert ["make", "test"] in readme_commands()
+
+
+def test_the_workflow_checks_every_python_that_is_admitted():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    made = {step["run"].split()[1] for step in steps if step.get("run", "").startswith("make ")}
+    assert made >= {"lint", "test", "test-lowest", "docs"}
+    classifiers = re.findall(
+        r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    assert jobs["tests"]["strategy"]["matrix"]["python-version"] == classifiers
+
+
+def test_the_hooks_run_tools_of_the_environment():
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (repository,) = yaml.safe_load(text)["repos"]
+    hooks = {hook["id"]: hook for hook in repository["hooks"]}
+    assert set(hooks) >= {"ruff", "ruff-format", "codespell", "end-of-file-fixer"}
+    for hook in hooks.values():
+        if hook["language"] == "system":
+            python, *words = hook["entry"].split()
+            assert python == ".venv/bin/python"
+            done = run([sys.executable, *words, "--help"], ROOT)
+            assert done.returncode == 0, done.stdout

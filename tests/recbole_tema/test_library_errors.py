@@ -3,7 +3,7 @@
 import pytest
 from recbole.model.general_recommender import BPR
 
-from recbole_tema import load_model, quick_start, run_recbole_tema
+from recbole_tema import load_model, run_recbole_tema
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
@@ -43,10 +43,10 @@ def test_our_own_faults_keep_their_traceback(settings):
             super().__init__(config, dataset)
             raise KeyError("ours")
 
-    config = TemaConfig(Faulty, "tiny", config_dict={**settings, "embedding_size": 4})
-    dataset = quick_start._load_dataset(config)
+    keys = {**settings, "embedding_size": 4}
+    keys.pop("hidden_size")  # which is of other models
     with pytest.raises(KeyError, match="ours"):
-        quick_start._new_model(config, quick_start._prepare(config, dataset).train_data.dataset)
+        run_recbole_tema(Faulty, "tiny", config_dict=keys)
     with pytest.raises(ValueError, match=r"\(2,\) targets"), recbole_refusals("x"):
         plan.EvalPlan([1], [1, 2], [0, 1, 2], ["a", "b"], sequences=([1], [0, 0, 1]))
 
