@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 import certifi
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError
+from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.response import HTTPResponse
 from urllib3.util import Retry, Url, parse_url
 
@@ -87,8 +87,9 @@ class Client:
             return Fault(f"refused: {error}{hop}", lasting=True, depends=True)
         except SSLCertVerificationError as error:
             return Fault(f"the certificate is not valid ({error.verify_message})", lasting=True)
-        except (LocationParseError, UnicodeError) as error:  # the latter: by the resolver
-            return Fault(f"a malformed address ({error})", lasting=True)
+        except ValueError as error:  # urllib3's LocationParseError, the resolver's UnicodeError
+            words = " ".join(str(error).split())[:200]
+            return Fault(f"a malformed address ({words})", lasting=True)
         except (OSError, http.client.HTTPException, HTTPError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 return Fault(f"took longer than {self.timeout_s:g} s", lasting=False)
