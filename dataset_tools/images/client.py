@@ -45,13 +45,11 @@ class Fault(NamedTuple):
     Attributes:
         reason: For the user.
         lasting: Whether asking again gives the same.
-        depends: Whether the answer depends on the limits and flags of this run.
         wait_s: Seconds that the server asks to wait.
     """
 
     reason: str
     lasting: bool
-    depends: bool = False
     wait_s: float = 0.0
 
 
@@ -84,7 +82,7 @@ class Client:
             return Fault(f"more than {MAX_REDIRECTS} redirects", lasting=True)
         except RefusedAddressError as error:
             hop = f", by a redirect to {url}" if len(seen) > 1 else ""
-            return Fault(f"refused: {error}{hop}", lasting=True, depends=True)
+            return Fault(f"refused: {error}{hop}", lasting=True)
         except SSLCertVerificationError as error:
             return Fault(f"the certificate is not valid ({error.verify_message})", lasting=True)
         except ValueError as error:  # urllib3's LocationParseError, the resolver's UnicodeError
@@ -179,7 +177,7 @@ def _answer(response: HTTPResponse, url: str) -> bytes | str | Fault:
                 break
         else:
             return bytes(body)
-    return Fault(f"more than {decoding.MAX_BYTES} bytes", lasting=True, depends=True)
+    return Fault(f"more than {decoding.MAX_BYTES} bytes", lasting=True)
 
 
 def _url_fault(url: str, parts: Url) -> str | None:

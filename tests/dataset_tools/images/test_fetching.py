@@ -362,7 +362,14 @@ def test_a_note_says_in_plain_json_what_was_asked(server, tmp_path):
     server.routes["/gone"] = lambda h, _: h.give(b"", 410)
     fetch(server, ["/gone"], tmp_path)
     note = json.loads(next(tmp_path.rglob("*.missing")).read_bytes())
-    assert note == {"url": server.url("/gone"), "reason": "HTTP 410 Gone", "conditions": None}
+    conditions = [decoding.MAX_BYTES, decoding.MAX_PIXELS, True]
+    assert note == {"url": server.url("/gone"), "reason": "HTTP 410 Gone", "conditions": conditions}
+    fetch(server, ["/gone"], tmp_path)
+    assert server.hits == ["/gone"]
+    path = next(tmp_path.rglob("*.missing"))
+    path.write_text(json.dumps({**note, "conditions": None}))  # as older versions noted it
+    assert reasons(fetch(server, ["/gone"], tmp_path)) == {"/gone": "HTTP 410 Gone"}
+    assert server.hits == ["/gone"]
 
 
 def test_the_flag_is_no_part_of_what_is_noted_under_the_other(server, tmp_path):
