@@ -111,7 +111,8 @@ class Client:
         watchdog.daemon = True
         watchdog.start()
         try:
-            hop.request("GET", parts.request_uri, headers=HEADERS, preload_content=False)
+            headers = {"Host": parts.netloc or "", **HEADERS}
+            hop.request("GET", parts.request_uri, headers=headers, preload_content=False)
             answer = _answer(hop.getresponse(), url)
         finally:
             watchdog.cancel()
@@ -126,9 +127,8 @@ class _Hop(HTTPConnection):
     """A connection to an address that was checked, which ends at its deadline."""
 
     def __init__(self, url: Url, deadline: float, tls: SSLContext | None, allow_private: bool):
-        self.default_port = 443 if tls else 80
-        left = deadline - time.monotonic()
-        super().__init__(url.host.strip("[]"), url.port or self.default_port, timeout=left)
+        port = url.port or (443 if tls else 80)
+        super().__init__((url.host or "").strip("[]"), port, timeout=deadline - time.monotonic())
         self.deadline, self.tls, self.allow_private = deadline, tls, allow_private
         self.live: socket.socket | None = None
 
