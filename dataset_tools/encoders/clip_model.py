@@ -5,7 +5,7 @@ and loads no text tower without an image processor.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataset_tools.encoders.encoder import Encoder
 from recbole_tema.errors import DataError
@@ -20,7 +20,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 class ClipEncoder(Encoder):
     """The two towers of a CLIPModel. A folder without the image processor's file has no images."""
 
-    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int]:
+    def load(self, source: str, options: dict[str, Any]) -> tuple["nn.Module", int]:
         """See `Encoder`.
 
         Raises:
@@ -36,8 +36,9 @@ class ClipEncoder(Encoder):
                 f"a model of type {config.model_type!r}, not 'clip'; for a sentence encoder use "
                 f"sentence:{source}, for other pairs of towers open_clip:MODEL:TAG_OR_FILE"
             )
-        safe = {"use_safetensors": True, "output_loading_info": True}
-        model, info = CLIPModel.from_pretrained(source, **safe, **options)
+        safe: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = CLIPModel.from_pretrained(source, **safe, **options)
+        model, info = loaded
         missing = sorted(info["missing_keys"])
         if missing:
             raise DataError(

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,23 +43,23 @@ class Encoder(ABC):
     """
 
     has_images = False
-    tokenizer: Any  # of transformers; `load` sets it
+    tokenizer: Any  # `load` sets it
 
     def __init__(
-        self, label: str, source: str, options: dict[str, bool], device: "device", batch_size: int
+        self, label: str, source: str, options: dict[str, Any], device: "device", batch_size: int
     ) -> None:
         """Load the model `source`, from a library that takes `options`, in float32."""
         import torch
 
         self.label, self.device, self.batch_size, self.n_cut = label, device, batch_size, 0
         model, self.max_tokens = self.load(source, options)
-        self.model = model.to(device).float().eval()
+        self.model: Any = model.to(device).float().eval()
         self.name = f"{label} (weights sha256 {weights_hash(self.model)[:16]})"
         with torch.inference_mode():
             self.dimension = self.encode_batch(["a"]).shape[-1]
 
     @abstractmethod
-    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int | None]:
+    def load(self, source: str, options: dict[str, Any]) -> tuple["nn.Module", int | None]:
         """The model, and how many tokens of a text it reads."""
 
     @abstractmethod
@@ -140,11 +140,14 @@ class Encoder(ABC):
 
         with self._bar(len(files), "image", progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
             ahead = pool.map(prepared, batches[0] if batches else [])
-            for batch, following in zip_longest(batches, batches[1:], fillvalue=[]):
+            for batch, following in pairwise([*batches, []]):
                 found, ahead = ahead, pool.map(prepared, following)
                 tensors: dict[Path, Tensor] = {}
                 for path, image in zip(batch, found, strict=True):
-                    (refused if isinstance(image, str) else tensors)[path] = image
+                    if isinstance(image, str):
+                        refused[path] = image
+                    else:
+                        tensors[path] = image
                 if tensors:
                     stacked = torch.stack(list(tensors.values()))
                     parts.append(self._unit(self.encode_image_batch, stacked))

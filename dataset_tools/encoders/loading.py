@@ -11,7 +11,6 @@ Nothing that comes with a model is executed: no pickle, no remote code.
 """
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -67,10 +66,8 @@ def load_encoder(spec: str, device: str = "auto", batch_size: int = BATCH_SIZE) 
             label, source = text_encoder.MODEL_NAME, str(text_encoder.model_folder())
         else:  # kind and model without the folders of this machine
             parts = [(part, Path(part).expanduser()) for part in where.split(":")]
-            label = " ".join(
-                [kind, *(path.name if path.exists() else part for part, path in parts)]
-            )
-            source = _find_source(kind, where)
+            names = [path.name if path.exists() else part for part, path in parts]
+            label, source = " ".join([kind, *names]), _find_source(kind, where)
         # What transformers asks the hub for, it does not ask where this is a folder.
         options = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
         return encoder(label, source, options, chosen, batch_size)
@@ -107,10 +104,9 @@ def _kinds_of(folder: Path) -> list[str]:
     markers = {"open_clip": "open_clip_config.json", "sentence": "modules.json"}
     kinds = [kind for kind, name in markers.items() if (folder / name).is_file()]
     if (folder / "config.json").is_file():
-        kinds.append("clip")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "sentence" not in kinds and config.get("model_type") != "clip":
-            kinds.append("sentence")
+        config = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+        is_clip = re.search(r'"model_type"\s*:\s*"clip"', config)
+        kinds += ["clip"] if is_clip or "sentence" in kinds else ["clip", "sentence"]
     return kinds
 
 

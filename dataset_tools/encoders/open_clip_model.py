@@ -11,7 +11,7 @@ import pickle
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataset_tools.encoders.encoder import Encoder
 from recbole_tema.errors import DataError
@@ -29,7 +29,7 @@ class OpenClipEncoder(Encoder):
 
     has_images = True
 
-    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int]:
+    def load(self, source: str, options: dict[str, Any]) -> tuple["nn.Module", int]:
         """See `Encoder`; `source` is MODEL:TAG_OR_FILE, a folder or hf-hub:NAME.
 
         Raises:
@@ -75,7 +75,8 @@ def _resolve(source: str) -> tuple[str, str | None, dict]:
 
     model, _, weights = source.partition(":")
     path, file = Path(model).expanduser(), Path(weights).expanduser()
-    name, preprocessing, hint = model, {}, ""
+    name, hint = model, ""
+    preprocessing: dict[str, Any] = {}
     if path.is_dir():
         if weights:
             raise DataError(f"a folder brings its weights; use open_clip:{path}")

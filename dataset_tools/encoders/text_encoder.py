@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataset_tools.encoders.encoder import Encoder
 
@@ -27,20 +27,22 @@ def encoder_available() -> bool:
 
 def model_folder() -> Path:
     """Folder of MiniLM's files, found without importing the package that carries them."""
-    return Path(find_spec(MODEL_PACKAGE).submodule_search_locations[0]) / "model"
+    spec = find_spec(MODEL_PACKAGE)
+    places = (spec and spec.submodule_search_locations) or [""]
+    return Path(places[0]) / "model"
 
 
 class SentenceEncoder(Encoder):
     """Pooling, length and prompts as the model's folder says; where it says nothing, the mean."""
 
-    def load(self, source: str, options: dict[str, bool]) -> tuple["nn.Module", int | None]:
+    def load(self, source: str, options: dict[str, Any]) -> tuple["nn.Module", int | None]:
         """See `Encoder`."""
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # one bar is enough: that of the texts
-        safe = {"device": str(self.device), "model_kwargs": {"use_safetensors": True}}
-        model = SentenceTransformer(source, **safe, **options)
+        safe = {"use_safetensors": True}
+        model = SentenceTransformer(source, device=str(self.device), model_kwargs=safe, **options)
         self.tokenizer = model.tokenizer
         return model, model.max_seq_length
 

@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 import certifi
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError
+from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.response import HTTPResponse
 from urllib3.util import Retry, Url, parse_url
 
@@ -45,13 +45,11 @@ class Fault(NamedTuple):
     Attributes:
         reason: For the user.
         lasting: Whether asking again gives the same.
-        depends: Whether the answer depends on the limits and flags of this run.
         wait_s: Seconds that the server asks to wait.
     """
 
     reason: str
     lasting: bool
-    depends: bool = False
     wait_s: float = 0.0
 
 
@@ -84,11 +82,12 @@ class Client:
             return Fault(f"more than {MAX_REDIRECTS} redirects", lasting=True)
         except RefusedAddressError as error:
             hop = f", by a redirect to {url}" if len(seen) > 1 else ""
-            return Fault(f"refused: {error}{hop}", lasting=True, depends=True)
+            return Fault(f"refused: {error}{hop}", lasting=True)
         except SSLCertVerificationError as error:
             return Fault(f"the certificate is not valid ({error.verify_message})", lasting=True)
-        except (LocationParseError, UnicodeError) as error:  # the latter: by the resolver
-            return Fault(f"a malformed address ({error})", lasting=True)
+        except ValueError as error:  # urllib3's LocationParseError, the resolver's UnicodeError
+            words = " ".join(str(error).split())[:200]
+            return Fault(f"a malformed address ({words})", lasting=True)
         except (OSError, http.client.HTTPException, HTTPError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 return Fault(f"took longer than {self.timeout_s:g} s", lasting=False)
@@ -112,7 +111,8 @@ class Client:
         watchdog.daemon = True
         watchdog.start()
         try:
-            hop.request("GET", parts.request_uri, headers=HEADERS, preload_content=False)
+            headers = {"Host": parts.netloc or "", **HEADERS}
+            hop.request("GET", parts.request_uri, headers=headers, preload_content=False)
             answer = _answer(hop.getresponse(), url)
         finally:
             watchdog.cancel()
@@ -127,9 +127,8 @@ class _Hop(HTTPConnection):
     """A connection to an address that was checked, which ends at its deadline."""
 
     def __init__(self, url: Url, deadline: float, tls: SSLContext | None, allow_private: bool):
-        self.default_port = 443 if tls else 80
-        left = deadline - time.monotonic()
-        super().__init__(url.host.strip("[]"), url.port or self.default_port, timeout=left)
+        port = url.port or (443 if tls else 80)
+        super().__init__((url.host or "").strip("[]"), port, timeout=deadline - time.monotonic())
         self.deadline, self.tls, self.allow_private = deadline, tls, allow_private
         self.live: socket.socket | None = None
 
@@ -178,7 +177,7 @@ def _answer(response: HTTPResponse, url: str) -> bytes | str | Fault:
                 break
         else:
             return bytes(body)
-    return Fault(f"more than {decoding.MAX_BYTES} bytes", lasting=True, depends=True)
+    return Fault(f"more than {decoding.MAX_BYTES} bytes", lasting=True)
 
 
 def _url_fault(url: str, parts: Url) -> str | None:

@@ -125,7 +125,7 @@ class _Cache:
     def __init__(self, folder: Path, client: Client, retries: int, retry_failed: bool) -> None:
         self.folder, self.client = folder, client
         self.retries, self.retry_failed = retries, retry_failed
-        # What a note of a failure that depends on limits and flags is valid for.
+        # What a note of a failure is valid for: the limits and flags that may have been its cause.
         self.conditions = [decoding.MAX_BYTES, decoding.MAX_PIXELS, client.allow_private]
         self.stop, self.decoding = threading.Event(), threading.Semaphore(DECODERS)
 
@@ -148,8 +148,7 @@ class _Cache:
             note.unlink(missing_ok=True)
             return None
         if content.lasting:
-            conditions = self.conditions if content.depends else None
-            entry = {"url": url, "reason": content.reason, "conditions": conditions}
+            entry = {"url": url, "reason": content.reason, "conditions": self.conditions}
             _keep(note, json.dumps(entry).encode())
         return content.reason
 
@@ -163,7 +162,7 @@ class _Cache:
                 fault = self._fault(content)
                 if fault is None:
                     return content
-                content = Fault(fault, lasting=fault != NO_MEMORY, depends=True)
+                content = Fault(fault, lasting=fault != NO_MEMORY)
             if content.lasting or attempt == self.retries:
                 break
             self.stop.wait(pause(attempt, content.wait_s))
@@ -179,7 +178,7 @@ class _Cache:
         """The reason that a former run noted, where it still holds under this run's settings."""
         try:
             entry = json.loads(note.read_bytes())
-            holds = entry["conditions"] in (None, self.conditions)
+            holds = entry["conditions"] in (None, self.conditions)  # None: older versions' of a 404
             holds = holds and entry["reason"] != NO_MEMORY  # older versions took that for lasting
             return str(entry["reason"]) if holds else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -114,6 +114,8 @@ def test_broken_and_incomplete_models_are_errors_of_one_line(clip, openclip, tmp
     (part / "config.json").write_text("{half")
     with pytest.raises(DataError, match="cannot be loaded"):
         load_encoder(f"clip:{part}")
+    with pytest.raises(DataError, match=f"for this folder use clip:{part}"):
+        load_encoder(str(part))
     wide = {**OPEN_CLIP, "embed_dim": 48}
     (tmp_path / "wide.json").write_text(json.dumps(wide))
     (tmp_path / "list.json").write_text("[1]")

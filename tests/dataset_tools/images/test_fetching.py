@@ -189,15 +189,16 @@ def test_redirects_are_followed_up_to_five_and_not_in_a_circle(server, tmp_path)
     server.routes["/loop"] = to("/loop2")
     server.routes["/loop2"] = to("/loop")
     server.routes["/ftp"] = to("ftp://127.0.0.1/a")
+    server.routes["/bracket"] = to("http://[::1/a")
     for n in range(6):
         server.routes[f"/chain{n}"] = to(f"/chain{n + 1}")
     server.routes["/chain6"] = lambda h, _: h.give(SOUND)
-    fetched = fetch(server, ["/a", "/loop", "/ftp", "/chain0", "/chain1"], tmp_path)
+    fetched = fetch(server, ["/a", "/loop", "/ftp", "/bracket", "/chain0", "/chain1"], tmp_path)
     assert set(fetched[0]) == {"/a", "/chain1"}
     found = reasons(fetched)
     assert found["/loop"] == "redirects in a circle"
     assert found["/chain0"] == "more than 5 redirects"
-    assert "'ftp', not http(s)" in found["/ftp"]
+    assert "'ftp', not http(s)" in found["/ftp"] and "malformed" in found["/bracket"]
 
 
 def test_addresses_are_sent_percent_encoded(server, tmp_path):
@@ -361,7 +362,14 @@ def test_a_note_says_in_plain_json_what_was_asked(server, tmp_path):
     server.routes["/gone"] = lambda h, _: h.give(b"", 410)
     fetch(server, ["/gone"], tmp_path)
     note = json.loads(next(tmp_path.rglob("*.missing")).read_bytes())
-    assert note == {"url": server.url("/gone"), "reason": "HTTP 410 Gone", "conditions": None}
+    conditions = [decoding.MAX_BYTES, decoding.MAX_PIXELS, True]
+    assert note == {"url": server.url("/gone"), "reason": "HTTP 410 Gone", "conditions": conditions}
+    fetch(server, ["/gone"], tmp_path)
+    assert server.hits == ["/gone"]
+    path = next(tmp_path.rglob("*.missing"))
+    path.write_text(json.dumps({**note, "conditions": None}))  # as older versions noted it
+    assert reasons(fetch(server, ["/gone"], tmp_path)) == {"/gone": "HTTP 410 Gone"}
+    assert server.hits == ["/gone"]
 
 
 def test_the_flag_is_no_part_of_what_is_noted_under_the_other(server, tmp_path):
