@@ -15,7 +15,7 @@ from recbole_tema.model.packing import Layout, take_once
 class CrossDomainRecommender(SequentialRecommender):
     """Base of the sequence-level models: every step of a sequence is trained at once.
 
-    A subclass gives :meth:`item_tables` and :meth:`last_states`; the score of an item is the
+    A subclass gives ``item_tables`` and ``last_states``; the score of an item is the
     dot product of its row of the scoring table with the state for its domain.
     """
 
@@ -45,7 +45,7 @@ class CrossDomainRecommender(SequentialRecommender):
         self._tables = None
 
     def encoder(self, config, causal=True):
-        """A :class:`SequenceEncoder` with the sizes of the config."""
+        """A ``SequenceEncoder`` with the sizes of the config."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -110,7 +110,7 @@ class CrossDomainRecommender(SequentialRecommender):
     # ---------------------------------------------------------------- scoring
 
     def item_tables(self):
-        """Whatever :meth:`last_states` and the scoring need of the items, computed once a step.
+        """Whatever ``last_states`` and the scoring need of the items, computed once a step.
 
         Returns:
             (input tables, scoring table ``(n_items, S)``).
