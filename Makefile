@@ -73,5 +73,6 @@ docs: install
 	@"$(VENV)/bin/python" -m zensical build --strict
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)-lowest" build dist site .cache *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)-lowest" build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find recbole_tema dataset_tools tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf site .cache

@@ -45,7 +45,7 @@ class CrossDomainRecommender(SequentialRecommender):
         self._tables = None
 
     def encoder(self, config, causal=True):
-        """A ``SequenceEncoder`` with the sizes of the config."""
+        """A :class:`SequenceEncoder` with the sizes of the config."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -110,7 +110,7 @@ class CrossDomainRecommender(SequentialRecommender):
     # ---------------------------------------------------------------- scoring
 
     def item_tables(self):
-        """Whatever ``last_states`` and the scoring need of the items, computed once a step.
+        """Whatever :meth:`last_states` and the scoring need of the items, computed once a step.
 
         Returns:
             (input tables, scoring table ``(n_items, S)``).
