@@ -11,7 +11,7 @@ CANDIDATES = $(if $(PYTHON),$(PYTHON),$(VENV)/bin/python \
 RIGHT_VERSION = import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or sys.exit(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-quick test-slow test-lowest lint format clean
+.PHONY: help install run test test-quick test-slow test-lowest lint format docs clean
 
 help:
 	@echo 'make run        train TEMA on the default dataset      ARGS="--epochs=20" adds arguments'
@@ -22,6 +22,7 @@ help:
 	@echo 'make install    only make the environment: .venv       VENV=folder  PYTHON=python3.13'
 	@echo 'make lint       check the code: ruff, codespell, mypy'
 	@echo 'make format     format the code with ruff'
+	@echo 'make docs       build the documentation in site/'
 	@echo 'make clean      remove .venv, caches and built packages'
 
 # A Python that can make environments is taken before one that cannot (Debian without python3-venv).
@@ -69,6 +70,11 @@ format: install
 	@"$(VENV)/bin/python" -m ruff check --fix .
 	@"$(VENV)/bin/python" -m ruff format .
 
+# A warning, such as of a link that leads nowhere, ends it.
+docs: install
+	@"$(VENV)/bin/python" -m zensical build --strict
+
 clean:
 	rm -rf "$(VENV)" "$(VENV)-lowest" build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 	find recbole_tema dataset_tools tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf site .cache

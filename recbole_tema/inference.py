@@ -56,7 +56,7 @@ def recommend(
     """The ``k`` best items for each history, or for each known user.
 
     Args:
-        model: from :func:`recbole_tema.load_model`; for ``histories`` a sequential one.
+        model: from ``recbole_tema.load_model``; for ``histories`` a sequential one.
         histories: raw item ids of each history, oldest first: a list of lists, or arrays, Series
             and the like. Only the last ``MAX_ITEM_LIST_LENGTH`` of each count.
         k: items to return for each.

@@ -80,7 +80,8 @@ def run_recbole_tema(
             the files and dicts below, else ``TEMA``.
         dataset: a built-in dataset, or the name of a folder of atomic files in ``data_path``;
             None: the key ``dataset`` of the files and dicts below, else ``ml-100k-genre``.
-        config_file_list: YAML files. config_dict: keys that win over the files.
+        config_file_list: YAML files.
+        config_dict: keys that win over the files.
         cmd_config_dict: keys that win over both (the command line's).
         saved: keep checkpoints, evaluate the best one; False evaluates the last epoch's model.
         after_epoch: called with (epoch from 0, validation score) after each validation.
@@ -172,7 +173,7 @@ def load_model(
 
     Returns:
         (config, dataset, model), the model in evaluation mode; ``model.dataset`` is the dataset,
-        so that :func:`recbole_tema.recommend` can read raw ids.
+        so that ``recbole_tema.recommend`` can read raw ids.
 
     Raises:
         CheckpointError: the file is damaged, not this package's, or of other data.

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel, the pins, the Makefile's environment, the README's commands."""
+"""What a user installs and reads: wheel, pins, the Makefile's environment, commands, links."""
 
 import json
 import os
@@ -26,7 +26,8 @@ from tests.support.tiny_dataset import make_dataset
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = (".*", "build", "dist", "*.egg-info", "__pycache__", "saved", "log", "log_tensorboard")
+LEFT_OUT = (".*", "build", "dist", "site", "*.egg-info", "__pycache__", "saved")
+LEFT_OUT += ("log", "log_tensorboard")
 
 
 def run(command, cwd, **variables):
@@ -353,29 +354,37 @@ def test_only_what_an_installer_says_is_read_for_its_reason(checkout):
     assert done.stdout == "[False, True, True, False]\n"
 
 
-def readme_commands():
-    """The commands in the README's shell blocks, continued lines joined, comments left out."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def shown_commands(*pages):
+    """The commands in the pages' shell blocks, continued lines joined, comments left out."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     lines = "\n".join(re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```", text, re.M | re.S))
     commands = [shlex.split(line, comments=True) for line in lines.replace("\\\n", " ").split("\n")]
-    return [command for command in commands if command]
+    return list({tuple(command): command for command in commands if command}.values())
 
 
 EXTRAS = "features,convert,benchmark"
 
 
 def test_readme_shows_both_ways_to_start():
-    commands = [" ".join(command) for command in readme_commands()]
-    for wanted in ("make run", "make test", "pip install .", "pip install .[" + EXTRAS + "]"):
-        assert wanted in commands
+    commands = [" ".join(command) for command in shown_commands(ROOT / "README.md")]
+    wanted = ("make run ARGS=--epochs=2", "make test", "pip install .", f"pip install .[{EXTRAS}]")
+    for command in wanted:
+        assert command in commands
 
 
-@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
-def test_readme_command_is_one_that_exists(command, tmp_path):
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("command", shown_commands(*PAGES), ids=" ".join)
+def test_shown_command_is_one_that_exists(command, tmp_path):
     while "=" in command[0]:  # VARIABLE=value before the program
         command = command[1:]
     program, *words = command
-    if program in ("git", "cd", "pip"):
+    if program in ("git", "cd", "pip", "source"):
         return
     if program == "torchrun":
         program, words = "python", words[1:]
@@ -420,17 +429,27 @@ def check_dataset_tools(words):
     command.make_context(words[0], words[1:])
 
 
-def test_readme_links_point_at_files():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+def anchors(page):
+    """What links into a page can name: its headings, spelled as GitHub and the site spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_point_at_files(page):
+    links = re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    for target, anchor in links:
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            path = page.parent / target if target else page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_ci_runs_the_readmes_test_command():
+def test_ci_runs_the_readmes_commands():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert "make test" in lines
-    assert ["make", "test"] in readme_commands()
+    for target in ("test", "docs", "lint"):
+        assert f"make {target}" in lines
+    assert ["make", "test"] in shown_commands(ROOT / "README.md")
 
 
 def test_the_workflow_checks_every_python_that_is_admitted():

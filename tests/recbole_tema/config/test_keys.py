@@ -137,20 +137,29 @@ def test_every_declared_key_is_read(model):
         assert key not in keys_read(*sources_of(model)), f"{model} reads {key}"
 
 
+def imported_models(name):
+    """Files of a module of `recbole_tema.model` and of those there that it imports."""
+    found, left = set(), [name]
+    while left:
+        path = OURS.parent.joinpath(*left.pop().split(".")).with_suffix(".py")
+        if path not in found:
+            found.add(path)
+            text = path.read_text(encoding="utf-8")
+            left += re.findall(r"^from (recbole_tema\.model\.\w+) import", text, re.M)
+    return found
+
+
 @pytest.mark.parametrize("model", OUR_MODELS)
 def test_our_models_read_what_their_files_declare(model):
     """The keys that their modules read, and no other model's."""
-    modules = {
-        "TEMA": ("tema", "abstract_recommender", "history", "fusion", "preference", "softmax"),
-        "LLM4CDSR": ("llm4cdsr", "abstract_recommender", "contrast"),
-    }[model]
-    read = keys_read(*(OURS / "model" / f"{name}.py" for name in modules))
+    read = keys_read(*imported_models(OUR_MODELS[model]))
     read |= keys_read(OURS / "data" / "loader.py")
     [path] = model_files(model)
     named = set(load_yaml(path))
     read.discard("sources")  # TemaConfig's own: where the user gave each key
     assert read - general_keys() - set(DERIVED_KEYS) - named == set()
-    assert named - read - general_keys() == ({"loss_type"} if model == "TEMA" else set())
+    fixed = {"loss_type"} if len(get_model_class(model).losses) == 1 else set()
+    assert named - read - general_keys() == fixed
 
 
 def test_tables_name_models_and_keys_that_there_are():
