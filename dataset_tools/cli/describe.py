@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from dataset_tools.cli.options import data_path_option, one_line_errors
-from recbole_tema.paths import default_data_path
+from dataset_tools.cli.options import data_path_option, dataset_folder, one_line_errors
 
 
 @click.command(
@@ -45,7 +44,6 @@ def describe(
 
     Exit code 1 if a check finds an error.
     """
-    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
     from dataset_tools.convert.engine import engine
     from dataset_tools.describe.checks import ERROR, findings
     from dataset_tools.describe.figure import png
@@ -54,9 +52,9 @@ def describe(
     from recbole_tema.data.atomic import replace_file
     from recbole_tema.errors import DataError
 
-    root = Path(data_path or default_data_path()).expanduser()
-    folder = ensure_builtin(name, root) if name in BUILTIN else root / name
+    folder = dataset_folder(name, data_path)
     if not folder.is_dir():
+        root = folder.parent
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise DataError(f"{folder}: no such dataset (there are: {', '.join(there) or 'none'})")
     with (

@@ -4,7 +4,7 @@ import functools
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
@@ -135,18 +135,16 @@ MODEL_OPTIONS = [
 ]
 
 
-def gathered(command: Callable, options: list[Callable], into: str) -> Callable:
-    """`command` with `options`, which it gets as one dict, the argument `into`."""
-    names = [option(lambda: None).__click_params__[0].name for option in options]
+def names_of(options: Iterable[Callable]) -> list[str]:
+    """Names of the arguments that options become."""
+    return [option(lambda: None).__click_params__[0].name for option in options]
 
-    @functools.wraps(command)
-    def wrapped(**values: Any):
-        chosen = {name: values.pop(name) for name in names}
-        return command(**values, **{into: chosen})
 
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped
+def with_options(command: Callable, options: Iterable[Callable]) -> Callable:
+    """`command` with options and arguments, in their order in the help."""
+    for option in reversed(list(options)):
+        command = option(command)
+    return command
 
 
 def one_line_errors(command: Callable) -> Callable:
@@ -176,9 +174,10 @@ def enriching(epilog: str, *options: Callable, model: bool = True) -> Callable:
     `force` and the `options` by name; what it returns is printed."""
 
     def command_of(work: Callable) -> click.Command:
-        def command(name: str, data_path: Path | None, llm: dict | None = None, **values) -> None:
+        def command(name: str, data_path: Path | None, **values) -> None:
+            llm = {option: values.pop(option) for option in asked}
             dataset = open_dataset(name, data_path)
-            if llm is None:
+            if not model:
                 click.echo(work(dataset, **values))
                 return
             with open_session(dataset, llm) as session:
@@ -186,31 +185,32 @@ def enriching(epilog: str, *options: Callable, model: bool = True) -> Callable:
                 finish(session, llm["dry_run"])
             click.echo(done)
 
-        functools.update_wrapper(command, work)
-        command = one_line_errors(command)
-        if model:
-            command = gathered(command, MODEL_OPTIONS, "llm")
-        for option in reversed((data_path_option, force_option, *options)):
-            command = option(command)
-        return click.command(epilog=epilog)(click.argument("name")(command))
+        command = one_line_errors(functools.update_wrapper(command, work))
+        given = (click.argument("name"), data_path_option, force_option, *options)
+        command = with_options(command, (*given, *(MODEL_OPTIONS if model else ())))
+        return click.command(epilog=epilog)(command)
 
+    asked = names_of(MODEL_OPTIONS) if model else []
     return command_of
 
 
+def dataset_folder(name: str, data_path: Path | None) -> Path:
+    """The folder of dataset NAME, built first if it is a built-in one that is not there."""
+    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
+
+    root = Path(data_path or default_data_path()).expanduser()
+    return ensure_builtin(name, root) if name in BUILTIN else root / name
+
+
 def open_dataset(name: str, data_path: Path | None):
-    """The dataset NAME, built first if it is a built-in one that is not there.
+    """The dataset NAME, see `dataset_folder`.
 
     Raises:
         DataError: see `read_dataset`.
     """
-    from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin
     from dataset_tools.dataset.dataset import read_dataset
 
-    root = Path(data_path or default_data_path()).expanduser()
-    folder = root / name
-    if name in BUILTIN:
-        folder = ensure_builtin(name, root)
-    return read_dataset(folder, name)
+    return read_dataset(dataset_folder(name, data_path), name)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from recbole_tema.errors import DataError
+from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.progress import ProgressBar
 
-HOW_TO_GET = "pip install 'recbole-tema[convert]'"
+HOW_TO_GET = how_to_get("convert")
 GZIP = b"\x1f\x8b"
 ZSTD = b"\x28\xb5\x2f\xfd"
 ZIP = b"PK\x03\x04"

@@ -10,7 +10,7 @@ s (number of the split or NULL), place.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from dataset_tools.convert.engine import Engine, quoted
@@ -162,7 +162,7 @@ def apply(engine: Engine, filters: Filters) -> list[Step]:
     return steps
 
 
-def _conditions(engine: Engine, filters: Filters) -> Iterator[tuple[str, list[str]]]:
+def _conditions(engine: Engine, filters: Filters) -> Iterator[tuple[str, Iterable[str]]]:
     """(name, conditions that events must fulfil) of each filter, made when its turn comes."""
     if filters.min_rating is not None:
         yield f"min_rating {filters.min_rating:g}", [f"r >= {float(filters.min_rating)!r}"]
@@ -182,49 +182,38 @@ def _conditions(engine: Engine, filters: Filters) -> Iterator[tuple[str, list[st
     if filters.overlap_ratio < 1:
         yield f"overlap_ratio {filters.overlap_ratio:g}", [_overlap(engine, filters)]
     if filters.max_users is not None:
-        chosen = _hashed(engine, filters, "SELECT DISTINCT u FROM events")
+        chosen = _hashed(filters, "SELECT DISTINCT u FROM events")
         engine.do(
             f"CREATE OR REPLACE TABLE chosen AS SELECT u FROM ({chosen}) ORDER BY hash, u "
             f"LIMIT {filters.max_users}"
         )
         yield f"max_users {filters.max_users}", ["u IN (SELECT u FROM chosen)"]
-    cores = [
-        (filters.user_core, "u", "user_core"),
-        (filters.domain_core, "u, d", "domain_core"),
-        (filters.item_core, "i", "item_core"),
-    ]
-    cores = [core for core in cores if core[0] > 1]
+    by = {"user_core": "u", "domain_core": "u, d", "item_core": "i"}
+    cores = [(least, by[name], name) for name in by if (least := getattr(filters, name)) > 1]
     if cores:
-        yield (
-            ", ".join(f"{name} {least}" for least, _, name in cores),
-            _Fixpoint(engine, cores, filters),
-        )
+        told = ", ".join(f"{name} {least}" for least, _, name in cores)
+        yield told, _fixpoint(engine, cores, filters)
 
 
-class _Fixpoint:
+def _fixpoint(engine: Engine, cores: list, filters: Filters) -> Iterator[str]:
     """Conditions that are repeated until they all hold of all events."""
-
-    def __init__(self, engine: Engine, cores: list, filters: Filters) -> None:
-        self.engine, self.cores, self.filters = engine, cores, filters
-
-    def __iter__(self) -> Iterator[str]:
-        left = -1
-        while (now := self.engine.value("SELECT count(*) FROM events")) != left:
-            left = now
-            for least, by, _ in self.cores:
-                yield (
-                    f"({by}) IN (SELECT ({by}) FROM (SELECT {by} FROM events GROUP BY {by} "
-                    f"HAVING count(*) >= {least}))"
-                )
-            if self.filters.single_domain == "drop":
-                thinned = " OR u IN (SELECT u FROM thinned)"
-                yield f"(u IN ({SEVERAL}){thinned if self.filters.overlap_ratio < 1 else ''})"
+    left = -1
+    while (now := engine.value("SELECT count(*) FROM events")) != left:
+        left = now
+        for least, by, _ in cores:
+            yield (
+                f"({by}) IN (SELECT ({by}) FROM (SELECT {by} FROM events GROUP BY {by} "
+                f"HAVING count(*) >= {least}))"
+            )
+        if filters.single_domain == "drop":
+            thinned = " OR u IN (SELECT u FROM thinned)"
+            yield f"(u IN ({SEVERAL}){thinned if filters.overlap_ratio < 1 else ''})"
 
 
 SEVERAL = "SELECT u FROM events GROUP BY u HAVING min(d) < max(d)"
 
 
-def _hashed(engine: Engine, filters: Filters, users: str) -> str:
+def _hashed(filters: Filters, users: str) -> str:
     """SQL: u and its hash under the seed; by the id's text, so that no number matters."""
     return (
         f"SELECT u, md5({quoted(f'{filters.seed}:')} || user) AS hash FROM users "
@@ -238,7 +227,7 @@ def _single_domain(engine: Engine, filters: Filters) -> str:
     single = "SELECT u FROM events GROUP BY u HAVING min(d) = max(d)"
     engine.do(
         "CREATE OR REPLACE TABLE chosen AS SELECT u FROM "
-        f"({_hashed(engine, filters, single)}) JOIN (SELECT u, min(d) AS d FROM events GROUP BY u) "
+        f"({_hashed(filters, single)}) JOIN (SELECT u, min(d) AS d FROM events GROUP BY u) "
         "USING (u) QUALIFY row_number() OVER (PARTITION BY d ORDER BY hash, u) "
         f"<= {int(filters.single_domain)}"
     )
@@ -248,7 +237,7 @@ def _single_domain(engine: Engine, filters: Filters) -> str:
 def _overlap(engine: Engine, filters: Filters) -> str:
     n = engine.value(f"SELECT count(*) FROM ({SEVERAL})")
     engine.do(
-        f"CREATE OR REPLACE TABLE thinned AS SELECT u FROM ({_hashed(engine, filters, SEVERAL)}) "
+        f"CREATE OR REPLACE TABLE thinned AS SELECT u FROM ({_hashed(filters, SEVERAL)}) "
         f"ORDER BY hash, u OFFSET {round(filters.overlap_ratio * n)};"
         "CREATE OR REPLACE TABLE chosen AS SELECT u, d FROM (SELECT u, d, count(*) AS n "
         "FROM events WHERE u IN (SELECT u FROM thinned) GROUP BY u, d) "

@@ -209,32 +209,23 @@ def take_events(
     engine: Engine,
     table: str,
     path: Path,
-    *,
-    user: str,
-    item: str,
-    timestamp: str | None,
-    rating: str | None,
-    domain: str,
-    split: str | None = None,
+    columns: Mapping[str, str | None],
     form: str | None = None,
-) -> int:
-    """Move the sound rows of `table` (with `_number` and `_good`) to `raw_events`; how many.
-
-    `table` is dropped.
+) -> None:
+    """Move the sound rows of `table` (with `_number` and `_good`) to `raw_events`, and drop it.
 
     Args:
         path: The file, for messages.
-        user: SQL of the user's id, a text; the others likewise.
-        timestamp: A number of seconds, or of milli-, micro- or nanoseconds, or a date; None where
-            the source has none, see `settle.settle_times`.
-        rating: None where the source has none.
-        domain: SQL of the domain.
-        split: SQL of one of SPLIT_NAMES, in any case; None where the source has none.
+        columns: user_id, item_id, domain, and maybe others -> SQL of a text: timestamp, a number of
+            seconds, or of milli-, micro- or nanoseconds, or a date (where the source has none see
+            `settle.settle_times`); rating; split, one of SPLIT_NAMES in any case.
         form: Of the times, as of strptime; None: numbers and known dates.
 
     Raises:
         DataError: too many rows are broken, see `Broken.judge`, or a split is no known one.
     """
+    timestamp, split = columns.get("timestamp"), columns.get("split")
+    rating = columns.get("rating") or "NULL"
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_events")
     names = ", ".join(f"{quoted(name)}: {n}" for name, n in SPLIT_NAMES.items())
     part = f"MAP {{{names}}}[lower(trim({split}))]" if split else "NULL"
@@ -258,13 +249,34 @@ def take_events(
     engine.do(
         "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
         f"split, CASE WHEN time IS NULL THEN shown END AS shown, {fault} AS fault FROM "
-        f"(SELECT _number, {user} AS user, {item} AS item, "
-        f"{domain} AS domain, {time} AS time, {rating or 'NULL'} AS rating, "
+        f"(SELECT _number, {columns['user_id']} AS user, {columns['item_id']} AS item, "
+        f"{columns['domain']} AS domain, {time} AS time, {rating} AS rating, "
         f"left({timestamp or 'NULL'}, 40) AS shown, {part}::UTINYINT AS split, "
-        f"try_cast({rating or 'NULL'} AS DOUBLE) AS stars, NOT _good AS bad "
+        f"try_cast({rating} AS DOUBLE) AS stars, NOT _good AS bad "
         f"FROM {table})"
     )
     engine.drop(table)
+    _note_faults(engine, path, form)
+    _tell_units(engine, path)
+    seconds = (
+        f"CASE WHEN abs(time) >= {NANOSECONDS} THEN time / 1e9 "
+        f"WHEN abs(time) >= {MICROSECONDS} THEN time / 1e6 "
+        f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
+    )
+    engine.do(
+        "INSERT INTO raw_events SELECT user, item, domain, "
+        f"{'time' if form else seconds}, stars, split, {place} + _number "
+        "FROM judged WHERE fault IS NULL"  # in any order: `place` keeps that of the file
+    )
+    engine.drop("judged")
+
+
+def _note_faults(engine: Engine, path: Path, form: str | None = None) -> None:
+    """Note the rows of `judged` that are not sound.
+
+    Raises:
+        DataError: too many others, or a split that is no known one.
+    """
     for reason, count, first, shown in engine.rows(
         f"SELECT fault, count(*), min(_number, {SHOWN}), arg_min(shown, _number) FROM judged "
         "WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault"
@@ -274,24 +286,10 @@ def take_events(
                 f"{path}: {count:,} row{'' if count == 1 else 's'}: {reason} (row {first[0]}); "
                 "write one of these in each"
             )
-        bad_time = reason == BAD_TIME
-        remedy = time_remedy(shown) if bad_time and not form else ""
-        engine.broken.add(path, reason, count, first, "row", shown if bad_time else None, remedy)
-    _tell_units(engine, path)
-    seconds = (
-        f"CASE WHEN abs(time) >= {NANOSECONDS} THEN time / 1e9 "
-        f"WHEN abs(time) >= {MICROSECONDS} THEN time / 1e6 "
-        f"WHEN abs(time) >= {MILLISECONDS} THEN time / 1e3 ELSE time END"
-    )
-    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    engine.broken.judge(path, taken)
-    engine.do(
-        "INSERT INTO raw_events SELECT user, item, domain, "
-        f"{'time' if form else seconds}, stars, split, {place} + _number "
-        "FROM judged WHERE fault IS NULL"  # in any order: `place` keeps that of the file
-    )
-    engine.drop("judged")
-    return taken
+        example = shown if reason == BAD_TIME else None
+        remedy = time_remedy(shown) if example and not form else ""
+        engine.broken.add(path, reason, count, first, "row", example, remedy)
+    engine.broken.judge(path, engine.value("SELECT count(*) FROM judged WHERE fault IS NULL"))
 
 
 def _tell_units(engine: Engine, path: Path) -> None:
@@ -310,27 +308,23 @@ def _tell_units(engine: Engine, path: Path) -> None:
         log.warning("%s: times of several units: %s; all are taken as seconds", path, text)
 
 
-def take_items(
-    engine: Engine, table: str, path: Path, *, item: str, domain: str, columns: Mapping[str, str]
-) -> int:
-    """Move the sound rows of `table` to `raw_items`, one of each item; how many.
+def take_items(engine: Engine, table: str, path: Path, columns: Mapping[str, str | None]) -> None:
+    """Move the sound rows of `table` to `raw_items`, one of each item, and drop it.
 
     Of several rows the first with a title counts. A price is an amount with a currency or none;
     what else stands there is left empty and counted.
 
-    `table` is dropped.
-
     Args:
-        columns: Of ITEM_COLUMNS -> SQL of a text, empty or NULL where unknown; of `category` that
-            of `categories_of`.
+        columns: item_id, domain and maybe of ITEM_COLUMNS -> SQL of a text, empty or NULL where
+            unknown; of `category` that of `categories_of`.
 
     Raises:
         DataError: too many rows are broken, see `Broken.judge`.
     """
     place = engine.value("SELECT coalesce(max(place), 0) FROM raw_items")
-    shown = f"trim({columns['price']})" if "price" in columns else "NULL"
-    columns = {**columns, "price": price_of("shown")}
-    values = ", ".join(f"{columns.get(name, 'NULL')}::VARCHAR AS {name}" for name in ITEM_COLUMNS)
+    shown = f"trim({columns['price']})" if columns.get("price") else "NULL"
+    found = {**columns, "price": price_of("shown")}
+    values = ", ".join(f"{found.get(c) or 'NULL'}::VARCHAR AS {c}" for c in ITEM_COLUMNS)
     fault = (
         f"CASE WHEN bad THEN 'no JSON object' ELSE coalesce({id_fault('item')}, "
         "CASE WHEN domain IS NULL OR domain = '' THEN 'no domain' END) END"
@@ -338,16 +332,10 @@ def take_items(
     engine.do(
         f"CREATE OR REPLACE TABLE judged AS SELECT * REPLACE (CASE WHEN price IS NULL THEN "
         f"left(shown, 40) END AS shown), {fault} AS fault FROM (SELECT _number, "
-        f"{item} AS item, {domain} AS domain, NOT _good AS bad, {values}, shown "
-        f"FROM (SELECT *, {shown}::VARCHAR AS shown FROM {table}))"
+        f"{found['item_id']} AS item, {found['domain']} AS domain, NOT _good AS bad, {values}, "
+        f"shown FROM (SELECT *, {shown}::VARCHAR AS shown FROM {table}))"
     )
-    for reason, count, first in engine.rows(
-        f"SELECT fault, count(*), min(_number, {SHOWN}) FROM judged WHERE fault IS NOT NULL "
-        "GROUP BY fault ORDER BY fault"
-    ):
-        engine.broken.add(path, reason, count, first, unit="row")
-    taken = engine.value("SELECT count(*) FROM judged WHERE fault IS NULL")
-    engine.broken.judge(path, taken)
+    _note_faults(engine, path)
     none = ", ".join(map(quoted, sorted(NO_PRICE)))
     count, example = engine.rows(
         "SELECT count(*), arg_min(shown, _number) FROM judged "
@@ -362,7 +350,6 @@ def take_items(
         "ORDER BY coalesce(title, '') = '', _number) ORDER BY _number"
     )
     engine.drop("judged", table)
-    return taken
 
 
 def price_of(text: str) -> str:

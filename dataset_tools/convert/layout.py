@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from dataset_tools.convert.feed import texts
-from dataset_tools.convert.lines import header_cells, split_lines
+from dataset_tools.convert.lines import Layout, header_cells, split_lines
 from dataset_tools.options import option
 from recbole_tema.errors import ConfigError, DataError
 
@@ -105,27 +105,6 @@ class Tables:
     own_users: bool | None = None
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How to read a file.
-
-    Attributes:
-        kind: "parquet", "json", "table" (of separated columns) or "sequences" (a line a user).
-        delimiter: Of a table; of sequences a further one between user and items, or None.
-        quote: Of a table.
-        names: Columns of a table without a header.
-        skip: Lines before the first row, with `names`.
-        marked: Of sequences: whether items have their times, `item|time`.
-    """
-
-    kind: str
-    delimiter: str | None = None
-    quote: str = '"'
-    names: tuple[str, ...] | None = None
-    skip: int = 0
-    marked: bool = False
-
-
 def layout_of(path: Path, tables: Tables, role: str) -> Layout:
     """The layout of a file.
 
@@ -169,7 +148,7 @@ def layout_of(path: Path, tables: Tables, role: str) -> Layout:
     known = USUAL | {theirs.lower() for theirs in tables.columns.values()}
     first = header_cells(path, delimiter, quote)
     if names is None:
-        _check_header(path, first, known, role, delimiter, tables)
+        _check_header(path, first, known, role, delimiter)
         return Layout("table", delimiter, quote)
     if len(first) != len(names):
         raise ConfigError(
@@ -222,7 +201,7 @@ def _first_lines(path: Path) -> list[str]:
     return found[:SAMPLED_LINES]
 
 
-def _check_header(path, first, known, role, delimiter, tables) -> None:
+def _check_header(path, first, known, role, delimiter) -> None:
     """Refuse a first line that names no column that is known."""
     if any(cell.lower() in known for cell in first):
         return

@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_tools.convert.broken import SHOWN
@@ -22,6 +23,29 @@ REASONS = {  # DuckDB's words -> ours
     "invalid encoding": "not UTF-8",
 }
 NO_BYTE = "\x01"  # a control character, which JSON cannot hold unescaped
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a file.
+
+    Attributes:
+        kind: "parquet", "json", "table" (of separated columns) or "sequences" (a line a user).
+        delimiter: Of a table; of sequences a further one between user and items, or None.
+        quote: Of a table: around a cell that holds the delimiter; "" for none.
+        names: Columns of a table without a header; None: its first line is one.
+        skip: Lines before the first row, with `names`.
+        encoding: Of a table: utf-8 or latin-1.
+        marked: Of sequences: whether items have their times, `item|time`.
+    """
+
+    kind: str
+    delimiter: str | None = None
+    quote: str = '"'
+    names: Sequence[str] | None = None
+    skip: int = 0
+    encoding: str = "utf-8"
+    marked: bool = False
 
 
 def text_lines(source: str, rejects: str = "ignore_errors=true") -> str:
@@ -137,38 +161,19 @@ def json_texts(path: Path, source: str, rejects: str = "ignore_errors=true") -> 
     return f"(SELECT json::VARCHAR AS line FROM read_json_objects({source}, format='array'))"
 
 
-def separated(
-    engine: Engine,
-    path: Path,
-    table: str,
-    *,
-    delimiter: str,
-    quote: str = '"',
-    names: Sequence[str] | None = None,
-    skip: int = 0,
-    encoding: str = "utf-8",
-) -> list[str]:
-    """Make `table` of a file of separated columns, plain or compressed, all of them text.
+def separated(engine: Engine, path: Path, table: str, layout: Layout) -> list[str]:
+    """Make `table` of a file of separated columns, plain or compressed, all of them text; the names
+    of the columns.
 
     Its columns: _number BIGINT (of the row, from 1), _good BOOLEAN (true), and those of the
-    header, or `names`. Lines with too few or too many cells, or that are not UTF-8, are left out
-    and noted.
-
-    Args:
-        delimiter: Between the columns.
-        quote: Around a cell that holds the delimiter; "" for none.
-        names: The columns of a file without a header line; None: its first line is one.
-        skip: Lines to pass over, with `names`.
-        encoding: Of the file, utf-8 or latin-1.
-
-    Returns:
-        The names of the columns.
+    header, or `layout.names`. Lines with too few or too many cells, or that are not UTF-8, are left
+    out and noted.
 
     Raises:
         DataError: the file is missing or cannot be read to its end, or its header is none.
     """
-    header = names is None
-    names = list(names or header_cells(path, delimiter, quote))
+    delimiter, quote, header = layout.delimiter, layout.quote, layout.names is None
+    names = list(layout.names or header_cells(path, delimiter, quote))
     nameless = [f"column {n}" for n, name in enumerate(names, start=1) if not name]
     if nameless:  # pandas writes its index so
         log.info("%s: %s has no name in the header: left out", path, ", ".join(nameless))
@@ -183,15 +188,15 @@ def separated(
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in names)
         engine.number(
             table,
-            f"SELECT true AS _good, * FROM read_csv({text.sql}, header={header}, skip={skip}, "
-            f"encoding='{encoding}', new_line='\\n', "
+            f"SELECT true AS _good, * FROM read_csv({text.sql}, header={header}, "
+            f"skip={layout.skip}, encoding='{layout.encoding}', new_line='\\n', "
             # In threads DuckDB loses good lines of files with quotes and many broken lines.
             f"parallel={not quote}, delim={quoted(delimiter)}, "
             f"quote={quoted(quote)}, escape={quoted(quote)}, "
             f"columns={{{columns}}}, auto_detect=false, max_line_size={LONGEST_LINE}, "
             f"buffer_size={BUFFER}, {REJECTS})",
         )
-    expected = text.tally.lines - text.tally.blank - header - skip
+    expected = text.tally.lines - text.tally.blank - header - layout.skip
     expected -= _inside(engine, table, names) if quote else 0
     note_rejects(engine, path, table, expected, text.tally.lines, bool(quote))
     return names

@@ -20,8 +20,6 @@ from recbole_tema.errors import DataError
 log = logging.getLogger(__name__)
 
 BLOCK_VECTORS = 2  # of 2048 items each
-ITEM_TYPES = {"description": "token_seq", "image_url": "token"}
-PREFIXES = ("auto", "always", "never")
 
 
 def name_items(engine: Engine, prefix: str, catalogue: bool = False) -> bool:
@@ -116,7 +114,7 @@ def write_items(engine: Engine, domain: str | None, path: Path) -> None:
                 frame["category"] = [
                     text and category_tokens(text, SEPARATOR) for text in frame["category"]
                 ]
-            cells, kinds = checked_items(path, frame, ITEM_TYPES, domains=1)
+            cells, kinds = checked_items(path, frame, domains=1)
             if heads:
                 file.write(("\t".join(f"{c}:{kinds[c]}" for c in cells) + "\n").encode())
                 heads = False
@@ -187,13 +185,17 @@ def write_output(
             "models train, but nothing is carried from one domain to the other",
             users,
         )
-    jobs: dict[str, Callable[[Path], None]] = {
-        f"{name}.item": partial(write_items, engine, None),
-        f"{name}.inter": partial(write_events, engine, None),
-    }
-    stated = {**card, "item_prefix": prefixed}
-    commit_dataset(folder, name, jobs, stated, counts, force)
+    jobs = _jobs(engine, name)
+    commit_dataset(folder, name, jobs, {**card, "item_prefix": prefixed}, counts, force)
     return counts
+
+
+def _jobs(engine: Engine, name: str, domain: str | None = None) -> dict[str, Callable]:
+    """File name -> what writes it."""
+    return {
+        f"{name}.item": partial(write_items, engine, domain),
+        f"{name}.inter": partial(write_events, engine, domain),
+    }
 
 
 def refuse_parts(engine: Engine, data_path: Path, name: str, force: bool) -> None:
@@ -221,13 +223,9 @@ def write_recbole_cdr(
     for domain, found in counts["domains"].items():
         part = f"{name}-{domain}"
         folder = data_path / part
-        jobs: dict[str, Callable[[Path], None]] = {
-            f"{part}.item": partial(write_items, engine, domain),
-            f"{part}.inter": partial(write_events, engine, domain),
-        }
-        stated = {"part of": name, **card}
         one = {**found, "overlapping_users": 0, "domains": {domain: found}}
-        commit_dataset(folder, part, jobs, stated, one, force)
+        jobs = _jobs(engine, part, domain)
+        commit_dataset(folder, part, jobs, {"part of": name, **card}, one, force)
         folders.append(folder)
     keys = {
         f"{role}_domain": {

@@ -9,20 +9,11 @@ import numpy as np
 import pandas as pd
 
 from recbole_tema.data.atomic import TYPES, parse_header, plain_text, tag_token, token_fault
+from recbole_tema.data.schema import FIELD_TYPES, ITEM_TYPES
 from recbole_tema.errors import DataError
 
-# Types of the columns that the data contract names; others are guessed from their values.
-KNOWN_TYPES = {
-    "item_id": "token",
-    "domain": "token",
-    "title": "token_seq",
-    "category": "token_seq",
-    "brand": "token",
-    "price": "float",
-    "year": "token",
-    "tags": "token_seq",
-    "tag_weights": "float_seq",
-}
+# Of columns that the data contract names; others are guessed from their values.
+KNOWN_TYPES = FIELD_TYPES | ITEM_TYPES
 
 
 def check_name(name: str) -> None:

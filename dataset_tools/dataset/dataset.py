@@ -14,18 +14,17 @@ from filelock import FileLock
 from dataset_tools.dataset.card import card_path, count_domains, read_card, write_card
 from dataset_tools.dataset.checks import check_name, checked_items
 from dataset_tools.dataset.writer import (
-    FEATURE_FIELDS,
     SUFFIXES,
     Feature,
-    feature_job,
+    feature_jobs,
     naming_folder,
     prepared_folder,
     staging_folder,
-    tag_job,
     write_cells,
 )
 from recbole_tema.data.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
+from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
 from recbole_tema.data.split import train_lengths
 from recbole_tema.errors import DataError
 
@@ -66,7 +65,7 @@ class Dataset:
 
     def has(self, field: str) -> bool:
         """Whether a generated field is there: its file, or a value of it in some item."""
-        files = {value: suffix for suffix, (_, value, _) in FEATURE_FIELDS.items()}
+        files = {value: suffix for suffix, (_, value, _) in FEATURE_FILES.items()}
         return self.path(files[field]).is_file() if field in files else any(self.column(field))
 
     def column(self, name: str) -> list[str]:
@@ -87,12 +86,12 @@ def read_dataset(folder: str | Path, name: str) -> Dataset:
     finish_update(folder, name)
     where = folder / f"{name}.item"
     types = {field.name: field.type for field in read_header(where)}
-    wanted = {"item_id": "token", "domain": "token"}
+    wanted = types_of("item_id", "domain")
     items = read_table(where, wanted | ({"title": None} if "title" in types else {}))
     if "title" not in types:
         raise DataError(f"{where}, line 1: no column 'title'; prompts are made of titles: add it")
     items, types = checked_items(where, items, types)
-    needed = {"user_id": "token", "item_id": "token", "timestamp": "float"}
+    needed = types_of("user_id", "item_id", "timestamp")
     events = read_table(folder / f"{name}.inter", needed, list(needed))
     card = read_card(folder, name) or {"source": "not stated: the folder had no card"}
     return Dataset(folder, name, items, types, events, card)
@@ -133,14 +132,10 @@ def update_dataset(
     cells, types = dataset.items, dataset.item_types
     jobs: dict[str, Any] = {}
     if items is not None:
-        cells, types = checked_items(where, items, {**types, **_given_types(items)})
+        cells, types = checked_items(where, items, {**types, **types_of(*TAG_FIELDS)})
         jobs[where.name] = partial(write_cells, cells, types)
-    known = {"item": cells["item_id"], "user": dataset.events["user_id"].unique()}
-    if tags is not None:
-        jobs[f"{dataset.name}.tag"] = tag_job(dataset.path("tag"), tags, cells)
-    for suffix, feature in (features or {}).items():
-        path = dataset.path(suffix)
-        jobs[path.name] = feature_job(path, suffix, feature, known)
+    given = {**(features or {}), **({} if tags is None else {"tag": tags})}
+    jobs |= feature_jobs(dataset.folder, dataset.name, cells, dataset.events, given)
     for file, text in (reports or {}).items():
         jobs[file] = partial(_write_text, text)
     folder, name = dataset.folder, dataset.name
@@ -160,11 +155,6 @@ def update_dataset(
     dataset.items, dataset.item_types = cells, types
     dataset.card = read_card(folder, name) or card
     return card_path(folder, name)
-
-
-def _given_types(items: pd.DataFrame) -> dict[str, str]:
-    known = {"tags": "token_seq", "tag_weights": "float_seq"}
-    return {name: kind for name, kind in known.items() if name in items}
 
 
 def _write_text(text: str, path: Path) -> None:
@@ -210,7 +200,7 @@ def _move_in(folder: Path, name: str) -> None:
         return
     card, last = read_card(prepared, name), card_path(folder, name).name
     if card is not None:
-        features = {f"{name}.{suffix}" for suffix in FEATURE_FIELDS}
+        features = {f"{name}.{suffix}" for suffix in FEATURE_FILES}
         former = features & (read_card(folder, name) or card)["files"].keys()
         for file in former - card["files"].keys():
             (folder / f"{file}{TWIN_SUFFIX}").unlink(missing_ok=True)

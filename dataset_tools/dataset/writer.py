@@ -24,21 +24,14 @@ from dataset_tools.dataset.checks import (
 )
 from recbole_tema.data.atomic import cell_of, replace_file, sync_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, write_feature
+from recbole_tema.data.schema import FEATURE_FILES, types_of
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
 Feature = tuple[Sequence[str], np.ndarray]
 
-# suffix -> (id field, value field, whose ids)
-FEATURE_FIELDS = {
-    "itemtext": ("text_iid", "clip_text", "item"),
-    "itemimage": ("image_iid", "clip_image", "item"),
-    "itemllm": ("llm_iid", "llm_emb", "item"),
-    "userllm": ("profile_uid", "profile_emb", "user"),
-    "tag": ("tag_id", "tag_emb", "tag"),
-}
-SUFFIXES = ("inter", "item", *FEATURE_FIELDS)
+SUFFIXES = ("inter", "item", *FEATURE_FILES)
 BLOCK_ROWS = 100_000
 
 
@@ -97,7 +90,6 @@ def write_dataset(
     given = {"itemtext": item_text, "itemimage": item_image, "itemllm": item_llm}
     given |= {"userllm": user_llm, "tag": tags}
     features = {suffix: value for suffix, value in given.items() if value is not None}
-    known = {"item": cells["item_id"], "user": events["user_id"].unique()}
     counts = count_domains(events, cells)
     if sum(domain["events"] > 0 for domain in counts["domains"].values()) < 2:
         raise DataError(f"{folder / name}.inter: interactions of one domain only; need two")
@@ -106,13 +98,10 @@ def write_dataset(
         f"{name}.item": partial(write_cells, cells, kinds),
         f"{name}.inter": partial(_write_events, events),
     }
-    for suffix, value in features.items():
-        where = folder / f"{name}.{suffix}"
-        if suffix == "tag":
-            jobs[where.name] = tag_job(where, value, cells)
-        else:
-            jobs[where.name] = feature_job(where, suffix, value, known)
-    note_unstated(name, card, features)
+    jobs |= feature_jobs(folder, name, cells, events, features)
+    stated = card.get("generated") or {}
+    if silent := [f for suffix in features if (f := FEATURE_FILES[suffix][1]) not in stated]:
+        log.warning("%s: the card does not say what made %s", name, ", ".join(silent))
     commit_dataset(folder, name, jobs, card, counts, force)
     return card_path(folder, name)
 
@@ -125,12 +114,12 @@ def write_cells(cells: pd.DataFrame, kinds: Mapping[str, str], path: Path) -> No
 
 
 def _write_events(events: pd.DataFrame, path: Path) -> None:
-    kinds = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
+    kinds = types_of(*events.columns)
     columns = [
-        events[name].tolist() if kinds[name] == "token" else map(number_text, events[name].tolist())
-        for name in events.columns
+        events[name].tolist() if kind == "token" else map(number_text, events[name].tolist())
+        for name, kind in kinds.items()
     ]
-    _write_rows(path, [f"{name}:{kinds[name]}" for name in events.columns], columns)
+    _write_rows(path, [f"{name}:{kind}" for name, kind in kinds.items()], columns)
 
 
 def _write_rows(path: Path, heads: list[str], columns: list) -> None:
@@ -141,16 +130,30 @@ def _write_rows(path: Path, heads: list[str], columns: list) -> None:
             file.write("".join("\t".join(row) + "\n" for row in block).encode())
 
 
-def feature_job(where: Path, suffix: str, feature: Feature, known: Mapping) -> Callable:
-    """The write of one feature file, its ids checked against `known` (owner -> ids)."""
-    id_field, value_field, owner = FEATURE_FIELDS[suffix]
-    tokens, matrix = feature
-    tokens = [str(token) for token in tokens]
-    check_known(where, tokens, known[owner], owner)
-    return lambda path: write_feature(path, id_field, value_field, tokens, matrix)
+def feature_jobs(
+    folder: Path, name: str, cells: pd.DataFrame, events: pd.DataFrame, features: Mapping[str, Any]
+) -> dict[str, Callable]:
+    """The writes of feature files, checked against the items and users: file name -> write.
+
+    Args:
+        features: suffix -> (ids, matrix), for `tag` the table.
+    """
+    known = {"item_id": cells["item_id"], "user_id": events["user_id"].unique()}
+    jobs = {}
+    for suffix, feature in features.items():
+        where = folder / f"{name}.{suffix}"
+        if suffix == "tag":
+            jobs[where.name] = _tag_job(where, feature, cells)
+            continue
+        id_field, value_field, owner = FEATURE_FILES[suffix]
+        tokens = [str(token) for token in feature[0]]
+        check_known(where, tokens, known[owner], owner.removesuffix("_id"))
+        columns = (id_field, value_field, tokens, feature[1])
+        jobs[where.name] = lambda path, columns=columns: write_feature(path, *columns)
+    return jobs
 
 
-def tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
+def _tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
     """Check the tag table against the items: every tag of an item is in it, domains exist."""
     for column in ("tag_id", "tag_domain", "tag_emb"):
         if column not in tags.columns:
@@ -173,14 +176,6 @@ def tag_job(where: Path, tags: pd.DataFrame, cells: pd.DataFrame) -> Callable:
     matrix = np.stack([np.asarray(vector) for vector in tags["tag_emb"]])
     extra = {"tag_domain:token_seq": [" ".join(row) for row in domains]}
     return lambda path: write_feature(path, "tag_id", "tag_emb", ids, matrix, extra)
-
-
-def note_unstated(name: str, card: Mapping[str, Any], features: Mapping[str, Any]) -> None:
-    """Log the features of which the card does not say what made them."""
-    stated = card.get("generated") or {}
-    silent = [FEATURE_FIELDS[s][1] for s in features if FEATURE_FIELDS[s][1] not in stated]
-    if silent:
-        log.warning("%s: the card does not say what made %s", name, ", ".join(silent))
 
 
 def commit_dataset(

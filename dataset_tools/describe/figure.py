@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_tools.describe.measures import Description
-from recbole_tema.errors import DataError
+from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.pages import COLOURS, GRID, INK, YELLOW, svg_of
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def draw(found: Description, width: float = 11.0) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise DataError(
-            "matplotlib is not installed: pip install 'recbole-tema[convert]'"
-        ) from None
+        raise DataError(f"matplotlib is not installed: {how_to_get('convert')}") from None
     columns = 2 if width >= 7 else 1
     rows = 4 // columns
     figure = Figure(figsize=(width, 3.4 * rows), layout="constrained")

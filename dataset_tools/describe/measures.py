@@ -14,12 +14,11 @@ import numpy as np
 from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.engine import Engine, identifier
 from dataset_tools.convert.sources.recbole import load_atomic
-from dataset_tools.dataset.writer import FEATURE_FIELDS
+from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.data.split import PHASES, target_positions
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 LENGTH_EDGES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
-DAY = 86400
 
 
 @dataclass
@@ -246,12 +245,12 @@ def coverage(engine: Engine, folder: Path, name: str) -> dict[str, float]:
                 f"SELECT count(DISTINCT item_id) FROM it WHERE {identifier(column)} != ''"
             )
             found[column] = full / items
-    for suffix, (_, value, owner) in FEATURE_FIELDS.items():
+    for suffix, (_, value, owner) in FEATURE_FILES.items():
         path = folder / f"{name}.{suffix}"
-        if path.is_file() and owner != "tag":
+        if path.is_file() and owner != "tag_id":
             with open(path, "rb") as file:
                 rows = sum(bool(line.strip()) for line in file)
-            found[value] = max(0, rows - 1) / (users if owner == "user" else items)
+            found[value] = max(0, rows - 1) / (users if owner == "user_id" else items)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,8 @@ from dataset_tools.llm.session import NotAsked, Session
 from dataset_tools.options import TagOptions
 from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import COMMON, RARE
-from dataset_tools.tags.pipeline import Tagged, make_tags
+from dataset_tools.tags.pipeline import Tagged, edit_log, make_tags, report
 from dataset_tools.tags.refine import VAGUE
-from dataset_tools.tags.report import edit_log, report
 from recbole_tema.data.atomic import tag_text, tag_token
 from recbole_tema.errors import DataError
 
@@ -74,7 +73,7 @@ def tag_dataset(
     try:
         tagged = make_tags(dataset, session, Remembered(near.texts), options)
     except NotAsked as task:
-        return _rest_of_dry_run(dataset, session, options, str(task))
+        return _rest_of_dry_run(dataset, options, str(task))
     if session.dry:
         return "every answer is kept: nothing would be asked"
     used = sorted({tag for row in tagged.rows for tag in row})
@@ -85,7 +84,7 @@ def tag_dataset(
     update_dataset(
         dataset,
         items=with_tags(dataset, tagged.rows, tagged.weights),
-        tags=tag_table(dataset, tagged.rows, used, encoder.texts(used)),
+        tags=tag_table(dataset.column("domain"), tagged.rows, used, encoder.texts(used)),
         generated={
             "tags": note_of(f"{made_by}, candidates by {near.name}", inputs),
             "tag_weights": f"scores of the tags by the same model, {_kind(session)}, normalised",
@@ -144,7 +143,7 @@ def _with_vectors(dataset: Dataset, text_encoder: str, skip: str) -> str:
     encoder = load_encoder(text_encoder)
     update_dataset(
         dataset,
-        tags=tag_table(dataset, rows, used, encoder.texts(used)),
+        tags=tag_table(dataset.column("domain"), rows, used, encoder.texts(used)),
         generated={"tag_emb": f"{encoder.name} of the tag"},
     )
     return f"{skip}\n{dataset.path('tag')}: vectors of these {len(used)} tags"
@@ -176,11 +175,16 @@ def with_tags(dataset: Dataset, rows: list[list[str]], weights: list[list[float]
 
 
 def tag_table(
-    dataset: Dataset, rows: list[list[str]], used: list[str], vectors: np.ndarray
+    of_items: Iterable[str], rows: Iterable[Sequence[str]], used: list[str], vectors: np.ndarray
 ) -> pd.DataFrame:
-    """NAME.tag: the `used` tags (t), the domains whose items have them, their vectors (t, d)."""
+    """NAME.tag: the `used` tags (t), the domains whose items have them, their vectors (t, d).
+
+    Args:
+        of_items: The domain of each item (n).
+        rows: Its tags.
+    """
     domains = defaultdict(set)
-    for domain, row in zip(dataset.column("domain"), rows, strict=True):
+    for domain, row in zip(of_items, rows, strict=True):
         for tag in row:
             domains[tag].add(domain)
     return pd.DataFrame(
@@ -198,10 +202,10 @@ def _kind(session: Session) -> str:
 
 def _numbers(tagged: Tagged, options: TagOptions) -> dict:
     sizes = {what: {"tags": tags, "shared": shared} for what, tags, shared in tagged.sizes}
-    return {"options": {**vars(options)}, "list": sizes, "refused": dict(tagged.raw.refused)}
+    return {"options": dict(vars(options)), "list": sizes, "refused": dict(tagged.raw.refused)}
 
 
-def _rest_of_dry_run(dataset: Dataset, session: Session, options: TagOptions, task: str) -> str:
+def _rest_of_dry_run(dataset: Dataset, options: TagOptions, task: str) -> str:
     """What cannot be counted before the first answers are there, in words."""
     n_items = len(dataset.items[: options.limit])
     return (

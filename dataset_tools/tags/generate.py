@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dataset_tools.dataset.dataset import Dataset
 from dataset_tools.llm.parsing import tag_list
@@ -15,15 +16,22 @@ from dataset_tools.tags.clean import copies_of_examples, item_tags, merge_key
 
 # Columns that a prompt may name although a dataset lacks them; they are empty then.
 COMMON_COLUMNS = ("title", "category", "brand", "price", "year", "description")
+TEXT = {"type": "string"}  # of a JSON schema
 JSON_SYSTEM = 'Answer with a JSON object: {"tags": ["...", "..."]}.'
-JSON_SCHEMA = json.dumps(
-    {
-        "type": "object",
-        "properties": {"tags": {"type": "array", "items": {"type": "string"}}},
-        "required": ["tags"],
-        "additionalProperties": False,
-    }
-)
+
+
+def object_schema(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object with these properties, all of them and no others."""
+    required = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": properties} | required
+
+
+def list_schema(items: Mapping[str, Any] = TEXT) -> dict[str, Any]:
+    """The JSON schema of a list, of texts by default."""
+    return {"type": "array", "items": items}
+
+
+JSON_SCHEMA = json.dumps(object_schema(tags=list_schema()))
 
 
 @dataclass

@@ -13,6 +13,26 @@ BLOCK = 512  # tags that are compared with all others at once
 
 
 @dataclass
+class Edits:
+    """Edits of one round, checked against the list.
+
+    Attributes:
+        merges: (tag, into, reason).
+        drops: (tag, reason).
+        adds: (tag, domain or "" for all, reason).
+        refused: Edits that made no sense -> how many.
+    """
+
+    merges: list[tuple[str, str, str]] = field(default_factory=list)
+    drops: list[tuple[str, str]] = field(default_factory=list)
+    adds: list[tuple[str, str, str]] = field(default_factory=list)
+    refused: Counter = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.merges) + len(self.drops) + len(self.adds)
+
+
+@dataclass
 class TagList:
     """Tags in use, and where every raw tag went.
 
@@ -55,6 +75,21 @@ class TagList:
         self.counts[tag] = Counter(counts)
         self.target[tag] = tag
         self.log.append((when, "add", tag, "", reason))
+
+    def apply(self, edits: Edits, when: str) -> int:
+        """Edit the list; returns how many edits were made. Later edits see what earlier did."""
+        before = len(self.log)
+        for tag, into, reason in edits.merges:
+            target = self.resolve(into)
+            if tag in self.counts and target and target != tag:
+                self.merge(when, tag, target, reason)
+        for tag, reason in edits.drops:
+            if tag in self.counts:
+                self.drop(when, tag, reason)
+        for tag, domain, reason in edits.adds:
+            if tag not in self.counts:
+                self.add(when, tag, {domain: 0} if domain else {}, reason)
+        return len(self.log) - before
 
     def shared(self) -> list[str]:
         """Tags that items of more than one domain have."""

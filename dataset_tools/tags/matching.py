@@ -4,14 +4,17 @@ An item's candidates are its own raw tags mapped onto the list, and the tags nea
 The language model that made the tags scores them; what is kept is weighted by the scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from dataset_tools.dataset.dataset import Dataset
-from dataset_tools.llm.prompts import PromptFile
+from dataset_tools.llm.prompts import PromptFile, field_text
 from dataset_tools.llm.requests import Prompt, Scoring
-from dataset_tools.tags.generate import item_fields
+from dataset_tools.llm.session import Session
+from dataset_tools.options import TagOptions
+from dataset_tools.tags.generate import RawTags, item_fields
 from dataset_tools.tags.listing import TagList
 
 BORROWED = 10  # items' worth of the mean over all tags, in the mean of one tag
@@ -136,3 +139,55 @@ def own_tags(raw: Sequence[Sequence[str]], tags: TagList) -> list[list[str]]:
     """Each item's raw tags mapped onto the list, without repeats and what was dropped."""
     mapped = [[tags.resolve(tag) for tag in row] for row in raw]
     return [list(dict.fromkeys(tag for tag in row if tag)) for row in mapped]
+
+
+def match(
+    dataset: Dataset,
+    session: Session,
+    encode: Callable,
+    raw: RawTags,
+    tags: TagList,
+    options: TagOptions,
+) -> tuple[list[list[str]], list[list[float]]]:
+    """Stage 2: tags and weights of each item; items that were not asked about have none."""
+    names = sorted(tags.counts)
+    rows: list[list[str]] = [[] for _ in dataset.items.index]
+    values: list[list[float]] = [[] for _ in rows]
+    if not names:
+        return rows, values
+    own = own_tags(raw.tags, tags)
+    titles = dataset.column("title")[: options.limit]
+    asked = [row for row, title in enumerate(titles) if field_text(title)]
+    nearness = encode(item_texts(dataset, asked)) @ encode(names).T
+    most = options.tags_per_item + options.near
+    chosen = candidates([own[row] for row in asked], names, nearness, options.near, most)
+    options_of = dict(zip(asked, chosen, strict=True))
+    requests = match_requests(
+        dataset, session.prompt("match"), [options_of.get(row, []) for row in range(len(rows))]
+    )
+    answers = session.ask("match", list(requests.values()))
+    scores: dict[int, Any] = {
+        row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault
+    }
+    if session.backend.likelihoods:
+        known = [requests[row].options for row in scores]
+        scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))
+    for row, request in requests.items():
+        if row in scores:
+            likelihoods, top = session.backend.likelihoods, options.top
+            rows[row], values[row] = weights(
+                request.options, scores[row], likelihoods, top, options.threshold
+            )
+        else:
+            # The model's own tags stand, unweighted, where it gave no scores.
+            rows[row] = own[row][: options.top]
+            n = max(1, len(rows[row]))
+            values[row] = [float(f"{1 / n:.6g}") for _ in rows[row]]
+    return rows, values
+
+
+def item_texts(dataset: Dataset, rows: Sequence[int]) -> list[str]:
+    """What a text encoder reads of each item to find tags near it: title and category."""
+    fields = item_fields(dataset)
+    pairs = [(field_text(fields[r]["title"]), field_text(fields[r]["category"])) for r in rows]
+    return [", ".join(filter(None, pair)) for pair in pairs]

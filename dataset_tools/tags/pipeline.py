@@ -1,23 +1,24 @@
-"""Stages 1 and 2 of TEMA from a dataset to its tags: generate, list, refine, match, write."""
+"""Stages 1 and 2 of TEMA from a dataset to its tags: generate, list, refine, match, report."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from dataset_tools.dataset.dataset import Dataset
-from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.session import Session
 from dataset_tools.options import TagOptions
-from dataset_tools.tags.generate import RawTags, generate, item_fields
+from dataset_tools.tags.generate import RawTags, generate
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
-from dataset_tools.tags.matching import candidates, centred, match_requests, own_tags, weights
-from dataset_tools.tags.rounds import refine
+from dataset_tools.tags.matching import match
+from dataset_tools.tags.refine import refine
 
 log = logging.getLogger(__name__)
+
+SHOWN_TAGS, SHOWN_ITEMS = 20, 10  # in the report
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts (n) -> float32 (n, d) of norm 1
 
@@ -87,58 +88,6 @@ def least_items(options: TagOptions, n_items: int) -> int:
     return min(options.min_items, max(1, n_items // 50))
 
 
-def match(
-    dataset: Dataset,
-    session: Session,
-    encode: Encode,
-    raw: RawTags,
-    tags: TagList,
-    options: TagOptions,
-) -> tuple[list[list[str]], list[list[float]]]:
-    """Stage 2: tags and weights of each item; items that were not asked about have none."""
-    names = sorted(tags.counts)
-    rows: list[list[str]] = [[] for _ in dataset.items.index]
-    values: list[list[float]] = [[] for _ in rows]
-    if not names:
-        return rows, values
-    own = own_tags(raw.tags, tags)
-    titles = dataset.column("title")[: options.limit]
-    asked = [row for row, title in enumerate(titles) if field_text(title)]
-    nearness = encode(item_texts(dataset, asked)) @ encode(names).T
-    most = options.tags_per_item + options.near
-    chosen = candidates([own[row] for row in asked], names, nearness, options.near, most)
-    options_of = dict(zip(asked, chosen, strict=True))
-    requests = match_requests(
-        dataset, session.prompt("match"), [options_of.get(row, []) for row in range(len(rows))]
-    )
-    answers = session.ask("match", list(requests.values()))
-    scores: dict[int, Any] = {
-        row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault
-    }
-    if session.backend.likelihoods:
-        known = [requests[row].options for row in scores]
-        scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))
-    for row, request in requests.items():
-        if row in scores:
-            likelihoods, top = session.backend.likelihoods, options.top
-            rows[row], values[row] = weights(
-                request.options, scores[row], likelihoods, top, options.threshold
-            )
-        else:
-            # The model's own tags stand, unweighted, where it gave no scores.
-            rows[row] = own[row][: options.top]
-            n = max(1, len(rows[row]))
-            values[row] = [float(f"{1 / n:.6g}") for _ in rows[row]]
-    return rows, values
-
-
-def item_texts(dataset: Dataset, rows: Sequence[int]) -> list[str]:
-    """What a text encoder reads of each item to find tags near it: title and category."""
-    fields = item_fields(dataset)
-    pairs = [(field_text(fields[r]["title"]), field_text(fields[r]["category"])) for r in rows]
-    return [", ".join(filter(None, pair)) for pair in pairs]
-
-
 def _raw_size(raw: Sequence[Sequence[str]], domains: Sequence[str]) -> tuple[str, int, int]:
     pairs = {(tag, domain) for row, domain in zip(raw, domains, strict=True) for tag in row}
     in_domains = Counter(tag for tag, _ in pairs)
@@ -147,3 +96,76 @@ def _raw_size(raw: Sequence[Sequence[str]], domains: Sequence[str]) -> tuple[str
 
 def _size(what: str, tags: TagList) -> tuple[str, int, int]:
     return what, len(tags.counts), len(tags.shared())
+
+
+def report(dataset: Dataset, tagged: Tagged, made_by: str) -> str:
+    """NAME.tags.md: list sizes, shared tags, coverage, extremes, refused answers, examples."""
+    used = Counter(tag for row in tagged.rows for tag in row)
+    domains = dataset.column("domain")
+    by_domain: dict[str, Counter[str]] = {d: Counter() for d in sorted(set(domains))}
+    for domain, row in zip(domains, tagged.rows, strict=True):
+        by_domain[domain].update(row)
+    shared = sum(sum(tag in c for c in by_domain.values()) > 1 for tag in used)
+    parts = [
+        f"# Tags of {dataset.name}\n\nMade by {made_by}.",
+        "## The list\n\n"
+        + _table(["after", "tags", "in more than one domain"], tagged.sizes)
+        + f"\n\nTags that items have at the end: {len(used)}, of which {shared} in more than one "
+        f"domain. Tags on the list that fit no item: {tagged.stages['tags that fit no item']}.",
+        "## Coverage\n\n" + _coverage(dataset, tagged),
+        "## Refused of the model's answers\n\n"
+        + _table(["reason", "times", "of"], _refused(tagged.raw.refused)),
+        f"## Most and least used\n\n{_extremes(used)}",
+        f"## {SHOWN_ITEMS} items\n\n{_examples(dataset, tagged)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def edit_log(tagged: Tagged) -> str:
+    """NAME.tag-edits.tsv: every merge, drop and addition, in order."""
+    head = ("when", "edit", "tag", "into", "why")
+    return "".join("\t".join(row) + "\n" for row in [head, *tagged.tags.log])
+
+
+def _table(heads: Sequence[str], rows: Sequence) -> str:
+    return tabulate(rows, headers=heads, tablefmt="github")
+
+
+def _refused(refused: Counter) -> list[tuple[str, int, str]]:
+    """(reason, how often, what was refused), the most frequent first."""
+    return [
+        (reason, count, "answers" if reason.startswith(("no answer", "an answer")) else "tags")
+        for reason, count in refused.most_common()
+    ]
+
+
+def _coverage(dataset: Dataset, tagged: Tagged) -> str:
+    domains = dataset.column("domain")
+    rows = []
+    for domain in [*sorted(set(domains)), "all"]:
+        mine = [r for d, r in zip(domains, tagged.rows, strict=True) if domain in (d, "all")]
+        with_tags = [row for row in mine if row]
+        mean = sum(map(len, with_tags)) / max(1, len(with_tags))
+        share = len(with_tags) / len(mine)
+        rows.append((domain, len(mine), f"{share:.1%}", f"{mean:.2f}"))
+    table = _table(["domain", "items", "with tags", "tags of such an item"], rows)
+    return f"{table}\n\nItems without a title, of which nothing was asked: {tagged.raw.silent}."
+
+
+def _extremes(used: Counter) -> str:
+    ranked = sorted(used.items(), key=lambda pair: (-pair[1], pair[0]))
+    most = ", ".join(f"{tag} ({count})" for tag, count in ranked[:SHOWN_TAGS])
+    least = ", ".join(f"{tag} ({count})" for tag, count in ranked[-SHOWN_TAGS:])
+    return f"Most: {most}\n\nLeast: {least}"
+
+
+def _examples(dataset: Dataset, tagged: Tagged) -> str:
+    """Items spread evenly over the file, so that all domains show."""
+    step = max(1, len(tagged.rows) // SHOWN_ITEMS)
+    domains, titles = dataset.column("domain"), dataset.column("title")
+    rows = []
+    for row in list(range(0, len(tagged.rows), step))[:SHOWN_ITEMS]:
+        pairs = zip(tagged.rows[row], tagged.weights[row], strict=True)
+        tags = ", ".join(f"{tag} {weight:.2f}" for tag, weight in pairs)
+        rows.append((domains[row], titles[row].replace("|", "/"), tags))
+    return _table(["domain", "title", "tags and weights"], rows)

@@ -47,10 +47,26 @@ FIELD_TYPES = (
 
 TAG_FIELDS = ("tags", "tag_weights")
 
+# Columns of items that the data contract names besides; a dataset may give them other types.
+ITEM_TYPES = {
+    "title": "token_seq",
+    "category": "token_seq",
+    "brand": "token",
+    "price": "float",
+    "year": "token",
+    "description": "token_seq",
+    "image_url": "token",
+}
+
 # Keys of RecBole that work on a field of NAME.inter or NAME.item, which then has to be loaded.
 FIELD_KEYS = ("val_interval", "threshold", "normalize_field", "numerical_features")
 # Keys of feature-aware models, whose defaults name a field of RecBole's own ml-100k.
 ATTRIBUTE_KEYS = ("selected_features", "item_attribute")
+
+
+def types_of(*fields: str) -> dict[str, str]:
+    """The types of `fields`, which the data contract names."""
+    return {field: FIELD_TYPES[field] for field in fields}
 
 
 def check_types(path: Path, header: "Sequence[Field]") -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from dataset_tools.builtin.movielens import film_table, mean_profiles
 from dataset_tools.dataset.writer import write_dataset
+from recbole_tema.data.atomic import tag_token
 
 NAME = "genre-small"
 N_USERS = 40
@@ -22,6 +23,16 @@ def _raw(suffix):
     folder = Path(find_spec("recbole").origin).parent / "dataset_example" / "ml-100k"
     table = pd.read_csv(folder / f"ml-100k.{suffix}", sep="\t", dtype=str, keep_default_na=False)
     return table.rename(columns=lambda head: head.partition(":")[0])
+
+
+def with_genre_tags(films):
+    """The films with tags: genres and decade, with equal weights that sum to 1."""
+    decades = [[f"{year[:3]}0s"] if year else [] for year in films["year"]]
+    tags = [
+        [tag_token(g) for g in genres] + decade
+        for genres, decade in zip(films["category"], decades, strict=True)
+    ]
+    return films.assign(tags=tags, tag_weights=[[1 / len(row) for _ in row] for row in tags])
 
 
 def write_small_genre(data_path, n_users=N_USERS, domains=None):
@@ -35,7 +46,7 @@ def write_small_genre(data_path, n_users=N_USERS, domains=None):
     # The order and the ties of the real clock, in numbers that RecBole's float32 tells apart.
     order = events["timestamp"].astype(float).rank(method="dense")
     events = events.assign(timestamp=order)[["user_id", "item_id", "timestamp"]]
-    items = film_table(_raw("item"))
+    items = with_genre_tags(film_table(_raw("item")))
     items = items[items["item_id"].isin(set(events["item_id"]))].reset_index(drop=True)
     if domains is not None:
         items["domain"] = domains(items)

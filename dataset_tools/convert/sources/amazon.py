@@ -26,10 +26,10 @@ from recbole_tema.progress import ProgressBar
 log = logging.getLogger(__name__)
 
 REVIEW = {
-    "user": ("$.reviewerID", "$.user_id"),
-    "item": ("$.parent_asin", "$.asin"),
+    "user_id": ("$.reviewerID", "$.user_id"),
+    "item_id": ("$.parent_asin", "$.asin"),
     "rating": ("$.overall", "$.rating"),
-    "time": ("$.unixReviewTime", "$.timestamp"),
+    "timestamp": ("$.unixReviewTime", "$.timestamp"),
 }
 RELEASES = {"old": "$.reviewerID", "new": "$.user_id"}
 META = {
@@ -77,16 +77,8 @@ def read(
     for domain, path in reviews:
         json_lines(engine, path, "loaded", REVIEW, RELEASES)
         _tell_release(engine, path)
-        take_events(
-            engine,
-            "loaded",
-            path,
-            user="user",
-            item="item",
-            timestamp="time",
-            rating="rating",
-            domain=quoted(domain),
-        )
+        columns = {column: column for column in REVIEW} | {"domain": quoted(domain)}
+        take_events(engine, "loaded", path, columns)
     for domain, path in metadata:
         _read_metadata(engine, domain, path, catalogue)
 
@@ -136,21 +128,17 @@ def _read_metadata(engine: Engine, domain: str, path: Path, catalogue: bool) -> 
             f"CREATE OR REPLACE TABLE chosen AS SELECT _number, _good, item, {texts_of} "
             "FROM (SELECT *, item IN (SELECT id FROM wanted) AS known FROM loaded)"
         )
-    take_items(
-        engine,
-        table,
-        path,
-        item="item",
-        domain=quoted(domain),
-        columns={
-            "title": "title",
-            "category": category_of(),
-            "brand": "coalesce(nullif(brand, ''), store)",
-            "price": "price",
-            "description": text_of("description"),
-            "image_url": "image_url",
-        },
-    )
+    columns = {
+        "item_id": "item",
+        "domain": quoted(domain),
+        "title": "title",
+        "category": category_of(),
+        "brand": "coalesce(nullif(brand, ''), store)",
+        "price": "price",
+        "description": text_of("description"),
+        "image_url": "image_url",
+    }
+    take_items(engine, table, path, columns)
     engine.drop("loaded", "wanted")
 
 

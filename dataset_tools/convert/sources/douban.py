@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import categories_of, list_of, take_events, take_items
-from dataset_tools.convert.lines import separated
+from dataset_tools.convert.lines import Layout, separated
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ KINDS = {  # domain -> (reviews, items)
     "movie": ("moviereviews_cleaned.txt", "movies_cleaned.txt"),
     "music": ("musicreviews_cleaned.txt", "music_cleaned.txt"),
 }
+LAYOUT = Layout("table", "\t")
 MOST_LABELS = 10  # of an item, those that most users gave
 
 
@@ -39,7 +40,7 @@ def read(engine: Engine, folder: Path, domains: Sequence[str]) -> None:
         if not reviews.is_file():
             there = ", ".join(sorted(path.name for path in folder.glob("*_cleaned.txt"))) or "none"
             raise DataError(f"{reviews}: no such file (of the corpus there are: {there})")
-        found = separated(engine, reviews, "loaded", delimiter="\t")
+        found = separated(engine, reviews, "loaded", LAYOUT)
         for column in ("user_id", f"{domain}_id", "time"):
             if column not in found:
                 raise DataError(f"{reviews}, line 1: no column '{column}' ({', '.join(found)})")
@@ -52,16 +53,14 @@ def read(engine: Engine, folder: Path, domains: Sequence[str]) -> None:
             _read_items(engine, domain, items)
         else:
             log.warning("%s: no such file: items of '%s' have no title", items, domain)
-        take_events(
-            engine,
-            "loaded",
-            reviews,
-            user="trim(user_id)",
-            item=f"trim({domain}_id)",
-            timestamp='trim("time")',
-            rating="nullif(trim(rating), '')" if "rating" in found else None,
-            domain=quoted(domain),
-        )
+        columns = {
+            "user_id": "trim(user_id)",
+            "item_id": f"trim({domain}_id)",
+            "timestamp": 'trim("time")',
+            "rating": "nullif(trim(rating), '')" if "rating" in found else None,
+            "domain": quoted(domain),
+        }
+        take_events(engine, "loaded", reviews, columns)
         engine.drop("labelled")
 
 
@@ -74,7 +73,7 @@ def labels_of(column: str) -> str:
 
 
 def _read_items(engine: Engine, domain: str, path: Path) -> None:
-    found = separated(engine, path, "titles", delimiter="\t")
+    found = separated(engine, path, "titles", LAYOUT)
     lower = {name.lower(): f'"{name}"' for name in found}
     ids = [lower[name] for name in ("uid", f"{domain}_id") if name in lower]
     if not ids:
@@ -97,11 +96,6 @@ def _read_items(engine: Engine, domain: str, path: Path) -> None:
         f"FROM titles LEFT JOIN given ON given.id = trim({item})"
     )
     engine.drop("titles", "given")
-    take_items(
-        engine,
-        "joined",
-        path,
-        item="own",
-        domain=quoted(domain),
-        columns={"title": "trim(name::VARCHAR)", "category": categories_of("words")},
-    )
+    columns = {"title": "trim(name::VARCHAR)", "category": categories_of("words")}
+    columns |= {"item_id": "own", "domain": quoted(domain)}
+    take_items(engine, "joined", path, columns)

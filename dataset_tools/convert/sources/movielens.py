@@ -5,16 +5,15 @@ Domains are of genres (Berkovsky et al., RecSys 2007): the majority of a film's 
 between thrill and heart, the first one listed on a tie.
 """
 
-import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_tools.builtin.movielens import THRILL_GENRES
 from dataset_tools.convert.engine import Engine, quoted
 from dataset_tools.convert.intake import categories_of, take_events, take_items
-from dataset_tools.convert.lines import separated
+from dataset_tools.convert.lines import Layout, separated
 from dataset_tools.convert.sources.recbole import CATEGORIES, TITLES, YEARS, load_atomic
 from recbole_tema.errors import DataError
 
@@ -23,7 +22,10 @@ GENRES_100K = (
     + ("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance")
     + ("Sci-Fi", "Thriller", "War", "Western")
 )
-YEAR = re.compile(r"\((\d{4})\)\s*$")
+THRILL_GENRES = frozenset(
+    ["Action", "Adventure", "Crime", "Film-Noir", "Horror"]
+    + ["Mystery", "Sci-Fi", "Thriller", "War", "Western"]
+)
 
 
 class Release(NamedTuple):
@@ -33,17 +35,32 @@ class Release(NamedTuple):
     movies: str
     delimiter: tuple[str, str]  # of ratings, of movies
     quote: str
-    header: bool
+    films: tuple[str, ...] | None  # columns of movies; None where both files have a header
     encoding: str
 
 
+FILM, FLAGS = ("movieId", "title"), tuple(f"g{i}" for i in range(len(GENRES_100K)))
+FILM_100K = (*FILM, "released", "video", "url", *FLAGS)
 RELEASES = (
-    Release("u.data", "u.item", ("\t", "|"), "", False, "latin-1"),
-    Release("ratings.dat", "movies.dat", ("::", "::"), "", False, "latin-1"),
-    Release("ratings.csv", "movies.csv", (",", ","), '"', True, "utf-8"),
+    Release(
+        "u.data", "u.item", ("\t", "|"), "", (*FILM, "released", "video", "url", *FLAGS), "latin-1"
+    ),
+    Release("ratings.dat", "movies.dat", ("::", "::"), "", (*FILM, "genres"), "latin-1"),
+    Release("ratings.csv", "movies.csv", (",", ","), '"', None, "utf-8"),
 )
 NO_GENRES = ("", "unknown", "(no genres listed)", "(no", "genres", "listed)")
 RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
+
+
+def film_domain(genres: Sequence[str]) -> str:
+    """The domain that most of `genres` belong to; on a tie the first one's.
+
+    >>> film_domain(["Crime", "Drama", "Thriller"]), film_domain(["Romance", "War"])
+    ('thrill', 'heart')
+    """
+    thrill = [genre in THRILL_GENRES for genre in genres]
+    majority = 2 * sum(thrill) - len(thrill)
+    return "thrill" if majority > 0 or (majority == 0 and any(thrill[:1])) else "heart"
 
 
 def read(engine: Engine, place: Path) -> None:
@@ -58,27 +75,16 @@ def read(engine: Engine, place: Path) -> None:
         _read_copy(engine, place)
         return
     release, ratings, movies = find(place, engine.folder)
-    extra = () if release.header else ("url",)
-    names = None if release.header else ["movieId", "title", "genres"]
-    if release.ratings == "u.data":
-        names = ["movieId", "title", "released", "video", *extra, *(f"g{i}" for i in range(19))]
-    found = separated(
-        engine,
-        movies,
-        "loaded",
-        delimiter=release.delimiter[1],
-        quote=release.quote,
-        names=names,
-        encoding=release.encoding,
+    layout = Layout(
+        "table", release.delimiter[1], release.quote, release.films, encoding=release.encoding
     )
+    found = separated(engine, movies, "loaded", layout)
+    genres = "string_split(genres, '|')"
     if release.ratings == "u.data":
-        flags = ", ".join(
-            f"CASE WHEN g{i} = '1' THEN {quoted(genre)} END" for i, genre in enumerate(GENRES_100K)
-        )
+        pairs = zip(FLAGS, GENRES_100K, strict=True)
+        flags = ", ".join(f"CASE WHEN {flag} = '1' THEN {quoted(g)} END" for flag, g in pairs)
         genres = f"list_filter([{flags}], lambda g: g IS NOT NULL)"
-    else:
-        genres = "string_split(genres, '|')"
-    _need(movies, found, ["movieId", "title"] + (["genres"] if release.header else []))
+    _need(movies, found, release.films or (*FILM, "genres"))
     _take_films(
         engine,
         movies,
@@ -87,17 +93,13 @@ def read(engine: Engine, place: Path) -> None:
         title=r"trim(regexp_replace(title, '\s*\(\d{4}\)\s*$', ''))",
         year=r"regexp_extract(title, '\((\d{4})\)\s*$', 1)",
     )
-    found = separated(
-        engine,
-        ratings,
-        "loaded",
-        delimiter=release.delimiter[0],
-        quote=release.quote,
-        names=None if release.header else list(RATING_COLUMNS),
-        encoding=release.encoding,
-    )
+    names = release.films and RATING_COLUMNS
+    layout = replace(layout, delimiter=release.delimiter[0], names=names)
+    found = separated(engine, ratings, "loaded", layout)
     _need(ratings, found, RATING_COLUMNS)
-    _take_ratings(engine, ratings, *(f'"{name}"' for name in RATING_COLUMNS))
+    names = ("user_id", "item_id", "rating", "timestamp")
+    columns = {ours: f'"{name}"' for ours, name in zip(names, RATING_COLUMNS, strict=True)}
+    _take_ratings(engine, ratings, columns)
 
 
 def _need(path: Path, found: list[str], names: Iterable[str]) -> None:
@@ -125,9 +127,8 @@ def _read_copy(engine: Engine, folder: Path) -> None:
     _take_films(engine, path, item='"item_id"', genres=genres, title=title, year=year)
     path = folder / f"{folder.name}.inter"
     found = load_atomic(engine, path, "loaded", needed=("user_id", "item_id", "timestamp"))
-    columns = [f'"{name}"' for name in ("user_id", "item_id")]
-    rating = '"rating"' if "rating" in found else None
-    _take_ratings(engine, path, *columns, rating, '"timestamp"')
+    names = ("user_id", "item_id", "timestamp", "rating")
+    _take_ratings(engine, path, {name: f'"{name}"' for name in names if name in found})
 
 
 def _take_films(engine: Engine, path: Path, *, item: str, genres: str, title, year) -> None:
@@ -137,13 +138,10 @@ def _take_films(engine: Engine, path: Path, *, item: str, genres: str, title, ye
         genres: SQL of a list; the other arguments are SQL too, of a text, or None.
     """
     known = f"list_filter({genres}, lambda g: g NOT IN ({', '.join(map(quoted, NO_GENRES))}))"
-    thrill = ", ".join(quoted(genre) for genre in sorted(THRILL_GENRES))
+    engine.sql.create_function("film_domain", film_domain, ["VARCHAR[]"], "VARCHAR")
     engine.do(
-        "CREATE OR REPLACE TABLE films AS SELECT *, CASE WHEN 2 * n = len(g) THEN "
-        f"CASE WHEN len(g) > 0 AND g[1] IN ({thrill}) THEN 'thrill' ELSE 'heart' END "
-        "WHEN 2 * n > len(g) THEN 'thrill' ELSE 'heart' END AS genre_domain "
-        f"FROM (SELECT *, len(list_filter(g, lambda x: x IN ({thrill}))) AS n "
-        f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded));"
+        "CREATE OR REPLACE TABLE films AS SELECT *, film_domain(g) AS genre_domain "
+        f"FROM (SELECT *, coalesce({known}, []) AS g FROM loaded);"
         "CREATE OR REPLACE TABLE domain_of AS "
         f"SELECT {item} AS id, first(genre_domain ORDER BY _number) AS genre_domain "
         f"FROM films GROUP BY {item};"
@@ -151,34 +149,18 @@ def _take_films(engine: Engine, path: Path, *, item: str, genres: str, title, ye
         "UPDATE films SET genre_domain = domain_of.genre_domain FROM domain_of "
         f"WHERE id = films.{item}"
     )
-    columns = {"title": title, "year": year, "category": categories_of("g")}
-    take_items(
-        engine,
-        "films",
-        path,
-        item=item,
-        domain="genre_domain",
-        columns={name: column for name, column in columns.items() if column},
-    )
+    columns = {"item_id": item, "domain": "genre_domain", "category": categories_of("g")}
+    take_items(engine, "films", path, columns | {"title": title, "year": year})
 
 
-def _take_ratings(engine: Engine, path: Path, user: str, item: str, rating, timestamp: str) -> None:
+def _take_ratings(engine: Engine, path: Path, columns: dict[str, str | None]) -> None:
     """Move the ratings in `loaded` to `raw_events`, with the domains of their films."""
     engine.do(
         "CREATE OR REPLACE TABLE joined AS SELECT l.*, genre_domain FROM loaded l "
-        f"LEFT JOIN domain_of ON id = {item}"
+        f"LEFT JOIN domain_of ON id = {columns['item_id']}"
     )
     engine.drop("loaded")
-    take_events(
-        engine,
-        "joined",
-        path,
-        user=user,
-        item=item,
-        timestamp=timestamp,
-        rating=rating,
-        domain="genre_domain",
-    )
+    take_events(engine, "joined", path, columns | {"domain": "genre_domain"})
 
 
 def find(place: Path, work: Path) -> tuple[Release, Path, Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset_tools.convert.engine import Engine, identifier, quoted
 from dataset_tools.convert.intake import ITEM_COLUMNS, categories_of, take_events, take_items
-from dataset_tools.convert.lines import free_names, separated
+from dataset_tools.convert.lines import Layout, free_names, separated
 from recbole_tema.data.atomic import read_header
 from recbole_tema.errors import DataError
 
@@ -34,22 +34,12 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]]) -> None:
                     columns[ours] = f'"{known}"'
             if "category" in columns:
                 columns["category"] = categories_of(f"string_split({columns['category']}, ' ')")
-            take_items(
-                engine, "loaded", item, item='"item_id"', domain=quoted(domain), columns=columns
-            )
+            columns |= {"item_id": '"item_id"', "domain": quoted(domain)}
+            take_items(engine, "loaded", item, columns)
         needed = ("user_id", "item_id", "timestamp")
         found = load_atomic(engine, inter, "loaded", needed)
-        take_events(
-            engine,
-            "loaded",
-            inter,
-            user='"user_id"',
-            item='"item_id"',
-            timestamp='"timestamp"',
-            rating='"rating"' if "rating" in found else None,
-            domain=quoted(domain),
-            split='"split"' if "split" in found else None,
-        )
+        columns = {c: f'"{c}"' for c in (*needed, "rating", "split") if c in found}
+        take_events(engine, "loaded", inter, columns | {"domain": quoted(domain)})
 
 
 def load_atomic(
@@ -67,7 +57,7 @@ def load_atomic(
     for name in needed:
         if name not in names:
             raise DataError(f"{path}, line 1: no column '{name}' (found: {', '.join(names)})")
-    separated(engine, path, table, delimiter="\t", quote="", names=names, skip=1)
+    separated(engine, path, table, Layout("table", "\t", "", names, skip=1))
     cells = [identifier(name) for name in free_names(names)]
     opens = {cell: f"starts_with({cell}, '\"')" for cell in cells}
     first = engine.value(f"SELECT min(_number) FROM {table} WHERE {' OR '.join(opens.values())}")

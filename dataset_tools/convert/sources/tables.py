@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_tools.convert.engine import Engine, identifier, naming_file, quoted
+from dataset_tools.convert.engine import Engine, identifier, quoted
 from dataset_tools.convert.intake import (
     ITEM_COLUMNS,
     SPLITS,
@@ -20,15 +20,14 @@ from dataset_tools.convert.intake import (
     take_events,
     take_items,
 )
-from dataset_tools.convert.layout import LEFT_OUT, NAMES, OPTIONS, USUAL, Tables, layout_of
-from dataset_tools.convert.lines import free_names, json_lines, json_texts, separated
-from dataset_tools.convert.sources.sequences import expand, read_sequences
+from dataset_tools.convert.layout import LEFT_OUT, NAMES, OPTIONS, USUAL, Tables
+from dataset_tools.convert.reader import load
+from dataset_tools.convert.sources.sequences import expand
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 PLURAL = ('items"', 'item_ids"')  # columns of lists, by their names
-SAMPLED_LINES = 1000  # of a file of JSON, whose keys are its columns
 
 
 class Interactions(NamedTuple):
@@ -79,7 +78,7 @@ def read(engine: Engine, tables: Tables) -> None:
             raise ConfigError(
                 f"--column {ours}={theirs}: no file has a column '{theirs}'; nearest: '{near[0]}'"
             )
-    _settle_order(engine, files, timed)
+    _settle_order(files, timed)
     _settle_users(engine, files, tables, ends)
 
 
@@ -113,15 +112,8 @@ def _read_items(engine, domain, path, tables: Tables) -> set[str]:
             "the file, DOMAIN=FILE, or the column by --column domain=NAME"
         )
     texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
-    take_items(
-        engine,
-        "loaded",
-        path,
-        item=item,
-        domain=known,
-        columns={c: where[c] for c in ITEM_COLUMNS if where[c]}
-        | {c: texts_of[c](where[c]) for c in texts_of if where[c]},
-    )
+    columns = where | {c: texts_of[c](where[c]) for c in texts_of if where[c]}
+    take_items(engine, "loaded", path, columns | {"item_id": item, "domain": known})
     return {name.lower() for name in found}
 
 
@@ -133,12 +125,9 @@ def _read_events(
     domain, path, split = file
     found = load(engine, path, "loaded", tables, "interactions")
     columns = {
-        "user_id": _needed(path, found, "user_id", tables.columns),
-        "item_id": _needed(path, found, "item_id", tables.columns),
+        **{c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id")},
         "timestamp": _time_column(path, found, tables),
-        "rating": _column(path, found, "rating", tables.columns),
-        "domain": _column(path, found, "domain", tables.columns),
-        "split": _column(path, found, "split", tables.columns),
+        **{c: _column(path, found, c, tables.columns) for c in ("rating", "domain", "split")},
     }
     if domain is None and columns["domain"] is None and not tables.items:
         raise DataError(
@@ -154,18 +143,10 @@ def _read_events(
     if prefix:
         sound = f"{id_fault(user)} IS NULL"  # with something before it every text is an id
         user = f"CASE WHEN {sound} THEN {quoted(prefix)} || {user} ELSE {user} END"
-    take_events(
-        engine,
-        table,
-        path,
-        user=user,
-        item=columns["item_id"],
-        timestamp=columns.get("timestamp"),
-        rating=columns.get("rating"),
-        domain=own,
-        split=quoted(split) if split else columns.get("split"),
-        form=tables.time_format,
-    )
+    columns = {**columns, "user_id": user, "domain": own}
+    if split:
+        columns["split"] = quoted(split)
+    take_events(engine, table, path, columns, tables.time_format)
     return {name.lower() for name in found}, columns.get("timestamp") is not None
 
 
@@ -195,7 +176,7 @@ def _is_left_out(name: str) -> bool:
     return name.startswith(("column ", "left out "))
 
 
-def _settle_order(engine: Engine, files: Sequence[Interactions], timed: dict[Path, bool]) -> None:
+def _settle_order(files: Sequence[Interactions], timed: dict[Path, bool]) -> None:
     """Say what the order of the events is where files have no times.
 
     Raises:
@@ -343,95 +324,6 @@ def _domains_of_items(engine: Engine, path: Path, item: str) -> str:
     )
     engine.drop("loaded")
     return "domain_of_item"
-
-
-def load(
-    engine: Engine, path: Path, table: str, tables: Tables, role: str = "interactions"
-) -> list[str]:
-    """Make `table` (_number, _good, and the file's columns as text); the names of the columns.
-
-    Raises:
-        DataError: there is no such file, or what kind of table it is cannot be told.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    layout = layout_of(path, tables, role)
-    if layout.kind == "parquet":
-        with naming_file(path):
-            return _number_parquet(engine, path, table)
-    if layout.kind == "json":
-        return _load_json(engine, path, table, tables)
-    if layout.kind == "sequences":
-        return read_sequences(engine, path, table, layout.delimiter, layout.marked)
-    return separated(
-        engine,
-        path,
-        table,
-        delimiter=layout.delimiter,
-        quote=layout.quote,
-        names=layout.names,
-        skip=layout.skip,
-    )
-
-
-def _load_json(engine: Engine, path: Path, table: str, tables: Tables) -> list[str]:
-    """Make `table` of JSON objects: the columns that can be meant; their names.
-
-    Keys are those of the first objects, and the usual names, which can come later.
-    """
-    with engine.reading(path) as text:
-        seen = engine.rows(
-            "SELECT DISTINCT unnest(json_keys(line)) AS key FROM (SELECT line FROM "
-            f"{json_texts(path, text.sql)} WHERE json_valid(line) "
-            f"AND starts_with(ltrim(line), '{{') LIMIT {SAMPLED_LINES}) ORDER BY key"
-        )
-    usual = USUAL | set(tables.columns.values())
-    meant = {name.lower() for name in usual}
-    first = [key for (key,) in seen if key.lower() in meant]
-    keys = first + sorted(usual - set(first))
-    names = dict(zip(free_names(keys), keys, strict=True))
-    pointers = {
-        # A JSON pointer: unlike a path it can name every key.
-        identifier(f"k{i}"): "/" + key.replace("~", "~0").replace("/", "~1")
-        for i, key in enumerate(names.values())
-    }
-    json_lines(engine, path, table, pointers)
-    counts = engine.rows(
-        f"SELECT {', '.join(f'count({column})' for column in pointers)}, count(*) FILTER (_good) "
-        f"FROM {table}"
-    )[0]
-    if not counts[-1]:
-        raise DataError(
-            f"{path}: no line of it is a JSON object; write one a line, or all in one array"
-        )
-    found = {
-        name: column
-        for (name, key), column, count in zip(names.items(), pointers, counts, strict=False)
-        if count or key in first
-    }
-    # Names that differ by case alone are one identifier to DuckDB: the exact one is kept.
-    chosen: dict[str, str] = {}
-    for name in sorted(found, key=lambda name: name not in usual):
-        chosen.setdefault(name.lower(), name)
-    kept = [name for name in found if chosen[name.lower()] == name]
-    engine.see(table, {name: found[name] for name in kept})
-    if not kept:
-        other = ", ".join(key for (key,) in seen[:10])
-        raise DataError(f"{path}: no key of its objects is known (found: {other}); see --column")
-    return kept
-
-
-def _number_parquet(engine: Engine, path: Path, table: str) -> list[str]:
-    """Make `table` of a Parquet file, its lists as JSON; its columns."""
-    source = f"read_parquet({engine.link(path)})"
-    cells, described = [], engine.rows(f"DESCRIBE SELECT * FROM {source}")
-    names = free_names([row[0] for row in described])
-    for (column, kind, *_), name in zip(described, names, strict=True):
-        cell = identifier(column)
-        cell = f"to_json({cell})::VARCHAR" if kind.endswith("[]") else cell
-        cells.append(f"{cell} AS {identifier(name)}")
-    engine.number(table, f"SELECT true AS _good, {', '.join(cells)} FROM {source}")
-    return names
 
 
 def _column(path: Path, found: list[str], ours: str, given: Mapping[str, str]) -> str | None:

@@ -11,7 +11,6 @@ import yaml
 from click.testing import CliRunner
 
 from dataset_tools.__main__ import main
-from dataset_tools.builtin import datasets as builtin
 from dataset_tools.builtin.datasets import BUILTIN, ensure_builtin, rebuild_reason
 from dataset_tools.dataset.card import read_card
 from dataset_tools.encoders import text_encoder
@@ -236,7 +235,3 @@ def test_default_data_path(monkeypatch, tmp_path):
     monkeypatch.setenv("RECBOLE_TEMA_DATA", "~/sets")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_data_path() == tmp_path / "sets"
-
-
-def test_versions_cover_all_builders():
-    assert set(builtin.VERSIONS) == set(builtin.NOTES) == set(BUILTIN)

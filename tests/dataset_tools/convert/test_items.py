@@ -5,17 +5,15 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-import yaml
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.convert.intake import list_of, price_of
 from dataset_tools.convert.markup import category_tokens, without_markup
-from recbole_tema.data.atomic import read_table
 from tests.dataset_tools.convert.test_engine import converted
+from tests.support.conversions import run as command
+from tests.support.conversions import written
 from tests.support.convert_formats import FORMATS
 from tests.support.convert_reference import Event
 
@@ -27,20 +25,18 @@ EVENTS += [("u0", "b", 50), ("u1", "d", 51)]
 ITEMS = [*("axA", "bxB", "exE", "fxF"), *("cyC", "dyD", "gyG")]  # id, domain, title
 
 
-def convert(folder, *options, events=EVENTS, items=ITEMS):
+def convert(folder, *options, events=EVENTS, items=ITEMS, head=""):
     """Convert; (ids by domain, the card, all that was said)."""
     folder.mkdir(exist_ok=True)
-    rows = ["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in events)]
+    rows = [f"user_id,item_id,timestamp{head}", *(",".join(map(str, row)) for row in events)]
     (folder / "e.csv").write_text("\n".join(rows) + "\n")
     rows = ["item_id,domain,title", *(",".join(row) for row in items)]
     (folder / "i.csv").write_text("\n".join(rows) + "\n")
-    words = ["convert", "csv", "shop", "--interactions", str(folder / "e.csv"), "--threads", "1"]
-    words += ["--items", str(folder / "i.csv"), "--data_path", str(folder / "out"), "--force"]
-    done = CliRunner().invoke(main, [*words, *options])
+    words = ("--interactions", folder / "e.csv", "--items", folder / "i.csv", "--force")
+    done = command(folder, "csv", *words, *options)
     assert done.exit_code == 0, done.output
-    table = read_table(folder / "out" / "shop" / "shop.item")
-    card = yaml.safe_load((folder / "out" / "shop" / "shop.yaml").read_text())
-    return table.groupby("domain")["item_id"].agg("".join).to_dict(), card, done.output
+    found = written(folder, "item").groupby("domain")["item_id"].agg("".join).to_dict()
+    return found, written(folder, "yaml"), done.output
 
 
 def test_items_without_events_are_kept_and_counted(tmp_path):
@@ -68,7 +64,7 @@ def test_items_without_events_are_kept_and_counted(tmp_path):
 )
 def test_what_a_filter_took_the_events_of_is_no_catalogue(tmp_path, options, kept):
     found, card, _ = convert(tmp_path, *options)
-    inter = read_table(tmp_path / "out" / "shop" / "shop.inter")
+    inter = written(tmp_path, "inter")
     if kept is None:
         left = set(inter["item_id"])
         kept = {"x": "".join(i for i in "abef" if i in left or i in "ef")}
@@ -95,18 +91,9 @@ def test_items_of_a_domain_that_matches_no_event_are_no_catalogue(tmp_path):
     """Their ids are of another kind: they would double the domain."""
     items = [*ITEMS[:4], ("C1", "y", "C"), ("D1", "y", "D")]
     events = [(*e, "x" if e[1] in "ab" else "y") for e in EVENTS]
-    (tmp_path / "e.csv").write_text(
-        "user_id,item_id,timestamp,domain\n" + "".join(",".join(map(str, e)) + "\n" for e in events)
-    )
-    (tmp_path / "i.csv").write_text(
-        "item_id,domain,title\n" + "".join(",".join(i) + "\n" for i in items)
-    )
-    words = ["convert", "csv", "shop", "--interactions", str(tmp_path / "e.csv"), "--items"]
-    words += [str(tmp_path / "i.csv"), "--data_path", str(tmp_path / "out"), "--threads", "1"]
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 0 and "none of the 2 items of 'y' has an event" in done.output
-    table = read_table(tmp_path / "out" / "shop" / "shop.item")
-    assert Counter(table["domain"]) == {"x": 4, "y": 2}
+    _, _, said = convert(tmp_path, events=events, items=items, head=",domain")
+    assert "none of the 2 items of 'y' has an event" in said
+    assert Counter(written(tmp_path, "item")["domain"]) == {"x": 4, "y": 2}
 
 
 def test_an_atomic_dataset_whose_items_match_no_event_is_told(tmp_path):
@@ -116,12 +103,11 @@ def test_an_atomic_dataset_whose_items_match_no_event_is_told(tmp_path):
         (tmp_path / name / f"{name}.inter").write_text(rows)
         rows = "item_id:token\ttitle:token_seq\n" + "".join(f"{i}\tT {i}\n" for i in items)
         (tmp_path / name / f"{name}.item").write_text(rows)
-    words = ["convert", "recbole", "xy", f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}"]
-    words += ["--data_path", str(tmp_path / "out"), "--threads", "1", "--force"]
-    done = CliRunner().invoke(main, words)
+    words = ("recbole", f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}", "--force")
+    done = command(tmp_path, *words)
     assert done.exit_code == 0 and "none of the 2 items of 'y' has an event" in done.output
     (tmp_path / "x" / "x.item").unlink()
-    done = CliRunner().invoke(main, words)
+    done = command(tmp_path, *words)
     assert done.exit_code == 2 and "none of the 2 items of 'y' has an event" in done.output
 
 
@@ -214,11 +200,10 @@ def test_lists_that_pandas_wrote_are_categories(tmp_path):
     frame.to_csv(tmp_path / "i.csv", index=False)
     rows = "".join(f"u,{item},1\n" for item in "abcd")
     (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + rows)
-    words = ["convert", "csv", "shop", "--interactions", str(tmp_path / "e.csv"), "--threads", "1"]
-    words += ["--items", str(tmp_path / "i.csv"), "--data_path", str(tmp_path / "out")]
-    done = CliRunner().invoke(main, words)
+    words = ("--interactions", tmp_path / "e.csv", "--items", tmp_path / "i.csv")
+    done = command(tmp_path, "csv", *words)
     assert done.exit_code == 0 and "markup" not in done.output  # a title of blanks is none
-    found = read_table(tmp_path / "out" / "shop" / "shop.item").set_index("item_id")
+    found = written(tmp_path, "item").set_index("item_id")
     assert found["category"].tolist() == ["Action Sci_Fi", "Children's", "", 'A say_"b"']
     assert found["description"].tolist() == ["one two", "three", "", "four"]
     assert found["image_url"].tolist() == ["http://i.org/1", "http://i.org/3", "", ""]
@@ -249,7 +234,7 @@ def test_a_price_is_an_amount_and_nothing_else(tmp_path):
 
 def test_texts_and_prices_of_amazon(tmp_path):
     code = ".box-inner{background-color:#fff}#widget .chosen{background-color:#fffbf3}"
-    words = ["convert", "amazon", "css"]
+    words = []
     for d in "xy":
         rows = [
             {"reviewerID": f"A{u}", "asin": f"{d}{k}", "overall": 5.0, "unixReviewTime": 13 + k}
@@ -269,16 +254,14 @@ def test_texts_and_prices_of_amazon(tmp_path):
         ]
         (tmp_path / f"m{d}").write_text("".join(json.dumps(row) + "\n" for row in rows))
         words += [f"{d}={tmp_path / f'r{d}'}", "--metadata", f"{d}={tmp_path / f'm{d}'}"]
-    done = CliRunner().invoke(
-        main, [*words, "--data_path", str(tmp_path / "out"), "--threads", "1"]
-    )
+    done = command(tmp_path, "amazon", *words)
     assert done.exit_code == 0 and "; prices not read: 4\n" in done.output
     assert "6 texts (title, brand) were markup or code alone" in done.output
-    card = yaml.safe_load((tmp_path / "out/css/css.yaml").read_text())
-    assert card["cells left empty"] == {"mx": {"price": 2}, "my": {"price": 2}}
-    path = tmp_path / "out/css/css.item"
+    cells = {"mx": {"price": 2}, "my": {"price": 2}}
+    assert written(tmp_path, "yaml")["cells left empty"] == cells
+    path = tmp_path / "out/shop/shop.item"
     stock = pd.read_csv(path, sep="\t", engine="python", keep_default_na=False, dtype=str)
-    table = read_table(path)
+    table = written(tmp_path, "item")
     assert table["title"].tolist() == stock["title:token_seq"].tolist()
     assert table["title"].tolist() == [f'"Salt & Pepper" {k}' for k in range(4)] * 2
     assert table["category"].tolist() == ["Home Home_&_Co"] * 8

@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
-from click.testing import CliRunner
 
-from dataset_tools.cli import main
-from recbole_tema.data.atomic import read_table
+from tests.support.conversions import run as command
+from tests.support.conversions import written
 
 duckdb = pytest.importorskip("duckdb", reason="the extra convert is not installed")
 
@@ -27,19 +25,18 @@ def table(rows, between=",", head=None):
 
 def convert(folder, files, *options, domains=("x", "y")):
     """Convert files (option -> texts, or names -> texts); (exit code, events, what was said)."""
-    words = ["convert", "csv", "shop", "--data_path", str(folder / "out"), "--threads", "1"]
+    words = []
     for (option, name), text in files.items():
         path = folder / name.split("=")[-1]
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         domain = name.split("=")[0] + "=" if "=" in name else ""
         words += [option, f"{domain}{path}"]
-    done = CliRunner().invoke(main, [*words, "--force", *options])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    done = command(folder, "csv", *words, "--force", *options)
     if done.exit_code:
         last = done.output.splitlines()[-1]
         assert last.lower().startswith("error: ") and not (folder / "out" / "shop").exists()
         return done.exit_code, None, last
-    inter = read_table(folder / "out" / "shop" / "shop.inter")
+    inter = written(folder, "inter")
     columns = ["user_id", "item_id", "timestamp"] + ["split"] * ("split" in inter)
     return 0, list(inter[columns].itertuples(index=False, name=None)), done.output
 
@@ -50,6 +47,12 @@ def pair(first, second, ends=("csv", "csv")):
         ("--interactions", f"x=one.{ends[0]}"): first,
         ("--interactions", f"y=two.{ends[1]}"): second,
     }
+
+
+def one(rows):
+    """A table with a column of the domain before the times."""
+    head = ("user_id", "item_id", "domain", "timestamp")
+    return {("--interactions", "e.csv"): table(rows, head=head)}
 
 
 HEAD = ("user_id", "item_id", "rating", "timestamp")
@@ -141,10 +144,10 @@ def test_a_column_that_one_file_names_differently(tmp_path):
     files |= {("--items", f"i{n}.csv"): text for n, text in enumerate(items)}
     options = ["--column", "user_id=customer", "--column", "category=kind"]
     assert convert(tmp_path, files, *options)[0] == 0
-    kept = read_table(tmp_path / "out/shop/shop.item").set_index("item_id")["category"]
+    kept = written(tmp_path, "item").set_index("item_id")["category"]
     assert kept[["a", "b", "f"]].tolist() == ["Q", "S", "R"]
     assert convert(tmp_path, files, *options[:3], "brand=genre")[0] == 0
-    assert "category" not in read_table(tmp_path / "out/shop/shop.item")
+    assert "category" not in written(tmp_path, "item")
     (tmp_path / "new").mkdir()
     code, _, said = convert(tmp_path / "new", files, "--column", "user_id=customers")
     assert code == 2 and "nearest: 'customer'" in said
@@ -160,7 +163,7 @@ def test_double_colons_and_items_without_header(tmp_path):
     options += ["--item_columns", "item_id,title,domain"]
     code, found, said = convert(tmp_path, files, *options)
     assert (code, found) == (0, TOLD), said
-    titles = read_table(tmp_path / "out/shop/shop.item")["title"].tolist()
+    titles = written(tmp_path, "item")["title"].tolist()
     assert titles == ['A "b" c', '"B', "F", "G"]
 
 
@@ -188,12 +191,11 @@ def test_without_times_the_files_tell_the_order(tmp_path):
     assert sorted(found) == [
         ("u1", "a", 0), ("u1", "b", 1), ("u2", "a", 2), ("u2", "b", 0), ("u2", "f", 1),
     ]  # fmt: skip
-    card = yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())
-    assert card["timestamp"].startswith("position")
+    assert written(tmp_path, "yaml")["timestamp"].startswith("position")
     (tmp_path / "out/shop/shop.yaml").unlink()
     for option, value in (("--after", "2018-01-01"), ("--dedupe", "60")):
-        words = ["convert", "csv", "new", "--interactions", str(tmp_path / "e.csv"), option, value]
-        done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+        words = ("--interactions", tmp_path / "e.csv", option, value)
+        done = command(tmp_path, "csv", *words, name="new")
         assert done.exit_code == 2 and "the source has no times" in done.output
 
 
@@ -222,8 +224,7 @@ DATES = [  # a day each: 3 May 2014
 
 def test_dates_that_can_be_read_in_one_way(tmp_path):
     rows = [("u1", f"i{n}", "xy"[n % 2], f'"{date}"') for n, date in enumerate(DATES)]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    code, found, said = convert(tmp_path, one(rows))
     assert code == 0 and "left out" not in said
     assert {i: t for _, i, t in found} == {f"i{n}": 1399075200 for n in range(len(DATES))}
 
@@ -234,8 +235,7 @@ def test_dates_that_can_be_read_in_one_way(tmp_path):
 )
 def test_numbers_that_are_dates_are_said_to_be(tmp_path, dates, form):
     rows = [("u1", "a", "x", dates[0]), ("u1", "b", "y", dates[1])]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    code, found, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    code, found, said = convert(tmp_path, one(rows))
     assert code == 0 and f"dates of the form {form}" in said
     assert [t for *_, t in found] == [1399075200, 1399075200 + 86400]
 
@@ -246,9 +246,7 @@ def test_a_cell_that_is_no_date_leaves_the_others_dates(tmp_path, broken, end):
     days = [f"2014050{n}{end}" for n in range(1, 6)]
     rows = [("u1", f"b{n}", "x", day) for n, day in enumerate(days)] + [("u2", "b0", "x", broken)]
     rows += [("u1", "f0", "y", f"20130501{end}"), ("u2", "f1", "y", f"20130502{end}")]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    files = {("--interactions", "e.csv"): text}
-    code, found, said = convert(tmp_path, files, "--max_broken", "0.5")
+    code, found, said = convert(tmp_path, one(rows), "--max_broken", "0.5")
     assert code == 0 and "dates of the form %Y%m%d" in said and "1 line left out" in said
     assert [t for u, _, t in found if u == "u1"] == [1367366400] + [  # 2013-05-01
         1398902400 + 86400 * n
@@ -259,11 +257,11 @@ def test_a_cell_that_is_no_date_leaves_the_others_dates(tmp_path, broken, end):
 def test_dates_of_two_forms_of_which_one_can_be_seconds_are_asked_about(tmp_path):
     dates = ["20140501", "20140502", "20140503", "2014-05-04"]
     rows = [("u1", f"i{n}", "xy"[n % 2], date) for n, date in enumerate(dates)]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    code, _, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    code, _, said = convert(tmp_path, one(rows))
     assert code == 2 and "'2014-05-04'" in said and "--time_format" in said
-    text = text.replace("201405", "1405")  # these are seconds, and may stand beside a date
-    code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text})
+    # These are seconds, and may stand beside a date.
+    rows = [(*row[:3], row[3].replace("201405", "1405")) for row in rows]
+    code, found, _ = convert(tmp_path, one(rows))
     assert code == 0 and len(found) == 4
 
 
@@ -282,15 +280,13 @@ def test_dates_of_two_forms_of_which_one_can_be_seconds_are_asked_about(tmp_path
 )
 def test_dates_that_can_be_read_in_two_ways_are_asked_about(tmp_path, date, asks):
     rows = [("u1", "a", "x", f'"{date}"'), ("u1", "b", "y", f'"{date}"')]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    code, _, said = convert(tmp_path, {("--interactions", "e.csv"): text})
+    code, _, said = convert(tmp_path, one(rows))
     assert code == 2 and repr(date) in said and asks in said
 
 
 def test_a_form_of_times_is_checked(tmp_path):
     rows = [("u1", "a", "x", "03/04/2015"), ("u1", "b", "y", "04/04/2015")]
-    text = table(rows, head=("user_id", "item_id", "domain", "timestamp"))
-    files = {("--interactions", "e.csv"): text}
+    files = one(rows)
     code, _, said = convert(tmp_path, files, "--time_format", "%Q")
     assert code == 2 and "no form of strptime" in said
     code, found, _ = convert(tmp_path, files, "--time_format", "%d/%m/%Y")
@@ -382,10 +378,9 @@ def test_lists_in_the_cells_of_a_table(tmp_path):
     assert sorted(found) == [
         ("u", "a", 5), ("u", "b", 7), ("u", "f", 6), ("v", "a", 2), ("v", "f", 3),
     ]  # fmt: skip
-    files = {("--interactions", "s.txt"): "\n".join([*rows, "2\tw\ta,b\tx\t5,6"]) + "\n"}
-    words = ["convert", "csv", "other", "--interactions", str(tmp_path / "s.txt"), "--column"]
-    (tmp_path / "s.txt").write_text(files["--interactions", "s.txt"])
-    done = CliRunner().invoke(main, [*words, "domain=type", "--data_path", str(tmp_path / "out")])
+    (tmp_path / "s.txt").write_text("\n".join([*rows, "2\tw\ta,b\tx\t5,6"]) + "\n")
+    words = ("--interactions", tmp_path / "s.txt", "--column", "domain=type")
+    done = command(tmp_path, "csv", *words, name="other")
     assert done.exit_code == 2 and "lists of different lengths (row 3)" in done.output
 
 
@@ -460,18 +455,18 @@ def test_files_of_a_given_split(tmp_path):
     header = (tmp_path / "out/shop/shop.inter").read_text().splitlines()[0]
     assert header == "user_id:token\titem_id:token\ttimestamp:float\tsplit:token"
     # A dataset of its own takes the split along.
-    words = ["convert", "recbole", "again", f"z={tmp_path / 'out/shop'}", f"w={tmp_path / 'w'}"]
+    words = ("recbole", f"z={tmp_path / 'out/shop'}", f"w={tmp_path / 'w'}")
     (tmp_path / "w").mkdir()
     text = "user_id:token\titem_id:token\ttimestamp:float\n1\tq\t9\n"
     (tmp_path / "w/w.inter").write_text(text)
-    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    done = command(tmp_path, *words, name="again")
     assert done.exit_code == 2 and "1 of 25 events are of no split" in done.output
     assert not (tmp_path / "out/again").exists()
     text = text.replace("float\n", "float\tsplit:token\n").replace("9\n", "9\ttest\n")
     (tmp_path / "w/w.inter").write_text(text)
-    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
+    done = command(tmp_path, *words, name="again")
     assert done.exit_code == 0, done.output
-    again = read_table(tmp_path / "out/again/again.inter")
+    again = written(tmp_path, "inter", "again")
     assert again["split"].value_counts().to_dict() == {"train": 9, "valid": 7, "test": 9}
 
 
@@ -504,7 +499,7 @@ def test_numbers_of_users_that_each_file_counts_are_asked_about(tmp_path):
 )
 def test_users_of_each_file_are_kept_apart(tmp_path, places, prefixes):
     """The beginning of a name, which was taken, can be that of another file too."""
-    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    words = ["--user_ids", "own"]
     for domain, place in zip("xy", places, strict=True):
         path = tmp_path / place
         path.parent.mkdir(exist_ok=True)
@@ -512,30 +507,30 @@ def test_users_of_each_file_are_kept_apart(tmp_path, places, prefixes):
         text = table(rows, "\t" if ".tsv" in place else ",", HEAD)
         path.write_bytes(gzip.compress(text.encode()) if ".gz" in place else text.encode())
         words += ["--interactions", f"{domain}={path}"]
-    done = CliRunner().invoke(main, [*words, "--max_broken", "1"])
+    done = command(tmp_path, "csv", *words, "--max_broken", "1")
     assert done.exit_code == 0 and done.output.count("2 lines left out: no user") == 2
-    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    users = written(tmp_path, "inter")["user_id"]
     assert set(users) == {prefix + user for prefix in prefixes for user in ("u1", "u2")}
 
 
 def test_users_of_files_without_a_domain_are_told_by_their_folders_or_refused(tmp_path):
-    words = ["convert", "csv", "shop", "--data_path", str(tmp_path / "out"), "--user_ids", "own"]
+    words = ("csv", "--user_ids", "own", "--force")
     for domain, place in (("x", "bk"), ("y", "fl")):
         (tmp_path / place / "s").mkdir(parents=True)
         text = table([(*row, domain) for row in EVENTS], head=(*HEAD, "domain"))
         for path in (tmp_path / place / "data.csv", tmp_path / place / "s" / "data.csv"):
             path.write_text(text)
     given = [f"--interactions={tmp_path / place / 'data.csv'}" for place in ("bk", "fl")]
-    assert CliRunner().invoke(main, [*words, *given]).exit_code == 0
-    users = read_table(tmp_path / "out/shop/shop.inter")["user_id"]
+    assert command(tmp_path, *words, *given).exit_code == 0
+    users = written(tmp_path, "inter")["user_id"]
     assert set(users) == {f"{p}_data.csv_{u}" for p in ("bk", "fl") for u in ("u1", "u2")}
     given = [f"--interactions={tmp_path / place / 's/data.csv'}" for place in ("bk", "fl")]
-    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    done = command(tmp_path, *words, *given)
     assert done.exit_code == 2 and "name the files differently" in done.output
     for name, user in (("a.csv", "b_1"), ("a_b.csv", "1")):
         (tmp_path / name).write_text(f"user_id,item_id,timestamp,domain\n{user},i,1,{name[:-4]}\n")
     given = [f"--interactions={tmp_path / name}" for name in ("a.csv", "a_b.csv")]
-    done = CliRunner().invoke(main, [*words, *given, "--force"])
+    done = command(tmp_path, *words, *given)
     assert done.exit_code == 2 and "'a_b_1' would be a user of a.csv and a_b.csv" in done.output
 
 
@@ -554,8 +549,7 @@ def test_an_event_of_several_splits_counts_in_the_earliest(tmp_path):
     assert len(found) == 12  # `a|0` stands twice in each line, and remains two events
     for user in ("u1", "u2"):
         assert {(i, s) for u, i, _, s in found if u == user} == ONCE
-    card = yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())
-    assert card["events left out that an earlier split has"] == 18
+    assert written(tmp_path, "yaml")["events left out that an earlier split has"] == 18
 
 
 def test_lists_of_several_splits_without_times(tmp_path):
@@ -584,12 +578,11 @@ def test_a_column_of_the_split(tmp_path):
     code, found, _ = convert(tmp_path, {("--interactions", "e.csv"): text})
     assert code == 0 and [s for *_, s in found] == ["train", "valid", "test"]
     text = text.replace("val", "third")
-    words = ["convert", "csv", "new", "--interactions", str(tmp_path / "e.csv")]
     (tmp_path / "e.csv").write_text(text)
-    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path / "out")])
-    assert done.exit_code == 2 and "split is none of train, valid, test (row 2)" in done.output
-    done = CliRunner().invoke(main, [*words, "--data_path", str(tmp_path), "--max_broken", "1"])
-    assert done.exit_code == 2 and "split is none of" in done.output  # never some without
+    for more in ((), ("--max_broken", "1")):  # never some without
+        words = ("--interactions", tmp_path / "e.csv", *more)
+        done = command(tmp_path, "csv", *words, name="new")
+        assert done.exit_code == 2 and "split is none of train, valid, test (row 2)" in done.output
 
 
 # ---- what is published
@@ -607,10 +600,9 @@ def unpacked(path):
 
 
 def run_published(tmp_path, *words):
-    words = ["convert", "csv", "shop", *map(str, words), "--data_path", str(tmp_path)]
-    done = CliRunner().invoke(main, [*words, "--threads", "1"])
+    done = command(tmp_path, "csv", *words)
     assert done.exit_code == 0, done.output
-    return yaml.safe_load((tmp_path / "shop/shop.yaml").read_text())["counts"]
+    return written(tmp_path, "yaml")["counts"]
 
 
 def test_the_published_sequences_of_abxi(tmp_path):
@@ -644,7 +636,7 @@ def test_the_published_split_of_urllm(tmp_path):
         words += [f"--{split}", folder / f"{split}data_new.txt.gz"]
     counts = run_published(tmp_path, *words)
     assert counts["users"] == 8000 + 577 + 1000 and counts["items"] == 38396
-    inter = read_table(tmp_path / "shop/shop.inter")
+    inter = written(tmp_path, "inter")
     users = inter.groupby("split")["user_id"].nunique().to_dict()
     assert users == {"train": 8000, "valid": 577, "test": 1000}
     # Of each user two lines that differ in their last item.

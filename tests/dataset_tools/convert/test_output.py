@@ -9,9 +9,7 @@ import textwrap
 import pandas as pd
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from dataset_tools.cli import main
 from dataset_tools.cli.conversion import FILTER_OPTIONS, presets
 from dataset_tools.convert import intake
 from dataset_tools.convert.engine import engine, memory_bytes
@@ -24,6 +22,8 @@ from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.atomic import token_fault
 from recbole_tema.errors import ConfigError, DataError
 from tests.dataset_tools.convert.test_engine import ITEMS, run, write_csv
+from tests.support.conversions import run as command
+from tests.support.conversions import written
 from tests.support.stock_recbole import NAMES
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -126,9 +126,8 @@ def test_single_domain_users_are_limited_in_each_domain(tmp_path):
 def test_recbole_cdr_layout(tmp_path):
     events = write_csv(tmp_path / "e.csv", ["user_id", "item_id", "timestamp", "rating"], EVENTS)
     items = write_csv(tmp_path / "i.csv", ["item_id", "domain", "title"], ITEMS)
-    words = ["convert", "csv", "shop", "--interactions", str(events), "--items", str(items)]
-    words += ["--data_path", str(tmp_path / "out"), "--recbole_cdr", "--threads", "1"]
-    done = CliRunner().invoke(main, words)
+    words = ("--interactions", events, "--items", items, "--recbole_cdr")
+    done = command(tmp_path, "csv", *words)
     assert done.exit_code == 0, done.output
     whole = pd.read_csv(tmp_path / "out/shop/shop.inter", sep="\t")
     parts = [
@@ -290,21 +289,20 @@ def test_a_preset_sets_defaults_that_options_override(tmp_path):
     items = write_csv(tmp_path / "i.csv", ["item_id", "domain", "title"], ITEMS)
     preset = tmp_path / "mine.yaml"
     preset.write_text("convert:\n  after: 1020\n  user_core: 2\n")
-    words = ["convert", "csv", "shop", "--interactions", str(events), "--items", str(items)]
-    words += ["--data_path", str(tmp_path / "out"), "--threads", "1", "--force"]
+    words = ("csv", "--interactions", events, "--items", items, "--force")
 
     def filters(*more):
-        done = CliRunner().invoke(main, [*words, *more])
+        done = command(tmp_path, *words, *more)
         assert done.exit_code == 0, done.output
-        return yaml.safe_load((tmp_path / "out/shop/shop.yaml").read_text())["filters"]
+        return written(tmp_path, "yaml")["filters"]
 
     assert filters("--preset", str(preset)) == {"after": 1020.0, "user_core": 2}
     assert filters("--user_core", "3", "--preset", str(preset))["user_core"] == 3
     assert filters() == "none"
     preset.write_text("convert:\n  user_cores: 2\n")
-    wrong = CliRunner().invoke(main, [*words, "--preset", str(preset)])
+    wrong = command(tmp_path, *words, "--preset", preset)
     assert wrong.exit_code == 2 and "nearest: 'user_core'" in wrong.stderr
-    wrong = CliRunner().invoke(main, [*words, "--preset", "nosuch"])
+    wrong = command(tmp_path, *words, "--preset", "nosuch")
     assert wrong.exit_code == 2 and "cloth-sport" in wrong.stderr
 
 

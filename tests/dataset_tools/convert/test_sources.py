@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 from dataset_tools.builtin.movielens import film_table
-from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.convert.run import Conversion, convert
 from dataset_tools.convert.sources import amazon, douban, movielens, recbole, tables
 from dataset_tools.describe.measures import describe
 from recbole_tema.errors import DataError
+from tests.support.conversions import run as command
+from tests.support.conversions import written
 from tests.support.convert_formats import duckdb, packed
 
 
@@ -124,16 +124,15 @@ def test_amazon_metadata_is_judged_by_all_of_its_lines(tmp_path, release):
     idle = (json.dumps({"asin": f"N{n}", "title": "t"}) for n in range(298))
     lines = [*META[release][:2], *idle, "{"]
     meta = [("food", write_lines(tmp_path / "meta.json", lines))]
-    words = ["convert", "amazon", "out", *(f"{domain}={path}" for domain, path in files)]
-    words += ["--metadata", f"food={meta[0][1]}", "--data_path", str(tmp_path), "--threads", "1"]
+    words = [*(f"{domain}={path}" for domain, path in files), "--force"]
+    words += ["--metadata", f"food={meta[0][1]}"]
     for options in (["--item_core", "2"], ["--items_without_events", "drop"], []):
-        done = CliRunner().invoke(main, [*words, "--force", *options])
+        done = command(tmp_path, "amazon", *words, *options)
         assert done.exit_code == 0 and "; lines left out: 1" in done.output, done.output
         assert ("left out by --item_core: 298" in done.output) == ("--item_core" in options)
-        done = CliRunner().invoke(main, [*words, "--force", "--max_broken", "0.003", *options])
+        done = command(tmp_path, "amazon", *words, "--max_broken", "0.003", *options)
         assert done.exit_code == 2 and "1 of its 301 lines are broken" in done.output
-    titles = pd.read_csv(tmp_path / "out/out.item", sep="\t", dtype=str)
-    assert titles["title:token_seq"].notna().sum() == 1 + 298
+    assert (written(tmp_path, "item")["title"] != "").sum() == 1 + 298
 
 
 def ml_100k(folder):

@@ -40,7 +40,7 @@ def plain(tmp_path_factory):
     """Real films of ml-100k and users who saw most of them, without any generated field."""
     events = _read_raw("inter", {"user_id": "token", "item_id": "token", "timestamp": "float"})
     items = film_table(_read_raw("item", {"item_id": "token", "class": "token_seq"}))
-    items = items.drop(columns=["tags", "tag_weights"]).head(N_ITEMS)
+    items = items.head(N_ITEMS)
     events = events[events["item_id"].isin(items["item_id"])]
     seen = events.groupby("user_id").size().sort_values(ascending=False, kind="stable")
     events = events[events["user_id"].isin(seen.index[:N_USERS])][

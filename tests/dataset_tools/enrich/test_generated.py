@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from dataset_tools.dataset.dataset import read_dataset, update_dataset
 from dataset_tools.dataset.provenance import digest, say_replaced
-from dataset_tools.dataset.writer import FEATURE_FIELDS
 from dataset_tools.encoders import text_encoder
 from dataset_tools.enrich.embeddings import centred, embed_dataset
 from dataset_tools.enrich.profiles import profile_dataset
@@ -22,6 +21,7 @@ from dataset_tools.llm.session import Session
 from dataset_tools.options import ClipOptions, ProfileOptions, TagOptions
 from recbole_tema.config.registry import OUR_MODELS, READERS
 from recbole_tema.data.feature_file import read_feature
+from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.errors import DataError
 from tests.support.tiny_dataset import make_dataset, write
 from tests.support.word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
@@ -264,7 +264,7 @@ def test_readers_of_a_field_are_the_models_that_change_with_it(tmp_path, field):
         (column,) = [c for c in frame if c.startswith(f"{field}:")]
         frame.drop(columns=column).to_csv(without / "tiny.item", sep="\t", index=False)
     else:
-        (suffix,) = [s for s, (_, value, _) in FEATURE_FIELDS.items() if value == field]
+        (suffix,) = [s for s, (_, value, _) in FEATURE_FILES.items() if value == field]
         for path in without.glob(f"tiny.{suffix}*"):
             path.unlink()
     found = set()

@@ -12,12 +12,10 @@ from dataset_tools.llm.requests import Answer
 from dataset_tools.llm.session import Session
 from dataset_tools.options import TagOptions
 from dataset_tools.tags.generate import RawTags
-from dataset_tools.tags.listing import TagList, first_list
+from dataset_tools.tags.listing import Edits, TagList, first_list
 from dataset_tools.tags.matching import own_tags
 from dataset_tools.tags.refine import (
     PIECE,
-    Edits,
-    apply_edits,
     edit_requests,
     judge_requests,
     judged_merges,
@@ -25,9 +23,9 @@ from dataset_tools.tags.refine import (
     maybe_synonyms,
     near_pairs,
     read_edits,
+    refine,
     specificity,
 )
-from dataset_tools.tags.rounds import refine
 from tests.support.word_backend import WordBackend, shop_items, word_vectors, write_shop
 
 TAGS = ["tea", "coffee", "cake", "pasta", "oven", "knife", "steel", "war", "party", "dinner"]
@@ -75,7 +73,7 @@ def test_sound_edits():
     assert [tag for tag, _ in edits.drops] == ["party", "war"]
     assert [tag for tag, _, _ in edits.adds] == ["green tea", "hot drinks"]
     assert len(edits) == 5 and not edits.refused
-    assert apply_edits(tags, edits, "round 1") == 5
+    assert tags.apply(edits, "round 1") == 5
     assert set(tags.counts) == set(TAGS) - {"steel", "party", "war"} | {"green tea", "hot drinks"}
     assert tags.counts["knife"] == {"food": 6 + 7, "kitchen": 1}
     assert [entry[1:4] for entry in tags.log] == [
@@ -112,7 +110,7 @@ def test_nonsense_edits_nothing(case):
     assert len(edits) == 0
     assert bool(edits.refused) == (case not in ("empty edits", "other keys", "wrong types")
                                    and not case.startswith("drops what"))  # fmt: skip
-    assert apply_edits(tags, edits, "round 1") == 0
+    assert tags.apply(edits, "round 1") == 0
     assert tags == ten_tags()
 
 
@@ -142,14 +140,14 @@ def test_merges_in_circles_and_chains():
     assert [edit[:2] for edit in edits.merges] == [("tea", "coffee")]
     chain = [("cake", "pasta"), ("pasta", "oven"), ("oven", "knife")]
     edits = Edits(merges=[(tag, into, "") for tag, into in chain])
-    assert apply_edits(tags, edits, "1") == 3
+    assert tags.apply(edits, "1") == 3
     assert {tags.resolve(tag) for tag in ("cake", "pasta", "oven")} == {"knife"}
     assert tags.counts["knife"].total() == ten_tags().counts["knife"].total() + sum(
         ten_tags().counts[tag].total() for tag in ("cake", "pasta", "oven")
     )
     # Edits made by hand that go round: the second finds its tag gone.
     both = Edits(merges=[("war", "party", ""), ("party", "war", "")])
-    assert apply_edits(tags, both, "2") == 1 and tags.resolve("war") == "party"
+    assert tags.apply(both, "2") == 1 and tags.resolve("war") == "party"
 
 
 def test_a_tag_that_others_merged_into_is_not_dropped():
