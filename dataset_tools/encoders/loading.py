@@ -12,7 +12,6 @@ Nothing that comes with a model is executed: no pickle, no remote code.
 
 import difflib
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +85,7 @@ def _find_source(kind: str, where: str) -> str:
             hint = "name the folder of a model, which has config.json or modules.json"
             hint = f"use {kinds[0]}:{folder}" if kinds else hint
             raise DataError(f"{folder} holds no model of the kind {kind}; {hint}")
-        bare = kind != "open_clip" and "modules.json" not in os.listdir(folder)
+        bare = kind != "open_clip" and not (folder / "modules.json").is_file()
         if bare and not any(folder.glob("*.safetensors")):
             raise DataError(
                 f"{folder} has no .safetensors file, and pickled weights are not loaded; save the "

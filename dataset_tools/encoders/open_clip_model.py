@@ -38,9 +38,8 @@ class OpenClipEncoder(Encoder):
         import open_clip
 
         name, weights, preprocessing = _resolve(source)
-        if re.search(
-            r'"trust_remote_code": (?!false|null)', json.dumps(open_clip.get_model_config(name))
-        ):
+        config = json.dumps(open_clip.get_model_config(name))
+        if re.search(r'"trust_remote_code": (?!false|null)', config):
             raise DataError("its configuration sets trust_remote_code; it is not loaded")
         model, _, self._prepare = open_clip.create_model_and_transforms(
             name,

@@ -12,7 +12,6 @@ Image = pytest.importorskip("PIL.Image", reason="no pillow")
 pytest.importorskip("sentence_transformers", reason="no sentence-transformers")
 
 TEXTS = ["a red cup", "tea", "", "a red cup", "Ünïcode 中文 \ud800 half", "two words " * 60]
-CUT = "two words " * 60
 OPEN_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
