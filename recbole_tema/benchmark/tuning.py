@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from recbole_tema.benchmark.record import RECORD
 from recbole_tema.benchmark.runner import Job, has_begun, open_results, run_jobs, shows_progress
 from recbole_tema.benchmark.spec import Entry, Spec, as_json, resolved, run_name
-from recbole_tema.benchmark.targets import HOW_TO_GET
 from recbole_tema.config.files import load_yaml, properties_dir
-from recbole_tema.errors import ConfigError, DataError
+from recbole_tema.errors import ConfigError, DataError, how_to_get
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -163,7 +162,7 @@ def _study(folder: Path, spec: Spec, entry: Entry) -> "Study":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError:
-        raise DataError(f"optuna is not installed: {HOW_TO_GET}") from None
+        raise DataError(f"optuna is not installed: {how_to_get('benchmark')}") from None
     optuna.logging.set_verbosity(logging.ERROR)
     given = set(spec.keys) | set(entry.keys)
     both = sorted(given & set(space_of(entry.model)))
