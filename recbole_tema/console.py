@@ -76,7 +76,7 @@ class _OnScreen(logging.Filter):
 
 @contextmanager
 def captured() -> Iterator[None]:
-    """Within, warnings and log records are the run's: kept until :func:`start_log`, then logged.
+    """Within, warnings and log records are the run's: kept until `start_log`, then logged.
 
     An error that leaves it is written to the log file, as the caller tells it on the screen.
     """

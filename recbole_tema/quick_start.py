@@ -230,11 +230,11 @@ def rank_checkpoint(
 ) -> dict[str, tuple[dict[str, float], np.ndarray, EvalPlan, CrossDomainMixin]]:
     """The place of every target by a trained model.
 
-    Args, Raises: as :func:`evaluate_checkpoint`.
+    Args, Raises: as `evaluate_checkpoint`.
 
     Returns:
         dict from phase to (metrics, ranks ``(n_targets,)`` int64 with 0 the first place, the
-        phase's :class:`EvalPlan`, the dataset).
+        phase's `EvalPlan`, the dataset).
     """
     given = [phases] if isinstance(phases, str) else phases
     if not isinstance(given, list | tuple | set) or not all(p in PHASES for p in given):

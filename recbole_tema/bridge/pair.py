@@ -183,7 +183,7 @@ class DomainPair:
     def history_user_matrix(
         self, value_field: str | None = None, domain: str = SOURCE
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Users of each item of a domain, as :meth:`history_item_matrix`."""
+        """Users of each item of a domain, as `history_item_matrix`."""
         events = self.side(domain)
         return _histories(events.items, events.users, self.num_total_item, value_field)
 

@@ -95,7 +95,7 @@ def load_yaml(path: str | Path) -> dict:
 
 
 def check_layers(**layers: dict[str, Any] | None) -> None:
-    """Raise :class:`ConfigError` unless every ``name=layer`` is None or a dict with text keys."""
+    """Raise `ConfigError` unless every ``name=layer`` is None or a dict with text keys."""
     for name, layer in layers.items():
         if layer is None:
             continue

@@ -47,7 +47,7 @@ class CrossDomainMixin(Base):
         item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
         domain_names: names of the domains 1..D, in the order of the ``.item`` file.
         target_domain: number of the one domain that is recommended in; None: all.
-        sequences: every user's merged sequence (:class:`~recbole_tema.data.sequences.Sequences`).
+        sequences: every user's merged sequence (`Sequences`).
         train_sequences: its training part, thinned where ``overlap_ratio`` is below 1, and of the
             target domain alone where ``train_on`` is ``target``.
         exclude_history: what the key of this name comes to, True or False.

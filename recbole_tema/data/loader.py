@@ -147,7 +147,7 @@ class SequenceTrainLoader:
 class SequenceEvalLoader:
     """Histories of one phase's targets: yields ``(rows, Interaction)``.
 
-    ``rows (B,)`` are row numbers of the phase's :class:`EvalPlan`; the interaction has
+    ``rows (B,)`` are row numbers of the phase's `EvalPlan`; the interaction has
     ``user_id``, ``item_id_list`` (the last ``MAX_ITEM_LIST_LENGTH`` items before the target),
     ``item_length`` and ``item_id`` (the target, read by ``predict`` alone).
     """

@@ -70,7 +70,7 @@ def types_of(*fields: str) -> dict[str, str]:
 
 
 def check_types(path: Path, header: "Sequence[Field]") -> None:
-    """Raise :class:`DataError` where a known field has another type than the data contract's."""
+    """Raise `DataError` where a known field has another type than the data contract's."""
     for field in header:
         expected = FIELD_TYPES.get(field.name)
         if expected and field.type != expected:

@@ -61,7 +61,7 @@ def cut_windows(
 def prefix_windows(sequences: Sequences, max_length: int) -> Windows:
     """RecBole's augmentation: one window for each target, with the history before it.
 
-    Many times slower than :func:`cut_windows`; it is there to compare both ways of training.
+    Many times slower than `cut_windows`; it is there to compare both ways of training.
     """
     n_targets = np.maximum(sequences.lengths - 1, 0)
     user = np.repeat(np.arange(len(n_targets)), n_targets)

@@ -121,7 +121,7 @@ def sample_negatives(
     """Negatives drawn uniformly, without replacement, from the row's pool less its own items.
 
     Args:
-        row_pool: ``(n,)``. offsets, places: the own items, from :func:`own_places`.
+        row_pool: ``(n,)``. offsets, places: the own items, from `own_places`.
 
     Returns:
         ``(n, N)`` int32 item ids, N the smaller of ``n_negatives`` and the size of the largest

@@ -54,7 +54,7 @@ class EvalData:
 def evaluation_data(
     config: "TemaConfig", dataset: "CrossDomainMixin", prepared: "PreparedData"
 ) -> dict[str, EvalData]:
-    """Phase -> :class:`EvalData`, with the groups that ``eval_groups`` asks for."""
+    """Phase -> `EvalData`, with the groups that ``eval_groups`` asks for."""
     # Not what overlap_ratio and train_on leave: the groups are the same for all of them.
     popularity = dataset.split_popularity()
     found = {}
@@ -77,7 +77,7 @@ def evaluate_model(
     """Rank every target of a phase among its candidates; several processes share the batches.
 
     Args:
-        model: any RecBole model, on ``config["device"]``. eval_data: an :class:`EvalData`.
+        model: any RecBole model, on ``config["device"]``. eval_data: an `EvalData`.
         dataset: the whole dataset, for the items' features and popularity.
 
     Returns:

@@ -192,7 +192,7 @@ class EvalPlan:
     def ranks_from_candidates(
         self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray
     ) -> torch.Tensor:
-        """Like :meth:`ranks`, from scores ``(B, 1 + N)`` of :meth:`candidate_items` alone."""
+        """Like `ranks`, from scores ``(B, 1 + N)`` of `candidate_items` alone."""
         items = self.candidate_items(rows)
         rows = self._check_scores(scores, rows, items.shape[1])
         return self._rank_listed(ranking.comparable(scores), items.to(scores.device), rows)

@@ -53,7 +53,7 @@ class CrossDomainRecommender(SequentialRecommender):
         self._tables: tuple[torch.Tensor, ...] | None = None
 
     def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
-        """A :class:`SequenceEncoder` with the sizes of the config."""
+        """A `SequenceEncoder` with the sizes of the config."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -129,7 +129,7 @@ class CrossDomainRecommender(SequentialRecommender):
     # ---------------------------------------------------------------- scoring
 
     def item_tables(self) -> tuple[torch.Tensor, ...]:
-        """Whatever :meth:`last_states` and the scoring need of the items, computed once a step.
+        """Whatever `last_states` and the scoring need of the items, computed once a step.
 
         Returns:
             (input tables, scoring table ``(n_items, S)``).

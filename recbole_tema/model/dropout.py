@@ -29,7 +29,7 @@ class Dropout(nn.Module):
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Functional form of :class:`Dropout`."""
+    """Functional form of `Dropout`."""
     if not training or p == 0.0:
         return x
     dropped = round(p * LEVELS)

@@ -37,7 +37,7 @@ def initial_vectors(
     """Starting values of learned vectors: principal components at a standard deviation of ``std``.
 
     Args:
-        matrix, present, size: As for :func:`principal_components`. std: over all components.
+        matrix, present, size: As for `principal_components`. std: over all components.
 
     Returns:
         ``(n, size)``; absent rows are 0.

@@ -76,7 +76,7 @@ class Layout:
         ]
 
     def unpad(self, padded: list[torch.Tensor], read: torch.Tensor | None = None) -> torch.Tensor:
-        """The inverse of :meth:`pad`: a tensor ``(rows * longest, C)`` a group -> ``(n, C)``.
+        """The inverse of `pad`: a tensor ``(rows * longest, C)`` a group -> ``(n, C)``.
 
         With ``read (r,)``, packed steps without repetitions, theirs alone: ``(r, C)``.
         """

@@ -73,7 +73,7 @@ def run_name(config: "TemaConfig", fingerprint: Mapping[str, str] | None = None)
     """``MODEL-DATASET-seedSEED-HASH``: the hash covers every key that changes the result.
 
     Args:
-        fingerprint: of what the model reads of its dataset (:func:`dataset_fingerprint`). The
+        fingerprint: of what the model reads of its dataset (`dataset_fingerprint`). The
             features that it finds count, in place of the keys that follow from the files: a file
             that the model does not read makes no other run.
     """
@@ -223,7 +223,7 @@ def other_parameter(model: "AbstractRecommender") -> dict:
 
 
 def unpack_other(value: Any, device: str | torch.device = "cpu") -> Any:
-    """The inverse of :func:`pack_other`, with the tensors on ``device``."""
+    """The inverse of `pack_other`, with the tensors on ``device``."""
     if isinstance(value, dict) and value.get("__kind__") == "array":
         return value["value"].cpu().numpy()
     if isinstance(value, dict) and value.get("__kind__") == "sparse":
@@ -347,7 +347,7 @@ def check_belongs(
     """Check that a checkpoint is of a model, and of the same data as far as its model reads them.
 
     Args:
-        fingerprint: of the data that are there now (:func:`dataset_fingerprint`).
+        fingerprint: of the data that are there now (`dataset_fingerprint`).
 
     Raises:
         CheckpointError: it is another model's, or names what changed.

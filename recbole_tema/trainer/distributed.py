@@ -163,7 +163,7 @@ def launch(run: Callable[..., object], keys: dict, *arguments: Any) -> None:
 
     Args:
         run: a function of a module; its keys have `local_rank` too.
-        keys: as :func:`launch_keys` gives them.
+        keys: as `launch_keys` gives them.
 
     Raises:
         TemaError: a process raised it. TrainingError: a process was killed; the others are ended.

@@ -35,7 +35,7 @@ def random_state(loader: Any = None) -> dict:
 
 
 def set_random_state(state: dict, loader: Any = None) -> None:
-    """Put every generator back where :func:`random_state` found it."""
+    """Put every generator back where `random_state` found it."""
     torch.set_rng_state(state["torch"].cpu())
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
