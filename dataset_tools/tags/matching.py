@@ -5,6 +5,7 @@ The language model that made the tags scores them; what is kept is weighted by t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,9 @@ def match(
         dataset, session.prompt("match"), [options_of.get(row, []) for row in range(len(rows))]
     )
     answers = session.ask("match", list(requests.values()))
-    scores = {row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault}
+    scores: dict[int, Any] = {
+        row: a.value for row, a in zip(requests, answers, strict=True) if not a.fault
+    }
     if session.backend.likelihoods:
         known = [requests[row].options for row in scores]
         scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))

@@ -14,7 +14,7 @@ from dataset_tools.options import TagOptions
 from dataset_tools.tags.generate import RawTags, generate
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
 from dataset_tools.tags.matching import match
-from dataset_tools.tags.refine import refine
+from dataset_tools.tags.refine import Refinement
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,9 @@ def make_tags(dataset: Dataset, session: Session, encode: Encode, options: TagOp
     options = replace(options, min_items=least_items(options, n_items.total()))
     drop_extremes(tags, n_items, options.min_items, options.max_share)
     sizes.append(_size("too rare and too common dropped", tags))
+    refinement = Refinement(dataset, session, encode, raw, tags, options)
     for number in range(1, options.rounds + 1):
-        edits = refine(dataset, session, encode, raw, tags, options, number)
+        edits = refinement.round(number)
         sizes.append(_size(f"round {number}: {edits} edits", tags))
         if not edits:
             break
@@ -102,7 +103,7 @@ def report(dataset: Dataset, tagged: Tagged, made_by: str) -> str:
     """NAME.tags.md: list sizes, shared tags, coverage, extremes, refused answers, examples."""
     used = Counter(tag for row in tagged.rows for tag in row)
     domains = dataset.column("domain")
-    by_domain = {d: Counter() for d in sorted(set(domains))}
+    by_domain: dict[str, Counter[str]] = {d: Counter() for d in sorted(set(domains))}
     for domain, row in zip(domains, tagged.rows, strict=True):
         by_domain[domain].update(row)
     shared = sum(sum(tag in c for c in by_domain.values()) > 1 for tag in used)
