@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +35,9 @@ def seconds(text: str) -> float:
     """
     if re.fullmatch(r"(19|20)\d\d(\d{4})?", text):
         raise ValueError(f"{text!r} can be a date or seconds; write 2018-01-31, or {text}.0")
-    try:
+    with suppress(ValueError):  # else no number, but a date
         if math.isfinite(number := float(text)):
             return number
-    except ValueError:
-        pass  # no number: a date
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -4,7 +4,7 @@ import functools
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
@@ -101,26 +101,29 @@ def options_of(kind: type, **types: click.ParamType) -> list[Callable]:
 
 
 def _option(field: Field, hint: Any, kind: click.ParamType | None) -> Callable:
-    meta = field.metadata
     if get_origin(hint) in (Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
-    is_flag = hint is bool
-    least, most = meta.get("least", meta.get("above")), meta.get("most")
-    if kind is not None or is_flag:
-        pass
-    elif get_origin(hint) is Literal:
-        kind = click.Choice(get_args(hint))
-    elif hint is Path:
-        kind = click.Path(exists=meta.get("exists", False), file_okay=False, path_type=Path)
-    elif hint is float and least is None:
-        kind = Parsed("float", finite)
-    elif hint is float:
-        kind = Finite(least, most, min_open="above" in meta)
-    elif hint is int:
-        kind = click.INT if least is None else click.IntRange(least, most)
-    shown = {"is_flag": True} if is_flag else {"type": kind, "show_default": True}
-    flag = meta.get("flag", f"--{field.name}")
-    return click.option(flag, field.name, default=field.default, help=meta["help"], **shown)
+    more: dict[str, Any] = {"is_flag": True}
+    if hint is not bool:
+        more = {"type": kind or _type_of(hint, field.metadata), "show_default": True}
+    flag, text = field.metadata.get("flag", f"--{field.name}"), field.metadata["help"]
+    return click.option(flag, field.name, default=field.default, help=text, **more)
+
+
+def _type_of(hint: Any, shape: Mapping[str, Any]) -> click.ParamType | None:
+    """The type of an option by the hint and the bounds of its field; None: a text."""
+    least, most = shape.get("least", shape.get("above")), shape.get("most")
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    if hint is Path:
+        return click.Path(exists=shape.get("exists", False), file_okay=False, path_type=Path)
+    if hint is float and least is not None:
+        return Finite(least, most, min_open="above" in shape)
+    if hint is float:
+        return Parsed("float", finite)
+    if hint is int:
+        return click.INT if least is None else click.IntRange(least, most)
+    return None
 
 
 MODEL_OPTIONS = [

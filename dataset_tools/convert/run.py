@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -112,19 +113,15 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 "filters": conversion.filters.stated() or "none",
                 "builder": {"name": "dataset_tools.convert", "version": VERSION},
                 **({"timestamp": POSITIONS} if positions else {}),
-                "steps": [
-                    {"name": s.name, "users": s.users, "events": s.events, "items": s.items}
-                    for s in steps
-                ],
+                "steps": [dict(vars(step)) for step in steps],
             }
-            if rare:
-                card["items without an event that item_core left out"] = rare
-            if repeated:
-                card["events left out that an earlier split has"] = repeated
-            if broken.files:
-                card["lines left out"] = broken.files
-            if broken.cells:
-                card["cells left empty"] = broken.cells
+            left_out = {
+                "items without an event that item_core left out": rare,
+                "events left out that an earlier split has": repeated,
+                "lines left out": broken.files,
+                "cells left empty": broken.cells,
+            }
+            card |= {what: found for what, found in left_out.items() if found}
             counts = write_output(
                 database, folder, name, card, conversion.item_prefix, force, catalogue and not cored
             )
@@ -145,11 +142,9 @@ def _work_folder(folder: Path, name: str) -> tuple[Path, FileLock]:
     """A hidden folder beside the dataset, locked; those that killed conversions left go first."""
     with naming_folder(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for old in folder.parent.glob(".*.convert-*"):
-            if old.name.startswith(f".{name}.convert-"):
-                held = FileLock(old / LOCK, timeout=0)
-                with suppress(Timeout), held:
-                    shutil.rmtree(old, ignore_errors=True)
+        for old in folder.parent.glob(f".{escape(name)}.convert-*"):
+            with suppress(Timeout), FileLock(old / LOCK, timeout=0):
+                shutil.rmtree(old, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.convert-", dir=folder.parent))
         lock = FileLock(work / LOCK)
         lock.acquire()

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,8 @@ def prepared_folder(folder: Path, name: str) -> Path:
 def staging_folder(folder: Path, name: str) -> Iterator[Path]:
     """A new hidden folder; those that killed writers left behind go first (the lock is held)."""
     prefix = f".{name}.staging-"
-    for old in folder.glob(".*.staging-*"):
-        if old.name.startswith(prefix):
-            shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob(f"{escape(prefix)}*"):
+        shutil.rmtree(old, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     try:
         yield staging

@@ -91,6 +91,30 @@ class TagList:
                 self.add(when, tag, {domain: 0} if domain else {}, reason)
         return len(self.log) - before
 
+    def add_new(
+        self, found: Sequence[Sequence[str]], domains: Sequence[str], min_items: int, when: str
+    ) -> set[str]:
+        """Add tags that at least `min_items` items were `found` to have, and that the list never
+        had; returns them.
+
+        A tag that was dropped or merged before does not come back by this door.
+        """
+        seen = {merge_key(tag) for tag in self.target}
+        counts: dict[str, Counter] = defaultdict(Counter)
+        spellings: dict[str, Counter] = defaultdict(Counter)
+        for row, domain in zip(found, domains, strict=True):
+            for tag in row:
+                if (key := merge_key(tag)) not in seen:
+                    counts[key][domain] += 1
+                    spellings[key][tag] += 1
+        added = set()
+        for key in sorted(counts):
+            if (items := counts[key].total()) >= min_items:
+                tag = min(spellings[key], key=lambda t: (-spellings[key][t], t))
+                self.add(when, tag, counts[key], f"given to {items} items with few tags")
+                added.add(tag)
+        return added
+
     def shared(self) -> list[str]:
         """Tags that items of more than one domain have."""
         return sorted(t for t, c in self.counts.items() if sum(n > 0 for n in c.values()) > 1)

@@ -14,7 +14,7 @@ from dataset_tools.options import TagOptions
 from dataset_tools.tags.generate import RawTags, generate
 from dataset_tools.tags.listing import TagList, drop_extremes, first_list, merge_near
 from dataset_tools.tags.matching import match
-from dataset_tools.tags.refine import refine
+from dataset_tools.tags.refine import Refinement
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,9 @@ def make_tags(dataset: Dataset, session: Session, encode: Encode, options: TagOp
     options = replace(options, min_items=least_items(options, n_items.total()))
     drop_extremes(tags, n_items, options.min_items, options.max_share)
     sizes.append(_size("too rare and too common dropped", tags))
+    refinement = Refinement(dataset, session, encode, raw, tags, options)
     for number in range(1, options.rounds + 1):
-        edits = refine(dataset, session, encode, raw, tags, options, number)
+        edits = refinement.round(number)
         sizes.append(_size(f"round {number}: {edits} edits", tags))
         if not edits:
             break

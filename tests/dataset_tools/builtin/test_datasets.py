@@ -63,42 +63,19 @@ def test_built_once_without_vectors_and_says_how_to_get_them(tmp_path, caplog):
     assert all(stamps(folder)[file] > before[file] for file in files)
 
 
-def damage_card(folder):
-    (folder / f"{NAME}.yaml").write_text("[half a car")
+DAMAGE = {  # what is done to the folder, what is said
+    "half a card": (lambda f: (f / f"{NAME}.yaml").write_text("[half a car"), "unfinished"),
+    "no card": (lambda f: (f / f"{NAME}.yaml").unlink(), "unfinished"),
+    "another format": (lambda f: edit_card(f, format=99), "unfinished"),
+    "no items": (lambda f: (f / f"{NAME}.item").unlink(), f"{NAME}.item missing"),
+    "no events": (lambda f: (f / f"{NAME}.inter").write_text(""), f"{NAME}.inter missing"),
+    "old": (lambda f: edit_card(f, builder={"name": "x", "version": 0}), "version 0, now"),
+}
 
 
-def damage_missing(folder):
-    (folder / f"{NAME}.item").unlink()
-
-
-def damage_empty(folder):
-    (folder / f"{NAME}.inter").write_text("")
-
-
-def damage_version(folder):
-    edit_card(folder, builder={"name": "x", "version": 0})
-
-
-def damage_format(folder):
-    edit_card(folder, format=99)
-
-
-def damage_no_card(folder):
-    (folder / f"{NAME}.yaml").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (damage_card, "unfinished"),
-        (damage_no_card, "unfinished"),
-        (damage_format, "unfinished"),
-        (damage_missing, f"{NAME}.item missing"),
-        (damage_empty, f"{NAME}.inter missing"),
-        (damage_version, "version 0, now"),
-    ],
-)
-def test_built_again_when_unusable(tmp_path, caplog, damage, says):
+@pytest.mark.parametrize("case", DAMAGE)
+def test_built_again_when_unusable(tmp_path, caplog, case):
+    damage, says = DAMAGE[case]
     caplog.set_level("INFO")
     folder = ensure_builtin(NAME, tmp_path)
     good = {file: (folder / file).read_bytes() for file in stamps(folder)}

@@ -15,16 +15,14 @@ from dataset_tools.builtin.movielens import film_domain, film_text, mean_profile
 from dataset_tools.dataset.card import read_card
 from dataset_tools.encoders import text_encoder
 from recbole_tema.data.feature_file import read_feature
+from recbole_tema.errors import DataError
+from tests.support.encoder import needs_encoder
 from tests.support.stock_recbole import stock_recbole
 
 pytestmark = pytest.mark.long
 
 NAME = "ml-100k-genre"
 RAW = Path(find_spec("recbole").origin).parent / "dataset_example" / "ml-100k"
-needs_encoder = pytest.mark.skipif(
-    bool(text_encoder.missing_packages()),
-    reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",
-)
 
 
 def rows(path):

@@ -54,6 +54,10 @@ def write(folder, **changes):
     return write_dataset(folder, "toy", events, items, **arguments)
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def tag_table(**changes):
     table = {
         "tag_id": ["old_times", "slow", "war"],
@@ -133,8 +137,7 @@ def test_same_data_same_bytes(tmp_path):
     rng = np.random.default_rng(0).normal(size=(3, 4))
     for folder in ("a", "b"):
         write(tmp_path / folder, tags=tag_table(), item_text=(["b1", "b2", "f1"], rng))
-    for file in sorted(os.listdir(tmp_path / "a")):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def with_(frame, **columns):
@@ -235,10 +238,10 @@ def test_bad_name(tmp_path, name):
 
 def test_existing_is_kept_without_force_and_replaced_whole_with_it(tmp_path):
     write(tmp_path, item_text=(["b1"], np.ones((1, 2))), tags=tag_table())
-    before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
+    before = contents(tmp_path)
     with pytest.raises(DataError, match=r"exists.*force"):
         write(tmp_path, interactions=EVENTS[:4])
-    assert {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)} == before
+    assert contents(tmp_path) == before
     write(tmp_path, interactions=EVENTS[:4], force=True)
     assert sorted(os.listdir(tmp_path)) == [".toy.lock", "toy.inter", "toy.item", "toy.yaml"]
     assert read_card(tmp_path, "toy")["counts"]["events"] == 4
@@ -246,7 +249,7 @@ def test_existing_is_kept_without_force_and_replaced_whole_with_it(tmp_path):
 
 def test_failure_in_the_middle_leaves_the_old_dataset(tmp_path):
     write(tmp_path, item_text=(["b1"], np.ones((1, 2))))
-    before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
+    before = contents(tmp_path)
     # .item and .inter of the new one are written by the time that its vectors are found bad
     with pytest.raises(DataError, match="holds nan"):
         write(
@@ -255,7 +258,7 @@ def test_failure_in_the_middle_leaves_the_old_dataset(tmp_path):
             item_text=(["b1"], np.array([[1, np.nan]])),
             force=True,
         )
-    assert {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)} == before
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -282,7 +285,7 @@ write(sys.argv[1], interactions=EVENTS[:4], item_text=(["b1"], np.ones((1, 2))),
 
 def test_kill_in_the_middle_leaves_the_old_dataset(tmp_path):
     write(tmp_path, item_text=(["b1"], np.zeros((1, 2))))
-    before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
+    before = contents(tmp_path)
     root = str(Path(__file__).resolve().parents[3])
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path), root], stdout=subprocess.PIPE

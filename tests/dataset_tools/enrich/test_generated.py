@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from dataset_tools.dataset.dataset import read_dataset, update_dataset
 from dataset_tools.dataset.provenance import digest, say_replaced
-from dataset_tools.encoders import text_encoder
 from dataset_tools.enrich.embeddings import centred, embed_dataset
 from dataset_tools.enrich.profiles import profile_dataset
 from dataset_tools.enrich.tags import tag_dataset
@@ -23,15 +22,12 @@ from recbole_tema.config.registry import OUR_MODELS, READERS
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.data.schema import FEATURE_FILES
 from recbole_tema.errors import DataError
+from tests.support.encoder import needs_encoder
 from tests.support.tiny_dataset import make_dataset, write
 from tests.support.word_backend import NAME, WordBackend, shop_items, word_vectors, write_shop
 
 pytestmark = pytest.mark.long
 
-needs_encoder = pytest.mark.skipif(
-    bool(text_encoder.missing_packages()),
-    reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",
-)
 TAGS = TagOptions(max_share=0.6)
 
 

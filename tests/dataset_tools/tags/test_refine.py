@@ -16,6 +16,7 @@ from dataset_tools.tags.listing import Edits, TagList, first_list
 from dataset_tools.tags.matching import own_tags
 from dataset_tools.tags.refine import (
     PIECE,
+    Refinement,
     edit_requests,
     judge_requests,
     judged_merges,
@@ -23,7 +24,6 @@ from dataset_tools.tags.refine import (
     maybe_synonyms,
     near_pairs,
     read_edits,
-    refine,
     specificity,
 )
 from tests.support.word_backend import WordBackend, shop_items, word_vectors, write_shop
@@ -212,7 +212,7 @@ def one_round(tmp_path, backend, says, encode=word_vectors, **options):
     raw = RawTags(raw, Counter(), 0)
     with AnswerStore(tmp_path / "answers") as store:
         session = Session(backend, store, progress=False)
-        made = refine(dataset, session, encode, raw, tags, TagOptions(**options), 1)
+        made = Refinement(dataset, session, encode, raw, tags, TagOptions(**options)).round(1)
     return made, tags, raw
 
 
@@ -309,7 +309,8 @@ def test_an_empty_list_asks_nothing(tmp_path):
     tags = first_list(raw.tags, dataset.column("domain"))
     with AnswerStore(tmp_path / "answers") as store:
         session = Session(backend, store, progress=False)
-        assert refine(dataset, session, word_vectors, raw, tags, TagOptions(), 1) == 0
+        work = Refinement(dataset, session, word_vectors, raw, tags, TagOptions())
+        assert work.round(1) == 0
     assert not backend.asked
 
 

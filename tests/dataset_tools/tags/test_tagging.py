@@ -14,7 +14,6 @@ import yaml
 import dataset_tools
 from dataset_tools.dataset.card import changed_files
 from dataset_tools.dataset.dataset import read_dataset
-from dataset_tools.encoders import text_encoder
 from dataset_tools.enrich import tags as tagging
 from dataset_tools.enrich.tags import has_llm_tags, tag_dataset, why_none
 from dataset_tools.llm.answers import AnswerStore
@@ -30,6 +29,7 @@ from recbole_tema import run_recbole_tema
 from recbole_tema.data.atomic import tag_text
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
+from tests.support.encoder import needs_encoder
 from tests.support.word_backend import (
     N_ITEMS,
     NAME,
@@ -42,10 +42,6 @@ from tests.support.word_backend import (
 
 pytestmark = pytest.mark.long
 
-needs_encoder = pytest.mark.skipif(
-    bool(text_encoder.missing_packages()),
-    reason=f"no {', '.join(text_encoder.missing_packages())}: {text_encoder.HOW_TO_GET}",
-)
 OPTIONS = TagOptions(max_share=0.6)
 THREE = ("food", "kitchen", "book")
 
