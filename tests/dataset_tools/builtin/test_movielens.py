@@ -15,7 +15,6 @@ from dataset_tools.builtin.movielens import film_domain, film_text, mean_profile
 from dataset_tools.dataset.card import read_card
 from dataset_tools.encoders import text_encoder
 from recbole_tema.data.feature_file import read_feature
-from recbole_tema.errors import DataError
 from tests.support.encoder import needs_encoder
 from tests.support.stock_recbole import stock_recbole
 
