@@ -153,7 +153,7 @@ def _bring_over(name: str, folder: Path, staging: Path) -> set[str]:
     card = read_card(folder, name)
     made = _made_since(name, card) if card else set()
     came_over: set[str] = set()
-    if not made:
+    if not card or not made:
         return came_over
     fresh = read_dataset(staging, name)
     parts = [("item", "tag")] if "item" in made else [("tag",)] if "tag" in made else []

@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.feed import HOW_TO_GET, Tally, fed
 from recbole_tema.errors import DataError
+
+if TYPE_CHECKING:
+    import duckdb
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ class Engine:
         """All rows of a query whose result is small."""
         return self.run(query).fetchall()
 
-    def value(self, query: str):
+    def value(self, query: str) -> Any:
         """The one value of a query."""
         return self.rows(query)[0][0]
 
@@ -135,7 +138,7 @@ class Engine:
         """Run a statement."""
         self.run(query)
 
-    def run(self, query: str):
+    def run(self, query: str) -> "duckdb.DuckDBPyConnection":
         """Run a statement; DuckDB's cursor of its result."""
         try:
             return self.sql.execute(query)

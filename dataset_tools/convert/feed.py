@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.progress import ProgressBar
@@ -110,12 +111,12 @@ def _plain(block: bytes, whole_line: bool, tally: Tally) -> bytes:
     return block
 
 
-def _unpacker(magic: bytes) -> tuple[Callable, type[Exception]] | None:
+def _unpacker(magic: bytes) -> tuple[Callable[[], Any], type[Exception]] | None:
     try:
         if magic.startswith(GZIP):
             from isal import isal_zlib  # three times as fast as zlib
 
-            return (lambda: isal_zlib.decompressobj(wbits=31)), isal_zlib.error
+            return (lambda: isal_zlib.decompressobj(wbits=31)), isal_zlib.error  # type: ignore[return-value]  # its stub calls a class an instance
         if magic == ZSTD:
             import zstandard
 
@@ -125,7 +126,12 @@ def _unpacker(magic: bytes) -> tuple[Callable, type[Exception]] | None:
     return None
 
 
-def _streams(path: Path, blocks: Iterator[bytes], start, counted: Callable) -> Iterator[bytes]:
+def _streams(
+    path: Path,
+    blocks: Iterator[bytes],
+    start: tuple[Callable[[], Any], type[Exception]] | None,
+    counted: Callable,
+) -> Iterator[bytes]:
     """Unpack streams that follow one another."""
     if start is None:
         for block in blocks:

@@ -245,7 +245,7 @@ def take_events(
         "(stars IS NULL OR NOT isfinite(stars)) THEN 'rating is no number' "
         f"{'WHEN split IS NULL THEN ' + quoted(BAD_SPLIT) if split else ''} END) END"
     )
-    time = time_of(written, form) if timestamp else "NULL::DOUBLE"
+    time = time_of(str(written), form) if timestamp else "NULL::DOUBLE"
     engine.do(
         "CREATE OR REPLACE TABLE judged AS SELECT _number, user, item, domain, time, stars, "
         f"split, CASE WHEN time IS NULL THEN shown END AS shown, {fault} AS fault FROM "

@@ -6,7 +6,7 @@ What first lines tell is said; where they leave a doubt, the error names the opt
 import csv
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -163,7 +163,9 @@ def layout_of(path: Path, tables: Tables, role: str) -> Layout:
     return Layout("table", delimiter, quote, tuple(named), int(header))
 
 
-def _is_header(path: Path, first: list[str], names: Sequence[str], known: set, tables) -> bool:
+def _is_header(
+    path: Path, first: list[str], names: Sequence[str], known: Collection[str], tables: Tables
+) -> bool:
     """Whether line 1 of a table whose columns the user names is a header all the same: it has known
     names alone, or that of a column in its place, where no event or item has one."""
     lower = [cell.lower() for cell in first]
@@ -201,7 +203,9 @@ def _first_lines(path: Path) -> list[str]:
     return found[:SAMPLED_LINES]
 
 
-def _check_header(path, first, known, role, delimiter) -> None:
+def _check_header(
+    path: Path, first: list[str], known: Collection[str], role: str, delimiter: str
+) -> None:
     """Refuse a first line that names no column that is known."""
     if any(cell.lower() in known for cell in first):
         return
@@ -220,7 +224,7 @@ def _check_header(path, first, known, role, delimiter) -> None:
     )
 
 
-def _guessed(path: Path, lines: list[str], suffix: str, names) -> str:
+def _guessed(path: Path, lines: list[str], suffix: str, names: Sequence[str] | None) -> str:
     """The delimiter that splits the first lines into columns.
 
     Raises:
@@ -280,7 +284,9 @@ def _marked(path: Path, rows: list[list[str]]) -> bool:
     return timed > plain
 
 
-def _sequences(path: Path, lines: list[str], delimiter: str | None, tables: Tables):
+def _sequences(
+    path: Path, lines: list[str], delimiter: str | None, tables: Tables
+) -> Layout | None:
     """The layout of sequences, where the lines are such."""
     if tables.sequences is False or not lines:
         return None

@@ -172,7 +172,8 @@ def separated(engine: Engine, path: Path, table: str, layout: Layout) -> list[st
     Raises:
         DataError: the file is missing or cannot be read to its end, or its header is none.
     """
-    delimiter, quote, header = layout.delimiter, layout.quote, layout.names is None
+    quote, header = layout.quote, layout.names is None
+    delimiter = layout.delimiter or ""  # of a table it is known by now
     names = list(layout.names or header_cells(path, delimiter, quote))
     nameless = [f"column {n}" for n, name in enumerate(names, start=1) if not name]
     if nameless:  # pandas writes its index so

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -115,7 +116,7 @@ def convert(conversion: Conversion, folder: Path, name: str, force: bool = False
                 **({"timestamp": POSITIONS} if positions else {}),
                 "steps": [dict(vars(step)) for step in steps],
             }
-            left_out = {
+            left_out: dict[str, Any] = {
                 "items without an event that item_core left out": rare,
                 "events left out that an earlier split has": repeated,
                 "lines left out": broken.files,

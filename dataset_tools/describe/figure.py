@@ -9,6 +9,7 @@ from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.pages import COLOURS, GRID, INK, YELLOW, svg_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BARS = (*COLOURS, YELLOW)
@@ -44,11 +45,11 @@ def draw(found: Description, width: float = 11.0) -> "Figure":
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(colors=INK, labelsize=9)
-        panel.title.set_size(11)
+        panel.title.set_fontsize(11)
     return figure
 
 
-def _lengths(panel, found: Description, colours: dict) -> None:
+def _lengths(panel: "Axes", found: Description, colours: dict) -> None:
     panel.set_title("Users by number of events")
     edges = [edge for edge, _ in found.length_counts[""]]
     names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(edges)]
@@ -68,7 +69,7 @@ def _lengths(panel, found: Description, colours: dict) -> None:
     panel.legend(frameon=False, fontsize=9)
 
 
-def _popularity(panel, found: Description, colours: dict) -> None:
+def _popularity(panel: "Axes", found: Description, colours: dict) -> None:
     panel.set_title("Events on the most popular items")
     for domain, colour in colours.items():
         points = found.popularity_curve[domain]
@@ -83,7 +84,7 @@ def _popularity(panel, found: Description, colours: dict) -> None:
     panel.legend(frameon=False, fontsize=9)
 
 
-def _targets(panel, found: Description, colours: dict) -> None:
+def _targets(panel: "Axes", found: Description, colours: dict) -> None:
     panel.set_title("Users and targets by domain")
     bars = [
         ("users of this\ndomain alone", {d: found.domains[d].only_here for d in colours}),
@@ -104,7 +105,7 @@ def _targets(panel, found: Description, colours: dict) -> None:
     panel.legend(frameon=False, fontsize=9)
 
 
-def _coverage(panel, found: Description) -> None:
+def _coverage(panel: "Axes", found: Description) -> None:
     panel.set_title("Items (profile_emb: users) that have a field")
     names = list(found.coverage)[::-1]
     shares = [found.coverage[name] for name in names]

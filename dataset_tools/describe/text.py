@@ -1,7 +1,9 @@
 """A description in words: for the terminal, and as an HTML page."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from tabulate import tabulate
@@ -25,7 +27,7 @@ def rows(found: Description) -> tuple[list[str], list[list[str]]]:
     """(heads, rows) of the table of counts: a column a domain, and one for all."""
     parts = {**found.domains, "all": found.whole}
 
-    def row(label: str, value) -> list[str]:
+    def row(label: str, value: Callable[[Any], str]) -> list[str]:
         return [label, *(value(part) for part in parts.values())]
 
     def spread(values: dict[str, float]) -> str:

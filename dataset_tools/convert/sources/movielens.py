@@ -97,8 +97,10 @@ def read(engine: Engine, place: Path) -> None:
     layout = replace(layout, delimiter=release.delimiter[0], names=names)
     found = separated(engine, ratings, "loaded", layout)
     _need(ratings, found, RATING_COLUMNS)
-    names = ("user_id", "item_id", "rating", "timestamp")
-    columns = {ours: f'"{name}"' for ours, name in zip(names, RATING_COLUMNS, strict=True)}
+    ours_of = ("user_id", "item_id", "rating", "timestamp")
+    columns: dict[str, str | None] = {
+        ours: f'"{name}"' for ours, name in zip(ours_of, RATING_COLUMNS, strict=True)
+    }
     _take_ratings(engine, ratings, columns)
 
 
@@ -131,7 +133,9 @@ def _read_copy(engine: Engine, folder: Path) -> None:
     _take_ratings(engine, path, {name: f'"{name}"' for name in names if name in found})
 
 
-def _take_films(engine: Engine, path: Path, *, item: str, genres: str, title, year) -> None:
+def _take_films(
+    engine: Engine, path: Path, *, item: str, genres: str, title: str | None, year: str | None
+) -> None:
     """Move the films in `loaded` to `raw_items`, and make `domain_of` (id, genre_domain).
 
     Args:
@@ -172,9 +176,9 @@ def find(place: Path, work: Path) -> tuple[Release, Path, Path]:
     if place.is_dir():
         for release in RELEASES:
             for folder in (place, *sorted(p for p in place.iterdir() if p.is_dir())):
-                files = [folder / release.ratings, folder / release.movies]
-                if all(path.is_file() for path in files):
-                    return release, *files
+                ratings, movies = folder / release.ratings, folder / release.movies
+                if ratings.is_file() and movies.is_file():
+                    return release, ratings, movies
         raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")
     try:
         with zipfile.ZipFile(place) as packed:
@@ -188,7 +192,7 @@ def find(place: Path, work: Path) -> tuple[Release, Path, Path]:
                             while block := source.read(1 << 20):
                                 target.write(block)
                         files.append(path)
-                    return release, *files
+                    return release, files[0], files[1]
     except zipfile.BadZipFile as error:
         raise DataError(f"{place}: {error}; fetch it again") from None
     raise DataError(f"{place}: no release of MovieLens in it; it has {_wanted()}")

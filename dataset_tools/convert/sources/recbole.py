@@ -16,7 +16,7 @@ YEARS = ("year", "release_year")
 QUOTED = r'^"((?:[^"]|"")*)"((?:[^"].*)?)$'  # a quoted cell: what is in the quotes, what follows
 
 
-def read(engine: Engine, folders: Sequence[tuple[str | None, Path]]) -> None:
+def read(engine: Engine, folders: Sequence[tuple[str, Path]]) -> None:
     """Fill `raw_events` and `raw_items` from (domain, folder of an atomic dataset).
 
     Raises:
@@ -27,15 +27,15 @@ def read(engine: Engine, folders: Sequence[tuple[str | None, Path]]) -> None:
         inter, item = folder / f"{name}.inter", folder / f"{name}.item"
         if item.is_file():
             found = load_atomic(engine, item, "loaded")
-            columns = {c: f'"{c}"' for c in ITEM_COLUMNS if c in found}
+            texts: dict[str, str] = {c: f'"{c}"' for c in ITEM_COLUMNS if c in found}
             for ours, theirs in (("title", TITLES), ("category", CATEGORIES), ("year", YEARS)):
                 known = next((c for c in theirs if c in found), None)
                 if known:
-                    columns[ours] = f'"{known}"'
-            if "category" in columns:
-                columns["category"] = categories_of(f"string_split({columns['category']}, ' ')")
-            columns |= {"item_id": '"item_id"', "domain": quoted(domain)}
-            take_items(engine, "loaded", item, columns)
+                    texts[ours] = f'"{known}"'
+            if "category" in texts:
+                texts["category"] = categories_of(f"string_split({texts['category']}, ' ')")
+            texts |= {"item_id": '"item_id"', "domain": quoted(domain)}
+            take_items(engine, "loaded", item, texts)
         needed = ("user_id", "item_id", "timestamp")
         found = load_atomic(engine, inter, "loaded", needed)
         columns = {c: f'"{c}"' for c in (*needed, "rating", "split") if c in found}

@@ -100,7 +100,7 @@ def _check_columns(tables: Tables) -> None:
             raise ConfigError(f"{OPTIONS[role]} names no '{lacking[0]}' ({', '.join(names)})")
 
 
-def _read_items(engine, domain, path, tables: Tables) -> set[str]:
+def _read_items(engine: Engine, domain: str | None, path: Path, tables: Tables) -> set[str]:
     """Move a table of items to `raw_items`; its columns, in lower case."""
     found = load(engine, path, "loaded", tables, "items")
     where = {c: _column(path, found, c, tables.columns) for c in ("domain", *ITEM_COLUMNS)}
@@ -112,7 +112,7 @@ def _read_items(engine, domain, path, tables: Tables) -> set[str]:
             "the file, DOMAIN=FILE, or the column by --column domain=NAME"
         )
     texts_of = {"category": category_of, "description": text_of, "image_url": first_of}
-    columns = where | {c: texts_of[c](where[c]) for c in texts_of if where[c]}
+    columns = where | {c: make(sql) for c, make in texts_of.items() if (sql := where[c])}
     take_items(engine, "loaded", path, columns | {"item_id": item, "domain": known})
     return {name.lower() for name in found}
 
@@ -124,8 +124,10 @@ def _read_events(
     columns, in lower case, and whether it has times."""
     domain, path, split = file
     found = load(engine, path, "loaded", tables, "interactions")
-    columns = {
-        **{c: _needed(path, found, c, tables.columns) for c in ("user_id", "item_id")},
+    item = _needed(path, found, "item_id", tables.columns)
+    columns: dict[str, str | None] = {
+        "user_id": _needed(path, found, "user_id", tables.columns),
+        "item_id": item,
         "timestamp": _time_column(path, found, tables),
         **{c: _column(path, found, c, tables.columns) for c in ("rating", "domain", "split")},
     }
@@ -134,12 +136,13 @@ def _read_events(
             f"{path}: no column 'domain' (found: {', '.join(found)}) and no table of items "
             "that tells it; give --items, or DOMAIN=FILE"
         )
-    plural = columns["item_id"].strip('"').lower().startswith(PLURAL)
-    columns = expand(engine, path, "loaded", columns, tables.sequences, plural) or columns
+    plural = item.strip('"').lower().startswith(PLURAL)
+    if listed := expand(engine, path, "loaded", columns, tables.sequences, plural):
+        columns = {**listed}
     table, own = "loaded", quoted(domain) if domain is not None else columns.get("domain")
     if own is None:
-        own, table = _domains_of_items(engine, path, columns["item_id"]), "joined"
-    user = columns["user_id"]
+        own, table = _domains_of_items(engine, path, str(columns["item_id"])), "joined"
+    user = str(columns["user_id"])
     if prefix:
         sound = f"{id_fault(user)} IS NULL"  # with something before it every text is an id
         user = f"CASE WHEN {sound} THEN {quoted(prefix)} || {user} ELSE {user} END"
