@@ -8,25 +8,30 @@ its unit (a server's) are those alone asked that lack one.
 **Faults.** A request may get no usable answer. If the same would come another time (a lasting
 fault), that is kept, and not asked again before --retry_failed; else the next run asks again.
 
-**Shards.** Process i of n answers the units i, i+n, i+2n, ... and then waits for those of the
-others; see `shards`.
+**Parts.** Part i of n asks the units i, i+n, i+2n, ... and ends there if others are missing.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.job import Job, Widths, plan
-from dataset_tools.llm.keeper import Keeper, Row
-from dataset_tools.llm.requests import Answer, Backend, Request, Scoring, identity_of
-from dataset_tools.llm.shards import Others
+from dataset_tools.llm.requests import (
+    Answer,
+    Backend,
+    Request,
+    Scoring,
+    identity_of,
+    is_independent,
+    key_of,
+)
 from recbole_tema.errors import BackendError, DataError, TemaError
 from recbole_tema.progress import ProgressBar
 
@@ -35,14 +40,18 @@ log = logging.getLogger(__name__)
 REASONS_SHOWN = 3
 
 
+class PartDone(Exception):
+    """A part has stored its answers, and those of other parts are missing."""
+
+
 @dataclass
 class Tally:
     """What was asked and what came of it; add them up over several calls of `ask`.
 
     Attributes:
         requests: Different requests: those of the next three numbers, and after an interruption
-            some that were not asked yet.
-        from_store: How many the store had an answer to, or got one from other shards.
+            or in a part of a run some that were not asked yet.
+        from_store: How many the store had an answer to.
         kept: How many got an answer now, which was stored.
         faults: Requests without a usable answer, by reason.
         failed: Of these, how many have a lasting fault of an earlier run and were not asked again.
@@ -50,7 +59,7 @@ class Tally:
         again: Requests whose answer was there, sent once more because their unit lacked another's.
         tokens_in: Tokens read in these calls.
         tokens_out: Tokens written.
-        seconds: Time taken, waiting included.
+        seconds: Time taken.
     """
 
     requests: int = 0
@@ -64,20 +73,10 @@ class Tally:
     tokens_out: int = 0
     seconds: float = 0.0
 
-    def add_kept(self, n: int) -> None:
-        """`n` more answers were stored."""
-        self.kept += n
-
     def __iadd__(self, other: "Tally") -> "Tally":
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
         return self
-
-    def __add__(self, other: "Tally") -> "Tally":
-        total = Tally()
-        total += self
-        total += other
-        return total
 
     def __str__(self) -> str:
         faults = self.faults.total()
@@ -104,6 +103,59 @@ class Tally:
         return f"{text}. Without an answer: {'; '.join(shown)}" if shown else text
 
 
+class Job(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+        unique: The requests, each once, in the order of their first appearance.
+        keys: Their keys.
+        units: Indices of `unique` in groups that are answered together, all of them.
+        kept: The answers that the store has, by key.
+        failed: Lasting faults that are not asked again, by key.
+        part: Numbers of the units of this part of the run.
+        order: For each request as given, its index in `unique`.
+        whole: Units are asked whole, not only what they lack.
+    """
+
+    unique: list[Request]
+    keys: list[str]
+    units: list[list[int]]
+    kept: dict[str, Answer]
+    failed: dict[str, Answer]
+    part: range
+    order: list[int]
+    whole: bool
+
+    @property
+    def todo(self) -> list[int]:
+        """Numbers of this part's units that lack an answer."""
+        return [unit for unit in self.part if self.lacking(unit)]
+
+    def lacking(self, unit: int) -> list[int]:
+        """Indices of a unit's requests that have no answer in the store, nor a lasting fault."""
+        known = (self.kept, self.failed)
+        return [i for i in self.units[unit] if not any(self.keys[i] in part for part in known)]
+
+    def asked(self, unit: int) -> list[int]:
+        """Indices of the requests that are sent to the backend for a unit."""
+        return self.units[unit] if self.whole else self.lacking(unit)
+
+
+def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> Job:
+    """What `ask` would do, without doing it."""
+    place: dict[Request, int] = {}
+    order = [place.setdefault(request, len(place)) for request in requests]
+    unique = list(place)
+    keys = [key_of(identity_of(backend, request), request) for request in unique]
+    units = backend.units(unique) if unique else []
+    kept = store.get(keys)
+    reasons = store.lasting(key for key in keys if key not in kept)
+    failed = {key: Answer(None, fault=why, lasting=True) for key, why in reasons.items()}
+    index, n_parts = store.part
+    part = range(index - 1, len(units), n_parts)
+    return Job(unique, keys, units, kept, failed, part, order, not is_independent(backend))
+
+
 def ask(
     backend: Backend,
     requests: Sequence[Request],
@@ -111,7 +163,6 @@ def ask(
     *,
     task: str,
     progress: bool = True,
-    wait: bool = True,
     tally: Tally | None = None,
 ) -> list[Answer]:
     """An answer, maybe with a fault, for each request in their order, from the store or asked.
@@ -121,37 +172,31 @@ def ask(
     Args:
         backend: The model.
         requests: All of one type; equal ones are asked once.
-        store: Where answers are kept; its shard says which part is asked here.
+        store: Where answers are kept; it says which part is asked here.
         task: What the answers are for, in a word: for progress, log and counts.
         progress: Show a bar with rate and time left.
-        wait: Wait for the answers of other shards.
         tally: What was asked is added to it, also when the call ends by an exception.
 
     Raises:
         BackendError: no further answer can be had.
-        DataError: answers cannot be stored, vectors are of unlike widths, or another shard asks
-            other questions.
-        Incomplete: `wait` is off and answers of other shards are missing.
+        DataError: answers cannot be stored, or vectors are of unlike widths.
+        PartDone: answers of other parts are missing.
     """
     started, count = time.monotonic(), Tally()
-    others = Others(store, task)
     try:
         job = plan(backend, requests, store)
         count.requests, count.from_store = len(job.unique), len(job.kept)
-        widths = Widths(job.kept.values(), store)
-        count.failed = len(job.failed)
+        count.failed, count.faults = len(job.failed), Counter(a.fault for a in job.failed.values())
         if job.failed:
-            log.info("%s: %s", task, _not_again(len(job.failed)))
-        others.publish(job)
-        faults = job.failed | _ask_todo(backend, job, store, task, progress, count, widths)
-        new = [key for key in job.keys if key not in job.kept and key not in faults]
-        if others.shards and new:
-            faults |= others.wait_for(job, new, progress, wait)
-        answers = job.kept | faults | store.get(key for key in new if key not in faults)
-        _check_all_there(job, answers, store)
-        widths.check(answers.values())
-        count.from_store = count.requests - count.kept - len(faults)
-        count.faults = Counter(fault.fault for fault in faults.values())
+            failed = f"{len(job.failed):,} requests had lasting faults and are not asked again"
+            log.info("%s: %s; --retry_failed does so", task, failed)
+        asking = _Asking(job, store, task, count)
+        if job.todo:
+            asking.run(backend, progress)
+        answers = job.kept | asking.faults
+        answers |= store.get(key for key in job.keys if key not in answers)
+        if missing := sum(key not in answers for key in job.keys):
+            raise _missing(store, task, missing)
         return [answers[job.keys[i]] for i in job.order]
     finally:
         count.seconds = time.monotonic() - started
@@ -160,120 +205,124 @@ def ask(
         log.info("%s: %s", task, count)
 
 
-def _not_again(n: int) -> str:
-    return f"{n:,} requests had lasting faults and are not asked again; --retry_failed does so"
-
-
-def _check_all_there(job: Job, answers: dict[str, Answer], store: AnswerStore) -> None:
-    lost = sum(key not in answers for key in job.keys)
-    if lost:
-        raise DataError(
-            f"{store.folder}: {lost} answers that were stored cannot be read back; check the disk "
-            "and that nobody removes files there, then run again"
+def _missing(store: AnswerStore, task: str, n: int) -> Exception:
+    index, n_parts = store.part
+    if n_parts == 1:
+        return DataError(
+            f"{store.path}: {n} answers that were stored cannot be read back; check the disk and "
+            "that nobody changes the file, then run again"
         )
-
-
-def _ask_todo(
-    backend: Backend,
-    job: Job,
-    store: AnswerStore,
-    task: str,
-    progress: bool,
-    count: Tally,
-    widths: Widths,
-) -> dict[str, Answer]:
-    """Ask and store what this shard has to; the faults by key.
-
-    On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the backend
-    is told, and what it still gives is kept, as far as it can be.
-    """
-    faults: dict[str, Answer] = {}
-    if not job.todo:
-        return faults
-    store.prepare()
-    index, n_shards = store.shard
-    total = sum(len(unit) for unit in job.units[index - 1 :: n_shards])
-    left = sum(len(job.lacking(unit)) for unit in job.todo)
-    bar = ProgressBar(
-        total=total, initial=total - left, desc=task, unit="req", disable=not progress
+    return PartDone(
+        f"{task}: part {index}/{n_parts} is done, its answers are in {store.path}; {n:,} of other "
+        f"parts are missing. When all {n_parts} are done, join them: python -m dataset_tools merge "
+        "NAME FILE...; then run this again, without --part, or with it for what comes next"
     )
-    identity = identity_of(backend, job.unique[0])  # all requests are of one type
-    taken: set[int] = set()
-    with bar, Keeper(store, task, identity, count.add_kept) as keeper:
-        stream, unit, answers = _answered(backend, job), None, []
-        try:
-            for unit, answers in stream:
-                rows = _rows(job, unit, answers)
-                widths.check(answer for _, _, answer in rows)
-                keeper.add(rows, at_once=len(answers) > 1)
-                _count(count, faults, rows, answers)
-                taken.add(unit)
-                if faults:
-                    bar.set_postfix(faults=len(faults), refresh=False)
-                bar.update(len(rows))
-        except (KeyboardInterrupt, TemaError) as error:
-            late = [] if unit is None or unit in taken else [(unit, answers)]
-            for unit, answers in chain(late, _rest(stream, error)):
-                rows = [row for row in _rows(job, unit, answers) if widths.fits(row[2])]
-                keeper.hold(rows)
-                _count(count, faults, rows, answers)
-            raise
-    return faults
 
 
-def _rows(job: Job, unit: int, answers: Sequence[Answer]) -> list[Row]:
-    """(key, request, answer) of those requests of a unit that lacked an answer."""
-    lacking = set(job.lacking(unit))
-    return [
-        (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
-        for i, answer in zip(job.asked(unit), answers, strict=True)
-        if i in lacking
-    ]
+class _Asking:
+    """One list of questions on its way: what is kept of the answers, and what is counted."""
 
+    def __init__(self, job: Job, store: AnswerStore, task: str, count: Tally) -> None:
+        self.job, self.store, self.task, self.count = job, store, task, count
+        self.faults = dict(job.failed)
+        self._width: int | None = None  # of the vectors, once there is one
+        self._check_widths(job.kept.values())
 
-def _count(
-    count: Tally, faults: dict[str, Answer], rows: Sequence[Row], answers: Sequence[Answer]
-) -> None:
-    count.calls += len(answers)
-    count.again += len(answers) - len(rows)
-    count.tokens_in += sum(answer.tokens_in for answer in answers)
-    count.tokens_out += sum(answer.tokens_out for answer in answers)
-    for key, _, answer in rows:
-        if answer.fault is not None:
-            count.faults[answer.fault] += 1
-            faults[key] = answer
+    def run(self, backend: Backend, progress: bool) -> None:
+        """Ask and store what this part has to.
 
-
-def _answered(backend: Backend, job: Job) -> Iterator[tuple[int, list[Answer]]]:
-    """(number of the unit, its answers) as they come, each unit of `job.todo` once.
-
-    An exception that is thrown in goes on to the backend, which may have more to give before it
-    raises that exception.
-    """
-    left = dict(enumerate(job.todo))
-    units = ([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
-    coming = backend.answer(units)
-    with closing(coming) if hasattr(coming, "close") else nullcontext():
-        item = next(coming, None)
-        while item is not None:
-            place, answers = item
-            unit = left.pop(place, None)
-            if unit is None or len(answers) != len(job.asked(unit)):
-                raise BackendError(
-                    f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
-                    "answered before or has another number of requests; the backend is at fault"
-                )
+        On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the
+        backend is told, and what it still gives is kept, as far as it can be.
+        """
+        job = self.job
+        self.store.prepare()
+        identity = identity_of(backend, job.unique[0])  # all requests are of one type
+        total = sum(len(job.units[unit]) for unit in job.part)
+        left = sum(len(job.lacking(unit)) for unit in job.part)
+        bar = ProgressBar(
+            total=total, initial=total - left, desc=self.task, unit="req", disable=not progress
+        )
+        stream, item = self._answered(backend), None
+        with bar:
             try:
-                yield unit, answers
+                for item in stream:
+                    bar.update(self._keep(identity, *item))
+                    item = None
+                    if self.faults:
+                        bar.set_postfix(faults=len(self.faults), refresh=False)
+                    self.store.prepare()
             except (KeyboardInterrupt, TemaError) as error:
+                for late in chain([item] if item else [], _rest(stream, error)):
+                    with suppress(TemaError):  # the first error is the one that goes up
+                        self._keep(identity, *late)
+                raise
+
+    def _keep(self, identity: str, unit: int, answers: Sequence[Answer]) -> int:
+        """Store a unit's answers; returns how many of its requests had lacked one."""
+        job, lacking = self.job, set(self.job.lacking(unit))
+        rows = [
+            (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
+            for i, answer in zip(job.asked(unit), answers, strict=True)
+            if i in lacking
+        ]
+        self._check_widths(answer for _, _, answer in rows)
+        self.store.put(rows, self.task, identity)
+        faults = {key: answer for key, _, answer in rows if answer.fault is not None}
+        self.faults |= faults
+        self.count.faults.update(answer.fault for answer in faults.values())
+        self.count.kept += len(rows) - len(faults)
+        return len(rows)
+
+    def _answered(self, backend: Backend) -> Generator[tuple[int, list[Answer]], None, None]:
+        """(number of the unit, its answers) as they come, each unit that lacks one once.
+
+        An exception that is thrown in goes on to the backend, which may have more to give before
+        it raises that exception.
+        """
+        job, count = self.job, self.count
+        left = dict(enumerate(job.todo))
+        coming = backend.answer([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
+        with closing(coming) if hasattr(coming, "close") else nullcontext():
+            item = next(coming, None)
+            while item is not None:
+                place, answers = item
+                unit = left.pop(place, None)
+                if unit is None or len(answers) != len(job.asked(unit)):
+                    raise BackendError(
+                        f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
+                        "answered before or has another number of requests; the backend is at fault"
+                    )
+                count.calls += len(answers)
+                count.again += len(answers) - len(job.lacking(unit))
+                count.tokens_in += sum(answer.tokens_in for answer in answers)
+                count.tokens_out += sum(answer.tokens_out for answer in answers)
                 try:
-                    item = coming.throw(error)
-                except StopIteration:
-                    raise error from None
-            else:
-                item = next(coming, None)
-    if left:
-        raise BackendError(f"{backend.identity}: gave no answers for {len(left)} units; run again")
+                    yield unit, answers
+                except (KeyboardInterrupt, TemaError) as error:
+                    try:
+                        item = coming.throw(error)
+                    except StopIteration:
+                        raise error from None
+                else:
+                    item = next(coming, None)
+        if left:
+            raise BackendError(
+                f"{backend.identity}: gave no answers for {len(left)} units; run again"
+            )
+
+    def _check_widths(self, answers: Iterable[Answer]) -> None:
+        """All vectors are of one width: a server may load another model by the same name."""
+        for answer in answers:
+            if not isinstance(answer.value, np.ndarray):
+                continue
+            self._width = self._width or len(answer.value)
+            if len(answer.value) != self._width:
+                one, other = sorted((self._width, len(answer.value)))
+                raise DataError(
+                    f"{self.store.folder}: vectors of {one} and of {other} numbers by one model's "
+                    "name: the server has changed its model. Name another folder (--answers) to "
+                    "ask all anew, or serve the former model"
+                )
 
 
 def _rest(stream: Generator, error: BaseException) -> Iterator[tuple[int, list[Answer]]]:

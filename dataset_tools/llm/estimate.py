@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.job import plan
+from dataset_tools.llm.asking import plan
 from dataset_tools.llm.requests import RATING_TOKENS, Backend, Completion, Prompt, Request, Scoring
 
 MILLION = 1_000_000
@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
         requests: Different requests.
         kept: Of these, how many the store has, lasting faults included.
-        lacking: Of the others, how many this process would ask; the rest is other shards'.
+        lacking: Of the others, how many this part of a run would ask.
         calls: Requests that would be sent: those, and others that share a unit with one.
         tokens_in: Tokens to read, about.
         tokens_out: Tokens to write, about.
@@ -46,7 +46,7 @@ class Estimate:
         others = [
             f"{n:,} {what}"
             for n, what in (
-                (missing - self.lacking, "of them by other shards"),
+                (missing - self.lacking, "of them by other parts"),
                 (self.calls - self.lacking, "others are sent again with their batch"),
             )
             if n
@@ -76,7 +76,7 @@ def estimate(
     price_in: float | None = None,
     price_out: float | None = None,
 ) -> Estimate:
-    """What `ask` would take with the same arguments, of this store's shard.
+    """What `ask` would take with the same arguments.
 
     Args:
         backend: The model; it is asked for units and token counts only. How long an answer is,

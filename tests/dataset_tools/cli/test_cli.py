@@ -58,7 +58,7 @@ def test_help_with_examples_that_are_right(command):
 @pytest.mark.parametrize("command", OF_A_MODEL)
 def test_every_command_of_a_model_has_its_options(command):
     text = run(command, "--help").stdout
-    for option in ("--backend", "--shard", "--dry-run", "--price_in", "--prompts", "--force"):
+    for option in ("--backend", "--part", "--dry-run", "--price_in", "--prompts", "--force"):
         assert option in text
 
 
@@ -81,9 +81,9 @@ def test_wrong_arguments(root, words, says):
     assert says in refused(*words)
 
 
-@pytest.mark.parametrize("shard", ["5/4", "0/4", "4", "a/b", "1/0", "-1/4", "1/2/3", "", "1.5/2"])
-def test_shards(root, shard):
-    assert "is not of the form i/n" in refused("tag", NAME, "--shard", shard)
+@pytest.mark.parametrize("part", ["5/4", "0/4", "4", "a/b", "1/0", "-1/4", "1/2/3", "", "1.5/2"])
+def test_parts(root, part):
+    assert "is not of the form i/n" in refused("tag", NAME, "--part", part)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

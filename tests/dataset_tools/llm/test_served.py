@@ -229,5 +229,5 @@ def test_a_server_s_other_model_is_named_and_not_mixed_in(root):
         done = run("embed", NAME, *words, "--base_url", server.url)
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert "vectors of 3 and of 4 numbers" in done.stderr and "(--answers)" in done.stderr
-    with AnswerStore(root / NAME / "llm-answers", readonly=True) as store:
-        assert store.counts()["embed"].answers == 64
+    with AnswerStore(root / NAME / "llm-answers") as store:
+        assert store.n_answers == 64
