@@ -29,7 +29,6 @@ from dataset_tools.llm.requests import (
     Request,
     Scoring,
     identity_of,
-    is_independent,
     key_of,
 )
 from recbole_tema.errors import BackendError, DataError, TemaError
@@ -153,7 +152,9 @@ def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> J
     failed = {key: Answer(None, fault=why, lasting=True) for key, why in reasons.items()}
     index, n_parts = store.part
     part = range(index - 1, len(units), n_parts)
-    return Job(unique, keys, units, kept, failed, part, order, not is_independent(backend))
+    return Job(
+        unique, keys, units, kept, failed, part, order, not getattr(backend, "independent", False)
+    )
 
 
 def ask(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools.llm.endpoint import Rejected
+from dataset_tools.llm.endpoint import FORMAT, Rejected
 from dataset_tools.llm.parsing import clean_text, finished_json, finished_text, json_value, scores
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
 from dataset_tools.llm.thoughts import was_opened
@@ -28,11 +28,9 @@ CUT_OFF = (
     "the answer was cut off before anything of it was complete: give it more --max_tokens, with "
     "--retry_failed"
 )
-# What a server may not know, and what takes its place.
-OPTIONAL = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None, "stop": None}
+OPTIONAL = ("max_tokens", "seed", "temperature", "stop")  # what a server may not know
 TEXT_PARTS = (None, "text", "output_text")  # kinds of parts of a message that are no thoughts
 CUT = ("length", "max_tokens", "model_length")  # what servers say of a cut-off answer
-_FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
 _REFUSES = re.compile(
     r"support|unrecogni|unknown|unexpected|permitted|allowed|extra|invalid|deprecated",
     re.IGNORECASE,
@@ -84,7 +82,7 @@ class Dialect:
         """
         text = f"{refusal.parameter} {refusal}"
         sent = body.get("response_format", {}).get("type")
-        if sent and _FORMAT.search(text):
+        if sent and FORMAT.search(text):
             return self._step_down("schema" if sent == "json_schema" else "object", refusal)
         if not _REFUSES.search(text) or _TOO_LONG.search(text):
             return False
@@ -124,9 +122,10 @@ def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dic
     scoring = isinstance(request, Scoring)
     prompt = request.rating if scoring else request.prompt
     schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
-    body: dict[str, Any] = {"max_tokens": longest_answer(request, room)}
+    longest = "max_completion_tokens" if "max_tokens" in dialect.refused else "max_tokens"
+    body: dict[str, Any] = {longest: longest_answer(request, room)}
     stops = [] if scoring else [stop for stop in request.stop if stop.strip()]
-    if stops:
+    if stops and "stop" not in dialect.refused:
         body["stop"] = stops[:MOST_STOPS]
     system = prompt.system
     if schema is not None:
@@ -140,15 +139,6 @@ def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dic
             body["response_format"] = {"type": "json_object"}
     body["messages"] = _messages(prompt, system)
     return body
-
-
-def without_refused(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
-    """`body` without the parameters that the server refuses, or with what takes their place."""
-    kept = {name: value for name, value in body.items() if name not in refused}
-    for name in refused & set(body):
-        if OPTIONAL[name]:
-            kept[OPTIONAL[name]] = body[name]
-    return kept
 
 
 def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
