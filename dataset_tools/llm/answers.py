@@ -18,9 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dataset_tools.llm.answer_file import (
+    COLUMNS,
     FORMAT,
     INSERT,
-    READ,
     Taken,
     connect,
     decode,
@@ -111,13 +111,13 @@ class AnswerStore:
         Raises:
             DataError: a file cannot be read.
         """
-        left, found, unsound = dict.fromkeys(keys), {}, set()
-        for key, cells in self._select(READ, "answers", left):
+        found, unsound = {}, set()
+        for cells in self._select(COLUMNS, "answers", keys):
             answer = decode(cells)
             if answer is None:
-                unsound.add(key)
+                unsound.add(str(cells[0]))
             else:
-                found.setdefault(key, answer)
+                found.setdefault(cells[0], answer)
         unsound -= found.keys() | self._unsound
         if unsound:
             self._unsound |= unsound
@@ -130,8 +130,7 @@ class AnswerStore:
 
         With `retry_failed` only what this process asked anew counts.
         """
-        rows = self._select("reason", "lasting", keys, only_own=self._retry_failed)
-        return {key: cell.decode("utf-8", "replace") for key, (cell,) in rows}
+        return dict(self._select("key, reason", "lasting", keys, only_own=self._retry_failed))
 
     def prepare(self) -> None:
         """Check that there is room for what is asked and under way.
@@ -170,10 +169,10 @@ class AnswerStore:
         with failing(self.path, f"{len(sound)} answers in hand are lost"):
             self._own.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
             with transaction(self._own):
-                damaged = [(row.key,) for row in sound if row.key in self._unsound]
+                damaged = [row[:1] for row in sound if row[0] in self._unsound]
                 self._own.executemany("DELETE FROM answers WHERE key = ?", damaged)
                 self._own.executemany(INSERT, sound)
-                answered = [(row.key,) for row in sound]
+                answered = [row[:1] for row in sound]
                 self._own.executemany("DELETE FROM lasting WHERE key = ?", answered)
                 self._own.executemany("INSERT OR REPLACE INTO lasting VALUES (?,?,?)", lasting)
 
@@ -198,7 +197,7 @@ class AnswerStore:
 
     def _select(
         self, columns: str, table: str, keys: Iterable[str], only_own: bool = False
-    ) -> list[tuple[str, tuple]]:
+    ) -> list[tuple]:
         keys, found = list(keys), []
         for connection in self._all if not only_own else filter(None, [self._own]):
             with failing(self.path):
@@ -250,8 +249,7 @@ class AnswerStore:
         version = version_of(connection)
         if version == FORMAT:
             self._all.append(connection)
-            rows = connection.execute("SELECT file, size FROM taken")
-            return {name.decode("utf-8", "replace"): size for name, size in rows}
+            return dict(connection.execute("SELECT file, size FROM taken"))
         connection.close()
         if version == 0:  # another process is just making it
             return {}
