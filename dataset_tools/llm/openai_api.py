@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -152,15 +151,15 @@ class OpenAIBackend:
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
         """Each completion and scoring alone; embeddings 64 texts, or 200,000 characters, a call."""
         groups: list[list[int]] = []
-        characters = math.inf
+        room = -1  # of the last group, in characters
         for place, request in enumerate(requests):
-            size = len(request.text) if isinstance(request, Embedding) else math.inf
-            full = characters + size > GROUP_CHARACTERS or len(groups[-1]) == GROUP_TEXTS
-            if full:
+            single = not isinstance(request, Embedding)
+            size = GROUP_CHARACTERS if single else len(request.text)
+            if size > room or len(groups[-1]) == GROUP_TEXTS:
                 groups.append([])
-                characters = 0
+                room = GROUP_CHARACTERS
             groups[-1].append(place)
-            characters += size
+            room = -1 if single else room - size
         return groups
 
     def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
@@ -280,12 +279,11 @@ class _Run:
 
         def send() -> Awaitable[Any]:
             """As the server is known to take it by now."""
+            sampling = {name: n for name, n in self.backend._sampling.items() if n is not None}
+            if "seed" in sampling:  # the same once more would be of no use
+                sampling["seed"] += again
             sent.clear()
-            sent.update(chat_body(request, self.dialect, self.backend._room))
-            for name, value in self.backend._sampling.items():
-                if value is not None and name not in self.dialect.refused:
-                    # The same seed once more would be of no use.
-                    sent[name] = value + again if name == "seed" else value
+            sent.update(chat_body(request, self.dialect, self.backend._room, sampling))
             # As `extra_body` the client sends it as it stands: walking through the messages, to put
             # them into a form that they have already, would take a third of the time of a call.
             return create(model=self.backend.model, messages=[], extra_body=sent)

@@ -1,7 +1,6 @@
 """What is sent to an OpenAI-compatible endpoint for a request, and how its reply is read."""
 
 import base64
-import binascii
 import json
 import logging
 import math
@@ -83,22 +82,22 @@ class Dialect:
         text = f"{refusal.parameter} {refusal}"
         sent = body.get("response_format", {}).get("type")
         if sent and FORMAT.search(text):
-            return self._step_down("schema" if sent == "json_schema" else "object", refusal)
+            if self.choice != "auto":
+                raise BackendError(
+                    f"{refusal}; --json_output {self.choice} is refused: choose auto"
+                )
+            form = sent.removeprefix("json_")
+            if self.output == form:  # else another request has been here before
+                self.output = JSON_OUTPUT[JSON_OUTPUT.index(form) + 1]
+                log.warning("the server refuses JSON output by %s: %s instead", form, self.output)
+            return True
         if not _REFUSES.search(text) or _TOO_LONG.search(text):
             return False
-        named = [name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", text)]
-        for name in set(named) - self.refused:
+        named = {name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", text)}
+        for name in named - self.refused:
             log.warning("the server refuses %s: left out or replaced from here on", name)
-        self.refused.update(named)
+        self.refused |= named
         return bool(named)
-
-    def _step_down(self, sent: str, refusal: Rejected) -> bool:
-        if self.choice != "auto":
-            raise BackendError(f"{refusal}; --json_output {self.choice} is refused: choose auto")
-        if self.output == sent:  # else another request has been here before
-            self.output = JSON_OUTPUT[JSON_OUTPUT.index(sent) + 1]
-            log.warning("the server refuses JSON output by %s: %s instead", sent, self.output)
-        return True
 
 
 def longest_answer(request: Completion | Scoring, room: int) -> int:
@@ -113,8 +112,10 @@ def longest_answer(request: Completion | Scoring, room: int) -> int:
     return max(room, request.max_tokens)
 
 
-def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dict[str, Any]:
-    """Messages, longest answer, stops and output format of a request, for this server.
+def chat_body(
+    request: Completion | Scoring, dialect: Dialect, room: int, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """What is sent for a request, as this server takes it.
 
     A line break is no stop for a server: many models begin with one, or think aloud in lines
     before they answer. The answer ends there all the same, see `chat_value`.
@@ -122,11 +123,13 @@ def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dic
     scoring = isinstance(request, Scoring)
     prompt = request.rating if scoring else request.prompt
     schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
-    longest = "max_completion_tokens" if "max_tokens" in dialect.refused else "max_tokens"
-    body: dict[str, Any] = {longest: longest_answer(request, room)}
-    stops = [] if scoring else [stop for stop in request.stop if stop.strip()]
-    if stops and "stop" not in dialect.refused:
+    body = {**sampling, "max_tokens": longest_answer(request, room)}
+    if stops := [] if scoring else [stop for stop in request.stop if stop.strip()]:
         body["stop"] = stops[:MOST_STOPS]
+    if "max_tokens" in dialect.refused:
+        body["max_completion_tokens"] = body["max_tokens"]
+    for name in dialect.refused & set(body):
+        del body[name]
     system = prompt.system
     if schema is not None:
         if dialect.output == "schema":
@@ -155,13 +158,8 @@ def sendable(text: str) -> str:
 
 
 def _schema_of(request: Completion) -> dict | None:
-    if request.schema is None:
-        return None
-    try:
-        schema = json.loads(request.schema)
-    except ValueError:
-        schema = None
-    if not isinstance(schema, dict):
+    schema = None if request.schema is None else json.loads(request.schema)
+    if not isinstance(schema, dict | None):
         raise ValueError(f"a Completion's schema is {request.schema[:60]!r}, not a JSON object")
     return schema
 
@@ -170,9 +168,7 @@ def _scores_schema(n: int) -> dict:
     number = {"type": "number", "minimum": 0, "maximum": 1}
     return {
         "type": "object",
-        "properties": {
-            "scores": {"type": "array", "items": number, "minItems": n, "maxItems": n},
-        },
+        "properties": {"scores": {"type": "array", "items": number, "minItems": n, "maxItems": n}},
         "required": ["scores"],
         "additionalProperties": False,
     }
@@ -196,8 +192,8 @@ def chat_value(reply: dict, request: Completion | Scoring, dialect: Dialect) -> 
             value = finished_json(text) if cut else json_value(text)
             return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         whole = text
-        for stop in request.stop:
-            text = text.split(stop, 1)[0].strip() if stop else text
+        for stop in filter(None, request.stop):
+            text = text.split(stop, 1)[0].strip()
         # What ends at a stop is complete, whatever came after it.
         text = finished_text(text) if cut and text == whole else text
     except ValueError as error:
@@ -233,7 +229,7 @@ def _content(reply: dict, dialect: Dialect) -> tuple[str, bool]:
         parts = [part for part in content if isinstance(part, dict)]
         texts = [part.get("text") for part in parts if part.get("type") in TEXT_PARTS]
         content = "".join(text for text in texts if isinstance(text, str))
-    if content is not None and not isinstance(content, str):
+    if not isinstance(content, str | None):
         raise Unusable(f"a {type(content).__name__} in place of the answer's text")
     content, cut = content or "", ended in CUT
     dialect.opens = dialect.opens or was_opened(content)
@@ -265,13 +261,9 @@ def vectors(reply: dict, n: int) -> list[np.ndarray | Unusable]:
     widths = {len(vector) for vector in found}
     if len(widths) > 1:
         raise Unusable(f"embeddings of unlike widths: {sorted(widths)}")
+    broken = Unusable("an embedding with NaN or infinity", lasting=True)
     in_order = (found[places.index(place)] for place in range(n))
-    return [
-        vector
-        if np.isfinite(vector).all()
-        else Unusable("an embedding with NaN or infinity", lasting=True)
-        for vector in in_order
-    ]
+    return [vector if np.isfinite(vector).all() else broken for vector in in_order]
 
 
 def _vector(value: Any) -> np.ndarray:
@@ -284,7 +276,7 @@ def _vector(value: Any) -> np.ndarray:
             vector = np.array([math.nan if x is None else x for x in value], np.float64)
         else:
             raise ValueError
-    except (ValueError, TypeError, OverflowError, binascii.Error):
+    except (ValueError, TypeError, OverflowError):
         raise Unusable("an embedding that is not a list of numbers") from None
     if vector.ndim != 1 or not vector.size:
         raise Unusable("an empty embedding")
@@ -305,9 +297,6 @@ def estimate_tokens(texts: Sequence[str]) -> int:
     >>> estimate_tokens(["green tea", "緑茶"])
     5
     """
-    total = 0.0
-    for text in texts:
-        ascii_count = len(text.encode("ascii", "ignore"))
-        wide = len(_WIDE.findall(text))
-        total += ascii_count / 4 + wide + (len(text) - ascii_count - wide) / 2
-    return math.ceil(total)
+    text = "".join(texts)
+    ascii_count, wide = len(text.encode("ascii", "ignore")), len(_WIDE.findall(text))
+    return math.ceil(ascii_count / 4 + wide + (len(text) - ascii_count - wide) / 2)
