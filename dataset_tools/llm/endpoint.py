@@ -9,7 +9,6 @@ import json
 import logging
 import random
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,20 +36,26 @@ FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
 _FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety", re.IGNORECASE)
 
 
-class Rejected(Exception):
-    """The endpoint works but will not answer this request.
+@dataclass(eq=False)
+class Unusable(Exception):
+    """No answer to this request; others can have theirs.
 
     Attributes:
+        reason: In words.
+        again: Whether asking again may help: the reply held no answer. Else it was refused.
+        lasting: Whether another run would fare the same with this request, and with no other.
         parameter: The parameter at fault, if the server named one.
         status: Of HTTP, if this was said by it.
-        lasting: Whether the server would refuse this request, and no other, another time.
     """
 
-    def __init__(
-        self, reason: str, parameter: str = "", status: int | None = None, lasting: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.parameter, self.status, self.lasting = parameter, status, lasting
+    reason: str
+    again: bool = True
+    lasting: bool = False
+    parameter: str = ""
+    status: int | None = None
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @dataclass(eq=False)
@@ -87,38 +92,17 @@ class Endpoint:
     more.
 
     Args:
-        address: For messages: without credentials and query.
-        key_variable: The environment variable that holds the key, for messages.
+        backend: An OpenAIBackend, for the address, times and numbers; its `troubles` are counted.
         secrets: Texts that no message may show.
-        troubles: Counts failed tries by kind, across endpoints.
-        concurrency: Most requests on their way at a time.
-        timeout_s: Longest time for one answer, from sending to its last byte.
-        retries: Tries after the first.
-        backoff_s: First wait between tries; doubled each time, with jitter.
-        longest_pause_s: Longest wait, whatever the server's Retry-After asks for.
     """
 
-    def __init__(
-        self,
-        address: str,
-        key_variable: str,
-        secrets: Sequence[str],
-        troubles: Counter[str],
-        *,
-        concurrency: int,
-        timeout_s: float,
-        retries: int,
-        backoff_s: float,
-        longest_pause_s: float,
-    ) -> None:
-        self.address, self.key_variable, self.secrets = address, key_variable, secrets
-        self.troubles, self.concurrency, self.timeout_s = troubles, concurrency, timeout_s
-        self.retries, self.backoff_s, self.longest_pause_s = retries, backoff_s, longest_pause_s
+    def __init__(self, backend: Any, secrets: Sequence[str]) -> None:
+        self.backend, self.address, self.secrets = backend, backend.address, secrets
         self._answered = 0  # refusals too
         self._replied = False  # with what was asked for
         self._refused: tuple[str, int] = ("", 0)  # the latest words, and how often in a row
         self._given_up = 0
-        self._admitted = float(concurrency)
+        self._admitted = float(backend.concurrency)
         self._on_their_way = 0
         self._paused_until = self._halved_until = 0.0
         self._freed = asyncio.Condition()
@@ -129,7 +113,7 @@ class Endpoint:
         """The reply to `send()` (a raw response of the openai client) as a JSON object.
 
         Raises:
-            Rejected: this request cannot be answered; others can.
+            Unusable: this request cannot be answered; others can.
             BackendError: the endpoint cannot go on.
         """
         tries, answered = 0, self._answered
@@ -142,11 +126,11 @@ class Endpoint:
                 tries, answered = tries + 1, self._answered
                 self._note(trouble)
                 hopeless = trouble.settled and not self._answered
-                most = min(self.retries, FEW_RETRIES if hopeless else trouble.retries)
+                most = min(self.backend.retries, FEW_RETRIES if hopeless else trouble.retries)
                 if tries > most:
                     raise self._give_up(trouble, hopeless) from None
                 await self._back_off(tries, trouble)
-            except Rejected:
+            except Unusable:
                 self._alive()
                 raise
             except BackendError:
@@ -157,7 +141,7 @@ class Endpoint:
                 self._replied = True
                 return reply
 
-    def count(self, refusal: Rejected) -> None:
+    def count(self, refusal: Unusable) -> None:
         """A request was refused for good, in whatever form it was sent.
 
         Raises:
@@ -195,7 +179,7 @@ class Endpoint:
         try:
             while (pause := self._paused_until - monotonic()) > 0:
                 await self._sleep(pause)
-            response = await asyncio.wait_for(send(), self.timeout_s)
+            response = await asyncio.wait_for(send(), self.backend.timeout_s)
             return response.http_response.content
         except (TimeoutError, openai.APITimeoutError) as error:
             raise self._timeout(error) from None
@@ -203,7 +187,7 @@ class Endpoint:
             cause = error.__cause__ or error
             reason = f"{self.address} cannot be reached: "
             reason += self.shown(str(cause) or type(cause).__name__)
-            raise _Trouble(reason, "no connection", self.retries, settled=True) from None
+            raise _Trouble(reason, "no connection", self.backend.retries, settled=True) from None
         except openai.APIStatusError as error:
             raise self._status(error) from None
         finally:
@@ -214,16 +198,16 @@ class Endpoint:
     def _alive(self) -> None:
         self._answered += 1
         self._given_up = 0
-        self._admitted = min(self.concurrency, self._admitted + 1 / self._admitted)
+        self._admitted = min(self.backend.concurrency, self._admitted + 1 / self._admitted)
 
     async def _back_off(self, tries: int, trouble: _Trouble) -> None:
-        wait_s = self.backoff_s * 2 ** (tries - 1) * random.uniform(0.5, 1)
-        wait_s = min(self.longest_pause_s, max(wait_s, trouble.wait_s))
+        wait_s = self.backend.backoff_s * 2 ** (tries - 1) * random.uniform(0.5, 1)
+        wait_s = min(self.backend.longest_pause_s, max(wait_s, trouble.wait_s))
         now = monotonic()
         # Half as many once in so long: those who were sent before have the same to tell.
         if (trouble.slow or trouble.everyone) and now >= self._halved_until:
             self._admitted = max(1.0, self._admitted / 2)
-            self._halved_until = now + (self.timeout_s if trouble.slow else wait_s)
+            self._halved_until = now + (self.backend.timeout_s if trouble.slow else wait_s)
         if trouble.everyone:
             self._paused_until = max(self._paused_until, now + wait_s)
             # Apart from each other, so that the end of the pause is no new storm.
@@ -251,19 +235,19 @@ class Endpoint:
         if hopeless or self._given_up >= GIVE_UP_AFTER:
             self.stop()
             return BackendError(f"{trouble}; is the server up, and is the address right?")
-        return Rejected(str(trouble))
+        return Unusable(str(trouble), again=False)
 
     def _note(self, trouble: _Trouble) -> None:
-        self.troubles[trouble.kind] += 1
-        if self.troubles[trouble.kind] == 1:
+        self.backend.troubles[trouble.kind] += 1
+        if self.backend.troubles[trouble.kind] == 1:
             what = "all requests wait and fewer are sent" if trouble.everyone else "trying again"
             log.warning("%s; %s (said once, counted from here on)", trouble, what)
 
     def _timeout(self, error: Exception) -> _Trouble:
         if type(error.__cause__).__name__.startswith("ConnectTimeout"):
             reason = f"{self.address} cannot be reached: no connection in time"
-            return _Trouble(reason, "no connection", self.retries, settled=True)
-        reason = f"{self.address} gave no answer within {self.timeout_s:g} s (--timeout)"
+            return _Trouble(reason, "no connection", self.backend.retries, settled=True)
+        reason = f"{self.address} gave no answer within {self.backend.timeout_s:g} s (--timeout)"
         return _Trouble(reason, "no answer in time", FEW_RETRIES, slow=True)
 
     def _json(self, body: bytes) -> dict:
@@ -281,27 +265,29 @@ class Endpoint:
         raise _Trouble(f"{self.address} answers with {found}", "not JSON", FEW_RETRIES)
 
     def _status(self, error) -> Exception:
-        """What an HTTP error means: BackendError, Rejected or a _Trouble."""
+        """What an HTTP error means: BackendError, Unusable or a _Trouble."""
         status, message = error.status_code, _message(error.body)
         said = f"{self.address} answers HTTP {status}: {self.shown(message)}"
         if status in (401, 402) or str(error.code or "") in ACCOUNT_CODES:
-            return BackendError(f"{said}; check the key in {self.key_variable} and the account")
+            return BackendError(
+                f"{said}; check the key in {self.backend.key_variable} and the account"
+            )
         if status in (403, 404, 405):
             # In the midst of answers it is this request alone, such as a filter that a title set
             # off, unless it goes on.
             if self._answered:
                 return _Trouble(said, f"HTTP {status}", 0)
-            hint = f"check the model, the address and the key in {self.key_variable}"
+            hint = f"check the model, the address and the key in {self.backend.key_variable}"
             return BackendError(f"{said}; {hint}")
         if status >= 500 and FORMAT.search(message):
-            return Rejected(said, "response_format")  # Ollama, llama.cpp
+            return Unusable(said, False, parameter="response_format")  # Ollama, llama.cpp
         if status in RETRIED or status >= 500:
             wait_s = retry_after_s(error.response.headers)
             everyone = status == 429 or (status == 503 and wait_s is not None)
-            return _Trouble(said, f"HTTP {status}", self.retries, wait_s or 0, everyone)
+            return _Trouble(said, f"HTTP {status}", self.backend.retries, wait_s or 0, everyone)
         # Before the first answer it may be the server's settings, and not this request.
         lasting = status in LASTING and self._replied
-        return Rejected(said, str(error.param or ""), status, lasting)
+        return Unusable(said, False, lasting, str(error.param or ""), status)
 
 
 def _message(body: object) -> str:

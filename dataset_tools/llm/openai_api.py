@@ -11,13 +11,12 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from dataset_tools.llm.background import as_completed, background_loop
-from dataset_tools.llm.endpoint import Endpoint, Rejected
+from dataset_tools.llm.endpoint import Endpoint, Unusable
 from dataset_tools.llm.parsing import HOW_TO_GET
 from dataset_tools.llm.redact import HIDDEN, split_address
 from dataset_tools.llm.replies import (
     JSON_OUTPUT,
     Dialect,
-    Unusable,
     chat_body,
     chat_value,
     estimate_tokens,
@@ -120,8 +119,8 @@ class OpenAIBackend:
         self.key_variable = key_variable
         if not dry:
             self._key()
-        self._limits = {"concurrency": concurrency, "timeout_s": timeout_s, "retries": retries}
-        self._limits |= {"backoff_s": backoff_s, "longest_pause_s": longest_pause_s}
+        self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
+        self.backoff_s, self.longest_pause_s = backoff_s, longest_pause_s
         self._grace_s, self._room = grace_s, max_tokens
         self._sampling = {"temperature": temperature, "seed": seed}
         self._dialect = Dialect(json_output)
@@ -179,7 +178,7 @@ class OpenAIBackend:
                 units,
                 run.answers,
                 # As many again wait for their turn while the caller keeps what it got.
-                ahead=2 * self._limits["concurrency"],
+                ahead=2 * self.concurrency,
                 stop=run.endpoint.stop,
                 grace_s=self._grace_s,
             )
@@ -222,7 +221,7 @@ class _Run:
         self.backend, self.dialect, key = backend, backend._dialect, backend._key()
         self.key = key if len(key) >= SHORTEST_SECRET and key != NO_KEY else None
         self.width = 0  # of the embeddings, once there is one
-        seconds, query = backend._limits["timeout_s"], parse_qs(backend._query)
+        seconds, query = backend.timeout_s, parse_qs(backend._query)
         timeout = openai.Timeout(seconds, connect=min(CONNECT_S, seconds / 2))
         self.client = openai.AsyncOpenAI(
             api_key=key,
@@ -239,9 +238,7 @@ class _Run:
         hidden = [value for value in hidden if len(value) >= SHORTEST_SECRET]
         if key != NO_KEY:
             hidden.append(key)
-        self.endpoint = Endpoint(
-            backend.address, backend.key_variable, hidden, backend.troubles, **backend._limits
-        )
+        self.endpoint = Endpoint(backend, hidden)
 
     async def answers(self, unit: Sequence[Request]) -> list[Answer]:
         if unit and isinstance(unit[0], Embedding):
@@ -250,17 +247,16 @@ class _Run:
 
     async def _chat(self, request: Completion | Scoring) -> Answer:
         """One completion or scoring, asked again where the reply holds no usable answer."""
-        tokens_in = tokens_out = 0
+        tokens_in, tokens_out, sent = 0, 0, {}
         for again in range(ANSWER_RETRIES + 1):
+            reply: dict[str, Any] = {}
             try:
-                body, reply = await self._send_chat(request, again)
-                texts = [message["content"] for message in body["messages"]]
+                reply = await self._reply(request, again, sent)
+                texts = [message["content"] for message in sent["messages"]]
                 tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
                 value = chat_value(reply, request, self.dialect)
-            except (Rejected, Unusable) as error:
+            except Unusable as error:
                 fault, lasting = self.endpoint.shown(error), error.lasting
-                if isinstance(error, Rejected):
-                    break
                 tokens_out += usage(reply, "completion_tokens", 0)
                 if not error.again:
                     break
@@ -272,9 +268,10 @@ class _Run:
                 return Answer(value, tokens_in, tokens_out)
         return Answer(None, tokens_in, tokens_out, fault, lasting)
 
-    async def _send_chat(self, request: Completion | Scoring, again: int) -> tuple[dict, dict]:
-        """What was sent, in a form that the server takes, and its reply."""
-        sent: dict[str, Any] = {}
+    async def _reply(
+        self, request: Completion | Scoring, again: int, sent: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The reply to a request in a form that the server takes, which becomes `sent`."""
         create = self.client.chat.completions.with_raw_response.create
 
         def send() -> Awaitable[Any]:
@@ -290,8 +287,8 @@ class _Run:
 
         while True:
             try:
-                return sent, await self.endpoint.ask(send)
-            except Rejected as error:
+                return await self.endpoint.ask(send)
+            except Unusable as error:
                 if not self.dialect.adapt(error, sent):
                     self.endpoint.count(error)
                     raise
@@ -313,11 +310,10 @@ class _Run:
                     raise Unusable(f"embeddings of width {width}, those before had {self.width}")
             except Unusable as error:
                 fault, lasting = self.endpoint.shown(error), error.lasting
-            except Rejected as error:
-                fault, lasting = self.endpoint.shown(error), error.lasting
-                if len(texts) == 1:  # of many, one may be at fault
+                if not error.again and len(texts) == 1:  # of many, one may be at fault
                     self.endpoint.count(error)
-                break
+                if not error.again:
+                    break
             else:
                 total = usage(reply, "prompt_tokens", estimate_tokens(texts))
                 return [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools.llm.endpoint import FORMAT, Rejected
+from dataset_tools.llm.endpoint import FORMAT, Unusable
 from dataset_tools.llm.parsing import clean_text, finished_json, finished_text, json_value, scores
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
 from dataset_tools.llm.thoughts import was_opened
@@ -40,19 +40,6 @@ _TOO_LONG = re.compile(r"context|too (?:long|large|many)|exceed", re.IGNORECASE)
 _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]")
 
 
-class Unusable(Exception):
-    """A reply that holds no answer.
-
-    Attributes:
-        again: Whether asking again may help.
-        lasting: Whether another run would fare the same.
-    """
-
-    def __init__(self, reason: str, again: bool = True, lasting: bool = False) -> None:
-        super().__init__(reason)
-        self.again, self.lasting = again, lasting
-
-
 @dataclass
 class Dialect:
     """What this server understands: learned from its refusals, for the whole run.
@@ -73,7 +60,7 @@ class Dialect:
     def __post_init__(self) -> None:
         self.output = JSON_OUTPUT[0] if self.choice == "auto" else self.choice
 
-    def adapt(self, refusal: Rejected, body: dict) -> bool:
+    def adapt(self, refusal: Unusable, body: dict) -> bool:
         """Whether `body` can be sent in another form after this refusal, which is remembered.
 
         Raises:
