@@ -80,25 +80,20 @@ class Tally:
     def __str__(self) -> str:
         faults = self.faults.total()
         left = self.requests - self.from_store - self.kept - faults
-        parts = [
-            f"{self.from_store:,} answered from the store",
-            f"{self.kept:,} by the model",
-            f"{faults:,} without an answer",
-            *([f"{left:,} not asked yet"] if left > 0 else []),
-        ]
-        again = f", {self.again:,} of them again with their batch" if self.again else ""
         text = (
-            f"{self.requests:,} requests: {', '.join(parts)}. Sent to the model: "
-            f"{self.calls:,}{again} ({self.tokens_in:,} tokens in, {self.tokens_out:,} out, "
-            f"{self.seconds:.1f} s)"
+            f"{self.requests:,} requests: {self.from_store:,} answered from the store, "
+            f"{self.kept:,} by the model, {faults:,} without an answer"
         )
+        text += f", {left:,} not asked yet" if left > 0 else ""
+        text += f". Sent to the model: {self.calls:,}"
+        text += f", {self.again:,} of them again with their batch" if self.again else ""
+        text += f" ({self.tokens_in:,} tokens in, {self.tokens_out:,} out, {self.seconds:.1f} s)"
         if self.failed:
             text += f". Failed in an earlier run and not sent again: {self.failed:,}"
-        common = self.faults.most_common(REASONS_SHOWN)
-        shown = [f"{reason} ({count:,})" for reason, count in common]
-        rest = faults - sum(count for _, count in common)
-        if rest:
-            shown.append(f"other reasons ({rest:,})")
+        common = Counter(dict(self.faults.most_common(REASONS_SHOWN)))
+        if rest := faults - common.total():
+            common["other reasons"] = rest
+        shown = [f"{reason} ({count:,})" for reason, count in common.items()]
         return f"{text}. Without an answer: {'; '.join(shown)}" if shown else text
 
 
@@ -114,6 +109,7 @@ class Job(NamedTuple):
         part: Numbers of the units of this part of the run.
         order: For each request as given, its index in `unique`.
         whole: Units are asked whole, not only what they lack.
+        widths: Of the vectors so far: one at most.
     """
 
     unique: list[Request]
@@ -124,6 +120,7 @@ class Job(NamedTuple):
     part: range
     order: list[int]
     whole: bool
+    widths: set[int]
 
     @property
     def todo(self) -> list[int]:
@@ -139,6 +136,22 @@ class Job(NamedTuple):
         """Indices of the requests that are sent to the backend for a unit."""
         return self.units[unit] if self.whole else self.lacking(unit)
 
+    def check_widths(self, answers: Iterable[Answer], store: AnswerStore) -> None:
+        """All vectors are of one width: a server may load another model by the same name.
+
+        Raises:
+            DataError: they are not.
+        """
+        values = [answer.value for answer in answers]
+        widths = self.widths | {len(v) for v in values if isinstance(v, np.ndarray)}
+        if len(widths) > 1:
+            raise DataError(
+                f"{store.folder}: vectors of {min(widths)} and of {max(widths)} numbers by one "
+                "model's name: the server has changed its model. Name another folder (--answers) "
+                "to ask all anew, or serve the former model"
+            )
+        self.widths.update(widths)
+
 
 def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> Job:
     """What `ask` would do, without doing it."""
@@ -152,9 +165,8 @@ def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> J
     failed = {key: Answer(None, fault=why, lasting=True) for key, why in reasons.items()}
     index, n_parts = store.part
     part = range(index - 1, len(units), n_parts)
-    return Job(
-        unique, keys, units, kept, failed, part, order, not getattr(backend, "independent", False)
-    )
+    whole = not getattr(backend, "independent", False)
+    return Job(unique, keys, units, kept, failed, part, order, whole, set())
 
 
 def ask(
@@ -191,10 +203,11 @@ def ask(
         if job.failed:
             failed = f"{len(job.failed):,} requests had lasting faults and are not asked again"
             log.info("%s: %s; --retry_failed does so", task, failed)
-        asking = _Asking(job, store, task, count)
+        job.check_widths(job.kept.values(), store)
+        faults = dict(job.failed)
         if job.todo:
-            asking.run(backend, progress)
-        answers = job.kept | asking.faults
+            _ask_todo(backend, job, store, task, progress, count, faults)
+        answers = job.kept | faults
         answers |= store.get(key for key in job.keys if key not in answers)
         if missing := sum(key not in answers for key in job.keys):
             raise _missing(store, task, missing)
@@ -220,110 +233,94 @@ def _missing(store: AnswerStore, task: str, n: int) -> Exception:
     )
 
 
-class _Asking:
-    """One list of questions on its way: what is kept of the answers, and what is counted."""
+def _ask_todo(
+    backend: Backend,
+    job: Job,
+    store: AnswerStore,
+    task: str,
+    progress: bool,
+    count: Tally,
+    faults: dict[str, Answer],
+) -> None:
+    """Ask and store what this part has to; `faults` by key grow.
 
-    def __init__(self, job: Job, store: AnswerStore, task: str, count: Tally) -> None:
-        self.job, self.store, self.task, self.count = job, store, task, count
-        self.faults = dict(job.failed)
-        self._width: int | None = None  # of the vectors, once there is one
-        self._check_widths(job.kept.values())
+    On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the backend
+    is told, and what it still gives is kept, as far as it can be.
+    """
+    identity = identity_of(backend, job.unique[0])  # all requests are of one type
 
-    def run(self, backend: Backend, progress: bool) -> None:
-        """Ask and store what this part has to.
-
-        On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the
-        backend is told, and what it still gives is kept, as far as it can be.
-        """
-        job = self.job
-        self.store.prepare()
-        identity = identity_of(backend, job.unique[0])  # all requests are of one type
-        total = sum(len(job.units[unit]) for unit in job.part)
-        left = sum(len(job.lacking(unit)) for unit in job.part)
-        bar = ProgressBar(
-            total=total, initial=total - left, desc=self.task, unit="req", disable=not progress
-        )
-        stream, item = self._answered(backend), None
-        with bar:
-            try:
-                for item in stream:
-                    bar.update(self._keep(identity, *item))
-                    item = None
-                    if self.faults:
-                        bar.set_postfix(faults=len(self.faults), refresh=False)
-                    self.store.prepare()
-            except (KeyboardInterrupt, TemaError) as error:
-                for late in chain([item] if item else [], _rest(stream, error)):
-                    with suppress(TemaError):  # the first error is the one that goes up
-                        self._keep(identity, *late)
-                raise
-
-    def _keep(self, identity: str, unit: int, answers: Sequence[Answer]) -> int:
-        """Store a unit's answers; returns how many of its requests had lacked one."""
-        job, lacking = self.job, set(self.job.lacking(unit))
+    def keep(unit: int, answers: Sequence[Answer]) -> int:
+        """Store a unit's answers; how many of its requests had lacked one."""
+        lacking = set(job.lacking(unit))
         rows = [
             (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
             for i, answer in zip(job.asked(unit), answers, strict=True)
             if i in lacking
         ]
-        self._check_widths(answer for _, _, answer in rows)
-        self.store.put(rows, self.task, identity)
-        faults = {key: answer for key, _, answer in rows if answer.fault is not None}
-        self.faults |= faults
-        self.count.faults.update(answer.fault for answer in faults.values())
-        self.count.kept += len(rows) - len(faults)
+        job.check_widths((answer for _, _, answer in rows), store)
+        store.put(rows, task, identity)
+        new = {key: answer for key, _, answer in rows if answer.fault is not None}
+        faults.update(new)
+        count.faults.update(answer.fault for answer in new.values())
+        count.kept += len(rows) - len(new)
         return len(rows)
 
-    def _answered(self, backend: Backend) -> Generator[tuple[int, list[Answer]], None, None]:
-        """(number of the unit, its answers) as they come, each unit that lacks one once.
+    store.prepare()
+    total = sum(len(job.units[unit]) for unit in job.part)
+    left = sum(len(job.lacking(unit)) for unit in job.part)
+    stream, item = _answered(backend, job, count), None
+    with ProgressBar(
+        total=total, initial=total - left, desc=task, unit="req", disable=not progress
+    ) as bar:
+        try:
+            for item in stream:
+                bar.update(keep(*item))
+                item = None
+                if faults:
+                    bar.set_postfix(faults=len(faults), refresh=False)
+                store.prepare()
+        except (KeyboardInterrupt, TemaError) as error:
+            for late in chain([item] if item else [], _rest(stream, error)):
+                with suppress(TemaError):  # the first error is the one that goes up
+                    keep(*late)
+            raise
 
-        An exception that is thrown in goes on to the backend, which may have more to give before
-        it raises that exception.
-        """
-        job, count = self.job, self.count
-        left = dict(enumerate(job.todo))
-        coming = backend.answer([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
-        with closing(coming) if hasattr(coming, "close") else nullcontext():
-            item = next(coming, None)
-            while item is not None:
-                place, answers = item
-                unit = left.pop(place, None)
-                if unit is None or len(answers) != len(job.asked(unit)):
-                    raise BackendError(
-                        f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
-                        "answered before or has another number of requests; the backend is at fault"
-                    )
-                count.calls += len(answers)
-                count.again += len(answers) - len(job.lacking(unit))
-                count.tokens_in += sum(answer.tokens_in for answer in answers)
-                count.tokens_out += sum(answer.tokens_out for answer in answers)
-                try:
-                    yield unit, answers
-                except (KeyboardInterrupt, TemaError) as error:
-                    try:
-                        item = coming.throw(error)
-                    except StopIteration:
-                        raise error from None
-                else:
-                    item = next(coming, None)
-        if left:
-            raise BackendError(
-                f"{backend.identity}: gave no answers for {len(left)} units; run again"
-            )
 
-    def _check_widths(self, answers: Iterable[Answer]) -> None:
-        """All vectors are of one width: a server may load another model by the same name."""
-        for answer in answers:
-            if not isinstance(answer.value, np.ndarray):
-                continue
-            self._width = self._width or len(answer.value)
-            if len(answer.value) != self._width:
-                one, other = sorted((self._width, len(answer.value)))
-                raise DataError(
-                    f"{self.store.folder}: vectors of {one} and of {other} numbers by one model's "
-                    "name: the server has changed its model. Name another folder (--answers) to "
-                    "ask all anew, or serve the former model"
+def _answered(
+    backend: Backend, job: Job, count: Tally
+) -> Generator[tuple[int, list[Answer]], None, None]:
+    """(number of the unit, its answers) as they come, each unit that lacks one once.
+
+    An exception that is thrown in goes on to the backend, which may have more to give before it
+    raises that exception.
+    """
+    left = dict(enumerate(job.todo))
+    coming = backend.answer([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
+    with closing(coming) if hasattr(coming, "close") else nullcontext():
+        item = next(coming, None)
+        while item is not None:
+            place, answers = item
+            unit = left.pop(place, None)
+            if unit is None or len(answers) != len(job.asked(unit)):
+                raise BackendError(
+                    f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
+                    "answered before or has another number of requests; the backend is at fault"
                 )
+            count.calls += len(answers)
+            count.again += len(answers) - len(job.lacking(unit))
+            count.tokens_in += sum(answer.tokens_in for answer in answers)
+            count.tokens_out += sum(answer.tokens_out for answer in answers)
+            try:
+                yield unit, answers
+            except (KeyboardInterrupt, TemaError) as error:
+                try:
+                    item = coming.throw(error)
+                except StopIteration:
+                    raise error from None
+            else:
+                item = next(coming, None)
+    if left:
+        raise BackendError(f"{backend.identity}: gave no answers for {len(left)} units; run again")
 
 
 def _rest(stream: Generator, error: BaseException) -> Iterator[tuple[int, list[Answer]]]:
