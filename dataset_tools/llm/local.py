@@ -8,6 +8,7 @@ machine with the same number of threads.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +74,12 @@ class LocalBackend:
                 raise BackendError(f"{name} {value!r}: must be one of {', '.join(known)}")
         if repeat_penalty is None:
             repeat_penalty = SMALL_MODEL_PENALTY if model is None else 0.0
-        least = {"batch_size": (batch_size, 1), "max_context": (max_context, 64)}
-        least |= {
-            "threads": (1 if threads is None else threads, 1),
-            "repeat_penalty": (repeat_penalty, 0),
-        }
-        for name, (value, minimum) in least.items():
+        for name, value, minimum in (
+            ("batch_size", batch_size, 1),
+            ("max_context", max_context, 64),
+            ("threads", 1 if threads is None else threads, 1),
+            ("repeat_penalty", repeat_penalty, 0),
+        ):
             if not minimum <= value < float("inf"):
                 raise BackendError(f"{name} {value}: must be {minimum} or more")
         self.files = find_model(model)
@@ -92,11 +93,8 @@ class LocalBackend:
         """local:<name>:<digest of the files>:<dtype>, and the options that change answers."""
         parts = ["local", self.files.name, digest_of(self.files)[:16], self.dtype]
         options = {"prompt_form": "auto", "repeat_penalty": 0.0, "max_context": MAX_CONTEXT}
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, plain in options.items()
-            if getattr(self, name) != plain
-        ]
+        found = {name: getattr(self, name) for name in options}
+        parts += [f"{name}={value}" for name, value in found.items() if value != options[name]]
         return ":".join(parts)
 
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -106,18 +104,13 @@ class LocalBackend:
         their order, the same requests make the same units. No tokenizer is needed for it.
         """
         places = sorted(range(len(requests)), key=lambda i: _sorting_key(requests[i]))
-        units: list[list[int]] = []
-        for place in places:
-            last = units[-1] if units else []
-            together = last and _frame_key(requests[last[0]]) == _frame_key(requests[place])
-            if together and len(last) < self.batch_size:
-                last.append(place)
-            else:
-                units.append([place])
-        return units
+        groups = (list(g) for _, g in groupby(places, lambda i: _frame_key(requests[i])))
+        return [
+            g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)
+        ]
 
     def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
-        """Answer units one after the other, each request of a unit of one kind.
+        """Answer units one after the other; the requests of one are such as `units` puts together.
 
         Raises:
             BackendError: the model cannot be loaded, or a batch does not fit into memory.
@@ -259,11 +252,12 @@ class LocalBackend:
     def _writer(self):
         from dataset_tools.llm.local_answers import Writer
 
-        ends = self._forward.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) | {
-            self._prompter.tokenizer.eos_token_id
-        }
-        return Writer(self._forward, self._prompter.tokenizer, ends - {None}, self.repeat_penalty)
+        ends, tokenizer = (
+            self._forward.model.generation_config.eos_token_id,
+            self._prompter.tokenizer,
+        )
+        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        return Writer(self._forward, tokenizer, ends, self.repeat_penalty)
 
     def _device(self) -> str:
         import torch
