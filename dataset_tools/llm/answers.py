@@ -4,8 +4,8 @@ It is `answers.sqlite` in its folder; of a run that several machines share, each
 own, `part-2-of-4.sqlite`, and reads the common one beside it, where there is one; `merge` joins
 them. Others may read a file while it is written.
 
-An answer that was stored survives kill -9, and after half a second at most a power cut. Nothing is
-asked unless the disk has room for the answers that are then under way.
+An answer that was stored survives kill -9; a power cut costs those of half a second at most.
+Nothing is asked unless the disk has room for the answers that are then under way.
 """
 
 import logging
@@ -77,7 +77,7 @@ class AnswerStore:
         self.path = self.folder / (FILE if n_parts == 1 else f"part-{index}-of-{n_parts}.sqlite")
         self.readonly, self._retry_failed = readonly, retry_failed
         self._own: sqlite3.Connection | None = None
-        self._all: list[sqlite3.Connection] = []
+        self._all: dict[Path, sqlite3.Connection] = {}
         self._lock = FileLock(self.path.with_suffix(".lock"), thread_local=False)
         self._unsound: set[str] = set()
         self._synced = 0.0
@@ -98,9 +98,9 @@ class AnswerStore:
 
     def close(self) -> None:
         """Let go of the files; the store cannot be used any more."""
-        for connection in self._all:
+        for connection in self._all.values():
             connection.close()
-        self._all, self._own = [], None
+        self._all, self._own = {}, None
         self._lock.release()
 
     def get(self, keys: Iterable[str]) -> dict[str, Answer]:
@@ -199,9 +199,10 @@ class AnswerStore:
         self, columns: str, table: str, keys: Iterable[str], only_own: bool = False
     ) -> list[tuple]:
         keys, found = list(keys), []
-        for connection in self._all if not only_own else filter(None, [self._own]):
-            with failing(self.path):
-                found += select(connection, columns, table, keys)
+        for path, connection in self._all.items():
+            if connection is self._own or not only_own:
+                with failing(path):
+                    found += select(connection, columns, table, keys)
         return found
 
     def _open(self) -> None:
@@ -216,18 +217,15 @@ class AnswerStore:
                 ) from None
         with failing(self.path):
             taken = self._connect(self.path, write=True)
-            self._own = self._all[0]
+            self._own = self._all[self.path]
             if self._retry_failed:
                 self._own.execute("DELETE FROM lasting")
         if self.part[1] > 1:
             return
-        for path in self._former(taken):
+        for path in self._left(FORMER, taken):
             log.info("%s, of the former format: %s", path, self.merge(path))
-        parts = self.folder.glob(PARTS)
-        if left := sum(taken.get(path.name) != path.stat().st_size for path in parts):
-            text = (
-                "%s: %d files of parts are not joined yet; 'python -m dataset_tools merge' does so"
-            )
+        if left := len(self._left(PARTS, taken)):
+            text = "%s: %d files of parts are not joined yet; python -m dataset_tools merge does so"
             log.warning(text, self.folder, left)
 
     def _open_others(self) -> None:
@@ -238,8 +236,8 @@ class AnswerStore:
             if path.is_file():
                 with failing(path):
                     taken |= self._connect(path)
-        if former := self._former(taken):
-            self._all.append(memory := connect(":memory:", write=True))
+        if former := self._left(FORMER, taken):
+            memory = self._all[former[0]] = connect(":memory:", write=True)
             for path in former:
                 take_over(memory, path, path)
 
@@ -248,7 +246,7 @@ class AnswerStore:
         connection = connect(path, write)
         version = version_of(connection)
         if version == FORMAT:
-            self._all.append(connection)
+            self._all[path] = connection
             return dict(connection.execute("SELECT file, size FROM taken"))
         connection.close()
         if version == 0:  # another process is just making it
@@ -258,5 +256,7 @@ class AnswerStore:
             "another folder (--answers)"
         )
 
-    def _former(self, taken: dict[str, int]) -> list[Path]:
-        return sorted(path for path in self.folder.glob(FORMER) if path.name not in taken)
+    def _left(self, pattern: str, taken: dict[str, int]) -> list[Path]:
+        """Files in the folder that were not taken over as they are now."""
+        paths = sorted(self.folder.glob(pattern))
+        return [path for path in paths if taken.get(path.name) != path.stat().st_size]
