@@ -20,6 +20,7 @@ import numpy as np
 
 from dataset_tools.llm.requests import Answer, Request, Value, content
 from recbole_tema.errors import DataError
+from recbole_tema.progress import PassingBar
 
 FORMAT = 2  # the user_version of the file
 LOCK_SECONDS = 20.0  # how long another process may keep the file locked; it takes milliseconds
@@ -202,7 +203,8 @@ def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
     """
     new = same = other = 0
     unread: int | None = None
-    with failing(path), suppress_damage(), closing(connect(path)) as source:
+    bar = PassingBar(desc=f"taking over {path.name}", unit="answer", delay=1.0)
+    with bar, failing(path), suppress_damage(), closing(connect(path)) as source:
         rows = _sound_rows(source, path.stat().st_size // LEAST_ROW)
         while chunk := list(islice(rows, CHUNK)):
             with failing(where), transaction(target):
@@ -212,6 +214,7 @@ def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
             equal = [here[row[0]] == row[-2] for row in chunk if row[0] in here]
             new, same = new + len(chunk) - len(equal), same + sum(equal)
             other += equal.count(False)
+            bar.update(len(chunk))
         lasting = []
         with suppress(sqlite3.DatabaseError):  # the first files have no such table
             lasting = source.execute("SELECT key, reason, created FROM lasting").fetchall()
