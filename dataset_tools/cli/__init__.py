@@ -13,6 +13,7 @@ from dataset_tools.cli.convert import convert
 from dataset_tools.cli.describe import describe
 from dataset_tools.cli.embed import embed
 from dataset_tools.cli.enrich import enrich
+from dataset_tools.cli.merge import merge
 from dataset_tools.cli.profile import profile
 from dataset_tools.cli.tag import tag
 
@@ -53,11 +54,12 @@ def main() -> None:
     convert  raw data into a dataset
     describe what a dataset holds, and checks of it
     enrich   everything that a dataset lacks: tag, embed, profile, clip
+    merge    the answers of a language model that parts of a run have stored
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("httpx", "httpx2", "openai", "urllib3", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-for command in (build, convert, describe, tag, embed, profile, clip, enrich):
+for command in (build, convert, describe, tag, embed, profile, clip, enrich, merge):
     main.add_command(command)

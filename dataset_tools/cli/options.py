@@ -45,8 +45,8 @@ force_option = click.option(
 )
 
 
-class Shard(click.ParamType):
-    """`i/n`, process i of n: 2/4."""
+class Part(click.ParamType):
+    """`i/n`, part i of n: 2/4."""
 
     name = "i/n"
 
@@ -129,11 +129,12 @@ def _type_of(hint: Any, shape: Mapping[str, Any]) -> click.ParamType | None:
 MODEL_OPTIONS = [
     *options_of(ModelOptions),
     click.option(
-        "--shard",
-        type=Shard(),
+        "--part",
+        type=Part(),
         default="1/1",
         show_default=True,
-        help="This is process i of n that share the work, also on other machines with the folder.",
+        help="Ask part i of n only, into a file of its own, and write nothing else; `merge` joins "
+        "the parts, which may be of several machines.",
     ),
 ]
 
@@ -224,8 +225,10 @@ def open_session(dataset, llm: dict[str, Any]) -> Iterator:
         ConfigError: options that do not go together.
         BackendError: the model is missing or cannot be had.
         DataError: a prompt file is wrong, or the store cannot be opened.
+        SystemExit: a part of a run is done; what comes next was printed.
     """
     from dataset_tools.llm.answers import AnswerStore
+    from dataset_tools.llm.asking import PartDone
     from dataset_tools.llm.prompts import check_prompts
     from dataset_tools.llm.session import Session
 
@@ -233,14 +236,21 @@ def open_session(dataset, llm: dict[str, Any]) -> Iterator:
     backend = make_backend(llm)
     folder = llm["answers"] or dataset.folder / STORE
     keys = {"readonly": llm["dry_run"], "retry_failed": llm["retry_failed"]}
-    with AnswerStore(folder, llm["shard"], **keys) as store:
-        yield Session(
+    with AnswerStore(folder, llm["part"], **keys) as store:
+        session = Session(
             backend,
             store,
             llm["prompts"],
             prices=(llm["price_in"], llm["price_out"]),
-            dry=llm["dry_run"],
+            dry=llm["dry_run"] or llm["part"] != (1, 1),
         )
+        try:
+            yield session
+        except PartDone as done:
+            for task, tally in session.tallies.items():
+                click.echo(f"{task}: {tally}")
+            click.echo(done)
+            sys.exit(0)
 
 
 def make_backend(llm: dict[str, Any]):
@@ -281,3 +291,5 @@ def finish(session, dry_run: bool) -> None:
         return
     for task, tally in session.tallies.items():
         click.echo(f"{task}: {tally}")
+    if session.dry and session.tallies:
+        click.echo("every answer is there; run this again without --part to write the dataset")

@@ -11,7 +11,7 @@ Examples:
   python -m dataset_tools tag shop --dry-run --price_in 0.3 --price_out 1.1
   python -m dataset_tools tag shop --backend openai --model deepseek-chat \\
       --base_url https://api.deepseek.com --key_variable DEEPSEEK_API_KEY
-  python -m dataset_tools tag shop --shard 1/4""",
+  python -m dataset_tools tag shop --part 1/4""",
     *options_of(TagOptions),
     encoder_option,
 )

@@ -8,25 +8,29 @@ its unit (a server's) are those alone asked that lack one.
 **Faults.** A request may get no usable answer. If the same would come another time (a lasting
 fault), that is kept, and not asked again before --retry_failed; else the next run asks again.
 
-**Shards.** Process i of n answers the units i, i+n, i+2n, ... and then waits for those of the
-others; see `shards`.
+**Parts.** Part i of n asks the units i, i+n, i+2n, ... and ends there if others are missing.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.job import Job, Widths, plan
-from dataset_tools.llm.keeper import Keeper, Row
-from dataset_tools.llm.requests import Answer, Backend, Request, Scoring, identity_of
-from dataset_tools.llm.shards import Others
+from dataset_tools.llm.requests import (
+    Answer,
+    Backend,
+    Request,
+    Scoring,
+    identity_of,
+    key_of,
+)
 from recbole_tema.errors import BackendError, DataError, TemaError
 from recbole_tema.progress import ProgressBar
 
@@ -35,14 +39,18 @@ log = logging.getLogger(__name__)
 REASONS_SHOWN = 3
 
 
+class PartDone(Exception):
+    """A part has stored its answers, and those of other parts are missing."""
+
+
 @dataclass
 class Tally:
     """What was asked and what came of it; add them up over several calls of `ask`.
 
     Attributes:
         requests: Different requests: those of the next three numbers, and after an interruption
-            some that were not asked yet.
-        from_store: How many the store had an answer to, or got one from other shards.
+            or in a part of a run some that were not asked yet.
+        from_store: How many the store had an answer to.
         kept: How many got an answer now, which was stored.
         faults: Requests without a usable answer, by reason.
         failed: Of these, how many have a lasting fault of an earlier run and were not asked again.
@@ -50,7 +58,7 @@ class Tally:
         again: Requests whose answer was there, sent once more because their unit lacked another's.
         tokens_in: Tokens read in these calls.
         tokens_out: Tokens written.
-        seconds: Time taken, waiting included.
+        seconds: Time taken.
     """
 
     requests: int = 0
@@ -64,44 +72,101 @@ class Tally:
     tokens_out: int = 0
     seconds: float = 0.0
 
-    def add_kept(self, n: int) -> None:
-        """`n` more answers were stored."""
-        self.kept += n
-
     def __iadd__(self, other: "Tally") -> "Tally":
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
         return self
 
-    def __add__(self, other: "Tally") -> "Tally":
-        total = Tally()
-        total += self
-        total += other
-        return total
-
     def __str__(self) -> str:
         faults = self.faults.total()
         left = self.requests - self.from_store - self.kept - faults
-        parts = [
-            f"{self.from_store:,} answered from the store",
-            f"{self.kept:,} by the model",
-            f"{faults:,} without an answer",
-            *([f"{left:,} not asked yet"] if left > 0 else []),
-        ]
-        again = f", {self.again:,} of them again with their batch" if self.again else ""
         text = (
-            f"{self.requests:,} requests: {', '.join(parts)}. Sent to the model: "
-            f"{self.calls:,}{again} ({self.tokens_in:,} tokens in, {self.tokens_out:,} out, "
-            f"{self.seconds:.1f} s)"
+            f"{self.requests:,} requests: {self.from_store:,} answered from the store, "
+            f"{self.kept:,} by the model, {faults:,} without an answer"
         )
+        text += f", {left:,} not asked yet" if left > 0 else ""
+        text += f". Sent to the model: {self.calls:,}"
+        text += f", {self.again:,} of them again with their batch" if self.again else ""
+        text += f" ({self.tokens_in:,} tokens in, {self.tokens_out:,} out, {self.seconds:.1f} s)"
         if self.failed:
             text += f". Failed in an earlier run and not sent again: {self.failed:,}"
-        common = self.faults.most_common(REASONS_SHOWN)
-        shown = [f"{reason} ({count:,})" for reason, count in common]
-        rest = faults - sum(count for _, count in common)
-        if rest:
-            shown.append(f"other reasons ({rest:,})")
+        common = Counter(dict(self.faults.most_common(REASONS_SHOWN)))
+        if rest := faults - common.total():
+            common["other reasons"] = rest
+        shown = [f"{reason} ({count:,})" for reason, count in common.items()]
         return f"{text}. Without an answer: {'; '.join(shown)}" if shown else text
+
+
+class Job(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+        unique: The requests, each once, in the order of their first appearance.
+        keys: Their keys.
+        units: Indices of `unique` in groups that are answered together, all of them.
+        kept: The answers that the store has, by key.
+        failed: Lasting faults that are not asked again, by key.
+        part: Numbers of the units of this part of the run.
+        order: For each request as given, its index in `unique`.
+        whole: Units are asked whole, not only what they lack.
+        widths: Of the vectors so far: one at most.
+    """
+
+    unique: list[Request]
+    keys: list[str]
+    units: list[list[int]]
+    kept: dict[str, Answer]
+    failed: dict[str, Answer]
+    part: range
+    order: list[int]
+    whole: bool
+    widths: set[int]
+
+    @property
+    def todo(self) -> list[int]:
+        """Numbers of this part's units that lack an answer."""
+        return [unit for unit in self.part if self.lacking(unit)]
+
+    def lacking(self, unit: int) -> list[int]:
+        """Indices of a unit's requests that have no answer in the store, nor a lasting fault."""
+        known = (self.kept, self.failed)
+        return [i for i in self.units[unit] if not any(self.keys[i] in part for part in known)]
+
+    def asked(self, unit: int) -> list[int]:
+        """Indices of the requests that are sent to the backend for a unit."""
+        return self.units[unit] if self.whole else self.lacking(unit)
+
+    def check_widths(self, answers: Iterable[Answer], store: AnswerStore) -> None:
+        """All vectors are of one width: a server may load another model by the same name.
+
+        Raises:
+            DataError: they are not.
+        """
+        values = [answer.value for answer in answers]
+        widths = self.widths | {len(v) for v in values if isinstance(v, np.ndarray)}
+        if len(widths) > 1:
+            raise DataError(
+                f"{store.folder}: vectors of {min(widths)} and of {max(widths)} numbers by one "
+                "model's name: the server has changed its model. Name another folder (--answers) "
+                "to ask all anew, or serve the former model"
+            )
+        self.widths.update(widths)
+
+
+def plan(backend: Backend, requests: Sequence[Request], store: AnswerStore) -> Job:
+    """What `ask` would do, without doing it."""
+    place: dict[Request, int] = {}
+    order = [place.setdefault(request, len(place)) for request in requests]
+    unique = list(place)
+    keys = [key_of(identity_of(backend, request), request) for request in unique]
+    units = backend.units(unique) if unique else []
+    kept = store.get(keys)
+    reasons = store.lasting(key for key in keys if key not in kept)
+    failed = {key: Answer(None, fault=why, lasting=True) for key, why in reasons.items()}
+    index, n_parts = store.part
+    part = range(index - 1, len(units), n_parts)
+    whole = not getattr(backend, "independent", False)
+    return Job(unique, keys, units, kept, failed, part, order, whole, set())
 
 
 def ask(
@@ -111,7 +176,6 @@ def ask(
     *,
     task: str,
     progress: bool = True,
-    wait: bool = True,
     tally: Tally | None = None,
 ) -> list[Answer]:
     """An answer, maybe with a fault, for each request in their order, from the store or asked.
@@ -121,37 +185,32 @@ def ask(
     Args:
         backend: The model.
         requests: All of one type; equal ones are asked once.
-        store: Where answers are kept; its shard says which part is asked here.
+        store: Where answers are kept; it says which part is asked here.
         task: What the answers are for, in a word: for progress, log and counts.
         progress: Show a bar with rate and time left.
-        wait: Wait for the answers of other shards.
         tally: What was asked is added to it, also when the call ends by an exception.
 
     Raises:
         BackendError: no further answer can be had.
-        DataError: answers cannot be stored, vectors are of unlike widths, or another shard asks
-            other questions.
-        Incomplete: `wait` is off and answers of other shards are missing.
+        DataError: answers cannot be stored, or vectors are of unlike widths.
+        PartDone: answers of other parts are missing.
     """
     started, count = time.monotonic(), Tally()
-    others = Others(store, task)
     try:
         job = plan(backend, requests, store)
         count.requests, count.from_store = len(job.unique), len(job.kept)
-        widths = Widths(job.kept.values(), store)
-        count.failed = len(job.failed)
+        count.failed, count.faults = len(job.failed), Counter(a.fault for a in job.failed.values())
         if job.failed:
-            log.info("%s: %s", task, _not_again(len(job.failed)))
-        others.publish(job)
-        faults = job.failed | _ask_todo(backend, job, store, task, progress, count, widths)
-        new = [key for key in job.keys if key not in job.kept and key not in faults]
-        if others.shards and new:
-            faults |= others.wait_for(job, new, progress, wait)
-        answers = job.kept | faults | store.get(key for key in new if key not in faults)
-        _check_all_there(job, answers, store)
-        widths.check(answers.values())
-        count.from_store = count.requests - count.kept - len(faults)
-        count.faults = Counter(fault.fault for fault in faults.values())
+            failed = f"{len(job.failed):,} requests had lasting faults and are not asked again"
+            log.info("%s: %s; --retry_failed does so", task, failed)
+        job.check_widths(job.kept.values(), store)
+        faults = dict(job.failed)
+        if job.todo:
+            _ask_todo(backend, job, store, task, progress, count, faults)
+        answers = job.kept | faults
+        answers |= store.get(key for key in job.keys if key not in answers)
+        if missing := sum(key not in answers for key in job.keys):
+            raise _missing(store, task, missing)
         return [answers[job.keys[i]] for i in job.order]
     finally:
         count.seconds = time.monotonic() - started
@@ -160,17 +219,18 @@ def ask(
         log.info("%s: %s", task, count)
 
 
-def _not_again(n: int) -> str:
-    return f"{n:,} requests had lasting faults and are not asked again; --retry_failed does so"
-
-
-def _check_all_there(job: Job, answers: dict[str, Answer], store: AnswerStore) -> None:
-    lost = sum(key not in answers for key in job.keys)
-    if lost:
-        raise DataError(
-            f"{store.folder}: {lost} answers that were stored cannot be read back; check the disk "
-            "and that nobody removes files there, then run again"
+def _missing(store: AnswerStore, task: str, n: int) -> Exception:
+    index, n_parts = store.part
+    if n_parts == 1:
+        return DataError(
+            f"{store.path}: {n} answers that were stored cannot be read back; check the disk and "
+            "that nobody changes the file, then run again"
         )
+    return PartDone(
+        f"{task}: part {index}/{n_parts} is done, its answers are in {store.path}; {n:,} of other "
+        f"parts are missing. When all {n_parts} are done, join them: python -m dataset_tools merge "
+        "NAME FILE...; then run this again, without --part, or with it for what comes next"
+    )
 
 
 def _ask_todo(
@@ -180,79 +240,62 @@ def _ask_todo(
     task: str,
     progress: bool,
     count: Tally,
-    widths: Widths,
-) -> dict[str, Answer]:
-    """Ask and store what this shard has to; the faults by key.
+    faults: dict[str, Answer],
+) -> None:
+    """Ask and store what this part has to; `faults` by key grow.
 
     On Ctrl-C, or where the store fails, what is under way at the backend is paid for: the backend
     is told, and what it still gives is kept, as far as it can be.
     """
-    faults: dict[str, Answer] = {}
-    if not job.todo:
-        return faults
-    store.prepare()
-    index, n_shards = store.shard
-    total = sum(len(unit) for unit in job.units[index - 1 :: n_shards])
-    left = sum(len(job.lacking(unit)) for unit in job.todo)
-    bar = ProgressBar(
-        total=total, initial=total - left, desc=task, unit="req", disable=not progress
-    )
     identity = identity_of(backend, job.unique[0])  # all requests are of one type
-    taken: set[int] = set()
-    with bar, Keeper(store, task, identity, count.add_kept) as keeper:
-        stream, unit, answers = _answered(backend, job), None, []
+
+    def keep(unit: int, answers: Sequence[Answer]) -> int:
+        """Store a unit's answers; how many of its requests had lacked one."""
+        lacking = set(job.lacking(unit))
+        rows = [
+            (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
+            for i, answer in zip(job.asked(unit), answers, strict=True)
+            if i in lacking
+        ]
+        job.check_widths((answer for _, _, answer in rows), store)
+        store.put(rows, task, identity)
+        new = {key: answer for key, _, answer in rows if answer.fault is not None}
+        faults.update(new)
+        count.faults.update(answer.fault for answer in new.values())
+        count.kept += len(rows) - len(new)
+        return len(rows)
+
+    store.prepare()
+    total = sum(len(job.units[unit]) for unit in job.part)
+    left = sum(len(job.lacking(unit)) for unit in job.part)
+    stream, item = _answered(backend, job, count), None
+    with ProgressBar(
+        total=total, initial=total - left, desc=task, unit="req", disable=not progress
+    ) as bar:
         try:
-            for unit, answers in stream:
-                rows = _rows(job, unit, answers)
-                widths.check(answer for _, _, answer in rows)
-                keeper.add(rows, at_once=len(answers) > 1)
-                _count(count, faults, rows, answers)
-                taken.add(unit)
+            for item in stream:
+                bar.update(keep(*item))
+                item = None
                 if faults:
                     bar.set_postfix(faults=len(faults), refresh=False)
-                bar.update(len(rows))
+                store.prepare()
         except (KeyboardInterrupt, TemaError) as error:
-            late = [] if unit is None or unit in taken else [(unit, answers)]
-            for unit, answers in chain(late, _rest(stream, error)):
-                rows = [row for row in _rows(job, unit, answers) if widths.fits(row[2])]
-                keeper.hold(rows)
-                _count(count, faults, rows, answers)
+            for late in chain([item] if item else [], _rest(stream, error)):
+                with suppress(TemaError):  # the first error is the one that goes up
+                    keep(*late)
             raise
-    return faults
 
 
-def _rows(job: Job, unit: int, answers: Sequence[Answer]) -> list[Row]:
-    """(key, request, answer) of those requests of a unit that lacked an answer."""
-    lacking = set(job.lacking(unit))
-    return [
-        (job.keys[i], job.unique[i], _checked(job.unique[i], answer))
-        for i, answer in zip(job.asked(unit), answers, strict=True)
-        if i in lacking
-    ]
-
-
-def _count(
-    count: Tally, faults: dict[str, Answer], rows: Sequence[Row], answers: Sequence[Answer]
-) -> None:
-    count.calls += len(answers)
-    count.again += len(answers) - len(rows)
-    count.tokens_in += sum(answer.tokens_in for answer in answers)
-    count.tokens_out += sum(answer.tokens_out for answer in answers)
-    for key, _, answer in rows:
-        if answer.fault is not None:
-            count.faults[answer.fault] += 1
-            faults[key] = answer
-
-
-def _answered(backend: Backend, job: Job) -> Iterator[tuple[int, list[Answer]]]:
-    """(number of the unit, its answers) as they come, each unit of `job.todo` once.
+def _answered(
+    backend: Backend, job: Job, count: Tally
+) -> Generator[tuple[int, list[Answer]], None, None]:
+    """(number of the unit, its answers) as they come, each unit that lacks one once.
 
     An exception that is thrown in goes on to the backend, which may have more to give before it
     raises that exception.
     """
     left = dict(enumerate(job.todo))
-    units = ([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
-    coming = backend.answer(units)
+    coming = backend.answer([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
     with closing(coming) if hasattr(coming, "close") else nullcontext():
         item = next(coming, None)
         while item is not None:
@@ -263,6 +306,10 @@ def _answered(backend: Backend, job: Job) -> Iterator[tuple[int, list[Answer]]]:
                     f"{backend.identity}: {len(answers)} answers for unit {place}, which was "
                     "answered before or has another number of requests; the backend is at fault"
                 )
+            count.calls += len(answers)
+            count.again += len(answers) - len(job.lacking(unit))
+            count.tokens_in += sum(answer.tokens_in for answer in answers)
+            count.tokens_out += sum(answer.tokens_out for answer in answers)
             try:
                 yield unit, answers
             except (KeyboardInterrupt, TemaError) as error:

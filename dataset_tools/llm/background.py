@@ -19,27 +19,26 @@ def background_loop(
     name: str, cleanup: Callable[[], Awaitable[None]]
 ) -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop in a daemon thread; at the end all is cancelled, then `cleanup` runs."""
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await cleanup()
+        await asyncio.get_running_loop().shutdown_default_executor()  # it looks up host names
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name=name, daemon=True)
     thread.start()
     try:
         yield loop
     finally:
-        ending = asyncio.run_coroutine_threadsafe(_end(cleanup), loop)
-        wait([ending], END_S)
+        wait([asyncio.run_coroutine_threadsafe(end(), loop)], END_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(END_S)
         if not thread.is_alive():
             loop.close()
-
-
-async def _end(cleanup: Callable[[], Awaitable[None]]) -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await cleanup()
-    await asyncio.get_running_loop().shutdown_default_executor()  # it looks up host names
 
 
 def as_completed(
@@ -64,9 +63,8 @@ def as_completed(
     try:
         while True:
             while len(places) < ahead and (following := next(numbered, None)) is not None:
-                place, unit = following
-                future = asyncio.run_coroutine_threadsafe(work(unit), loop)
-                places[future] = place
+                future = asyncio.run_coroutine_threadsafe(work(following[1]), loop)
+                places[future] = following[0]
                 future.add_done_callback(done.put)
             if not places:
                 return
@@ -78,8 +76,7 @@ def as_completed(
             yield places.pop(future), result
     except (Exception, KeyboardInterrupt):
         loop.call_soon_threadsafe(stop)
-        ended, _ = wait(places, grace_s)
-        for future in ended:
+        for future in wait(places, grace_s).done:
             if not future.cancelled() and future.exception() is None:
                 yield places[future], future.result()
         raise

@@ -1,12 +1,12 @@
 """What a run would cost: calls, tokens and money, without a call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.job import plan
-from dataset_tools.llm.requests import RATING_TOKENS, Backend, Completion, Prompt, Request, Scoring
+from dataset_tools.llm.asking import plan
+from dataset_tools.llm.requests import RATING_TOKENS, Backend, Completion, Embedding, Request
 
 MILLION = 1_000_000
 
@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
         requests: Different requests.
         kept: Of these, how many the store has, lasting faults included.
-        lacking: Of the others, how many this process would ask; the rest is other shards'.
+        lacking: Of the others, how many this part of a run would ask.
         calls: Requests that would be sent: those, and others that share a unit with one.
         tokens_in: Tokens to read, about.
         tokens_out: Tokens to write, about.
@@ -42,22 +42,14 @@ class Estimate:
         return Estimate(*(None if None in pair else sum(pair) for pair in pairs))
 
     def __str__(self) -> str:
-        missing = self.requests - self.kept
-        others = [
-            f"{n:,} {what}"
-            for n, what in (
-                (missing - self.lacking, "of them by other shards"),
-                (self.calls - self.lacking, "others are sent again with their batch"),
-            )
-            if n
-        ]
-        lines = [
-            f"calls: {self.calls:,} ("
-            + ", ".join([f"{missing:,} of {self.requests:,} requests are to be asked", *others])
-            + ")",
-            f"tokens in: about {self.tokens_in:,}",
-            f"tokens out: {_range(self.tokens_out, self.most_out, ',')}",
-        ]
+        missing, again = self.requests - self.kept, self.calls - self.lacking
+        calls = f"calls: {self.calls:,} ({missing:,} of {self.requests:,} requests are to be asked"
+        if missing > self.lacking:
+            calls += f", {missing - self.lacking:,} of them by other parts"
+        if again:
+            calls += f", {again:,} others are sent again with their batch"
+        lines = [f"{calls})", f"tokens in: about {self.tokens_in:,}"]
+        lines.append(f"tokens out: {_range(self.tokens_out, self.most_out, ',')}")
         if self.cost is not None:
             lines.append(f"cost: {_range(self.cost, self.most_cost, ',.2f')}")
         return "\n".join(lines)
@@ -76,7 +68,7 @@ def estimate(
     price_in: float | None = None,
     price_out: float | None = None,
 ) -> Estimate:
-    """What `ask` would take with the same arguments, of this store's shard.
+    """What `ask` would take with the same arguments.
 
     Args:
         backend: The model; it is asked for units and token counts only. How long an answer is,
@@ -90,10 +82,10 @@ def estimate(
     job = plan(backend, requests, store)
     asked = [job.unique[i] for unit in job.todo for i in job.asked(unit)]
     count = lru_cache(maxsize=4096)(backend.count_tokens)  # prompts share their longest parts
-    read = sum(_tokens_in(request, count, backend.likelihoods) for request in asked)
-    length = getattr(backend, "answer_tokens", lambda request: _tokens_out(request, backend))
+    read = sum(count(text) for request in asked for text in _texts(request, backend.likelihoods))
+    length = getattr(backend, "answer_tokens", lambda request: [_longest(request, backend)] * 2)
     lengths = [length(request) for request in asked]
-    about, most = (sum(column) for column in zip(*lengths, strict=True)) if lengths else (0, 0)
+    about, most = sum(pair[0] for pair in lengths), sum(pair[1] for pair in lengths)
     costs = [_cost((read, price_in), (written, price_out)) for written in (about, most)]
     known = len(job.kept) + len(job.failed)
     lacking = sum(len(job.lacking(unit)) for unit in job.todo)
@@ -109,23 +101,19 @@ def _cost(*bill: tuple[int, float | None]) -> float | None:
     return sum(tokens * (price or 0.0) / MILLION for tokens, price in bill)
 
 
-def _tokens_in(request: Request, count: Callable[[str], int], likelihoods: bool) -> int:
+def _texts(request: Request, likelihoods: bool) -> list[str]:
+    """What a model reads of a request."""
+    if isinstance(request, Embedding):
+        return [request.text]
+    rated = not isinstance(request, Completion) and not likelihoods
+    prompt = request.rating if rated else request.prompt
+    options = () if rated else getattr(request, "options", ())
+    examples = [text for pair in prompt.examples for text in pair]
+    return [prompt.system, prompt.user, *examples, *options]
+
+
+def _longest(request: Request, backend: Backend) -> int:
     if isinstance(request, Completion):
-        return _prompt_tokens(request.prompt, count)
-    if isinstance(request, Scoring):
-        if not likelihoods:
-            return _prompt_tokens(request.rating, count)
-        return _prompt_tokens(request.prompt, count) + sum(map(count, request.options))
-    return count(request.text)
-
-
-def _prompt_tokens(prompt: Prompt, count: Callable[[str], int]) -> int:
-    texts = [prompt.system, prompt.user, *(text for pair in prompt.examples for text in pair)]
-    return sum(map(count, texts))
-
-
-def _tokens_out(request: Request, backend: Backend) -> tuple[int, int]:
-    most = request.max_tokens if isinstance(request, Completion) else 0
-    if isinstance(request, Scoring) and not backend.likelihoods:
-        most = RATING_TOKENS * len(request.options)
-    return most, most
+        return request.max_tokens
+    rated = not isinstance(request, Embedding) and not backend.likelihoods
+    return RATING_TOKENS * len(request.options) if rated else 0

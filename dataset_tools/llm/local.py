@@ -5,11 +5,13 @@ once. Greedy, with no randomness: the same units give the same answers, to the l
 machine with the same number of threads.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from dataset_tools.llm.local_model import (
     DTYPES,
@@ -19,12 +21,10 @@ from dataset_tools.llm.local_model import (
     load_model,
     load_tokenizer,
 )
-from dataset_tools.llm.local_prompt import FORMS, Prompter
-from dataset_tools.llm.requests import Answer, Completion, Embedding, Prompt, Request, content
+from dataset_tools.llm.local_prompt import FORMS, Frame, Prompter
+from dataset_tools.llm.requests import Answer, Completion, Embedding, Request, Scoring, content
 from recbole_tema.device import find_device
 from recbole_tema.errors import BackendError
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 MAX_CONTEXT = 1024
@@ -70,19 +70,19 @@ class LocalBackend:
         prompt_form: str = "auto",
         repeat_penalty: float | None = None,
     ):
-        if dtype not in DTYPES:
-            raise BackendError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
-        if prompt_form not in FORMS:
-            raise BackendError(f"prompt_form {prompt_form!r}: must be one of {', '.join(FORMS)}")
-        least = {"batch_size": (batch_size, 1), "max_context": (max_context, 64)}
-        least["threads"] = (1 if threads is None else threads, 1)
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise BackendError(f"{name} {value}: must be {minimum} or more")
+        for name, value, known in (("dtype", dtype, DTYPES), ("prompt_form", prompt_form, FORMS)):
+            if value not in known:
+                raise BackendError(f"{name} {value!r}: must be one of {', '.join(known)}")
         if repeat_penalty is None:
             repeat_penalty = SMALL_MODEL_PENALTY if model is None else 0.0
-        if not 0 <= repeat_penalty < float("inf"):
-            raise BackendError(f"repeat_penalty {repeat_penalty}: must be 0 or more")
+        for name, value, minimum in (
+            ("batch_size", batch_size, 1),
+            ("max_context", max_context, 64),
+            ("threads", 1 if threads is None else threads, 1),
+            ("repeat_penalty", repeat_penalty, 0),
+        ):
+            if not minimum <= value < float("inf"):
+                raise BackendError(f"{name} {value}: must be {minimum} or more")
         self.files = find_model(model)
         self.batch_size, self.dtype, self.device = batch_size, dtype, device
         self.threads, self.max_context = threads, max_context
@@ -94,11 +94,8 @@ class LocalBackend:
         """local:<name>:<digest of the files>:<dtype>, and the options that change answers."""
         parts = ["local", self.files.name, digest_of(self.files)[:16], self.dtype]
         options = {"prompt_form": "auto", "repeat_penalty": 0.0, "max_context": MAX_CONTEXT}
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, plain in options.items()
-            if getattr(self, name) != plain
-        ]
+        found = {name: getattr(self, name) for name in options}
+        parts += [f"{name}={value}" for name, value in found.items() if value != options[name]]
         return ":".join(parts)
 
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -108,18 +105,13 @@ class LocalBackend:
         their order, the same requests make the same units. No tokenizer is needed for it.
         """
         places = sorted(range(len(requests)), key=lambda i: _sorting_key(requests[i]))
-        units: list[list[int]] = []
-        for place in places:
-            last = units[-1] if units else []
-            together = last and _frame_key(requests[last[0]]) == _frame_key(requests[place])
-            if together and len(last) < self.batch_size:
-                last.append(place)
-            else:
-                units.append([place])
-        return units
+        groups = (list(g) for _, g in groupby(places, lambda i: _frame_key(requests[i])))
+        return [
+            g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)
+        ]
 
     def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
-        """Answer units one after the other, each request of a unit of one kind.
+        """Answer units one after the other; the requests of one are such as `units` puts together.
 
         Raises:
             BackendError: the model cannot be loaded, or a batch does not fit into memory.
@@ -154,109 +146,77 @@ class LocalBackend:
                 torch.set_num_threads(before)
 
     def _answers(self, unit: Sequence[Request]) -> list[Answer]:
-        answers: list[Answer | None] = [None] * len(unit)
-        groups: dict[object, list[int]] = {}
-        for place, request in enumerate(unit):
-            groups.setdefault(_frame_key(request)[:3], []).append(place)
-        for places in groups.values():
-            requests = [unit[i] for i in places]
-            kind = {Completion: self._complete, Embedding: self._embed}
-            found = kind.get(type(requests[0]), self._score)(requests)
-            for i, answer in zip(places, found, strict=True):
-                answers[i] = answer
-        return answers
+        """The answers of a unit, whose requests have kind, instructions and examples in common."""
+        faults = [self._fault(request) for request in unit]
+        rest = [request for request, fault in zip(unit, faults, strict=True) if fault is None]
+        kinds = {Completion: self._complete, Embedding: self._embed, Scoring: self._score}
+        found = iter(kinds[type(rest[0])](rest) if rest else ())
+        return [
+            next(found) if fault is None else Answer(None, fault=fault, lasting=True)
+            for fault in faults
+        ]
 
-    def _own(self, prompt: Prompt, reserved: int) -> list[int] | Answer:
-        """The prompt's own tokens where `reserved` more must fit, or the faulty answer."""
-        frame = self._prompter.frame(prompt.system, prompt.examples)
-        limit = min(self.max_context, self._model_context)
-        own = self._prompter.own_tokens(prompt, limit - len(frame.prefix) - reserved)
-        if own is not None:
-            return own
-        needed = len(frame.prefix) + len(frame.tail) + reserved
-        return Answer(
-            None,
-            fault=f"instructions, examples and answer take {needed} of {limit} tokens: no room is "
-            f"left for the text; shorten them{self._or_more_context(limit)}",
-            lasting=True,
+    def _fault(self, request: Request) -> str | None:
+        """Why a request cannot be answered, whatever the model says."""
+        if isinstance(request, Embedding):
+            return None if self._prompter.text_tokens(request.text) else "an empty text"
+        for place, option in enumerate(getattr(request, "options", ())):
+            if not self._option(request, option):
+                return f"option {place + 1} is empty"
+        if self._own(request) is not None:
+            return None
+        frame, limit = self._frame(request), self._limit
+        needed = len(frame.prefix) + len(frame.tail) + self._reserved(request)
+        more = " or raise --max_context" if limit < self._model_context else ""
+        return (
+            f"instructions, examples and answer take {needed} of {limit} tokens: no room is left "
+            f"for the text; shorten them{more}"
         )
 
-    def _or_more_context(self, limit: int) -> str:
-        return " or raise --max_context" if limit < self._model_context else ""
+    def _frame(self, request: Completion | Scoring) -> Frame:
+        return self._prompter.frame(request.prompt.system, request.prompt.examples)
+
+    def _option(self, request: Scoring, option: str) -> list[int]:
+        return self._prompter.text_tokens(option, self._frame(request).before_answer)
+
+    def _reserved(self, request: Completion | Scoring) -> int:
+        """Tokens that an answer may take."""
+        if isinstance(request, Completion):
+            return request.max_tokens
+        return max((len(self._option(request, option)) for option in request.options), default=0)
+
+    def _own(self, request: Completion | Scoring) -> list[int] | None:
+        room = self._limit - len(self._frame(request).prefix) - self._reserved(request)
+        return self._prompter.own_tokens(request.prompt, room)
 
     def _complete(self, requests: Sequence[Completion]) -> list[Answer]:
         from dataset_tools.llm.local_answers import Row
 
-        prompt = requests[0].prompt
-        frame = self._prompter.frame(prompt.system, prompt.examples)
-        ids = frame.prefix
-        owns = [self._own(request.prompt, request.max_tokens) for request in requests]
-        rows = {
-            i: Row(own, requests[i].max_tokens, requests[i].stop, frame.opens)
-            for i, own in enumerate(owns)
-            if not isinstance(own, Answer)
-        }
-        if rows:
-            self._writer.write(self._prefixes(ids), list(rows.values()))
+        frame = self._frame(requests[0])
+        rows = [Row(self._own(r), r.max_tokens, r.stop, frame.opens) for r in requests]
+        self._writer.write(self._prefixes(frame.prefix), rows)
         answers = []
-        for i, own in enumerate(owns):
-            if isinstance(own, Answer):
-                answers.append(own)
-                continue
-            row = rows[i]
+        for row in rows:
             fault = row.fault or (None if row.text else "an empty answer")
-            sizes = (len(ids) + len(own), len(row.written))
+            sizes = (len(frame.prefix) + len(row.ids), len(row.written))
             answers.append(Answer(None if fault else row.text, *sizes, fault, bool(fault)))
         return answers
 
-    def _score(self, requests) -> list[Answer]:
+    def _score(self, requests: Sequence[Scoring]) -> list[Answer]:
         from dataset_tools.llm.local_answers import score
 
-        prompt = requests[0].prompt
-        frame = self._prompter.frame(prompt.system, prompt.examples)
-        answers: list[Answer | None] = [None] * len(requests)
-        rows = []
-        for i, request in enumerate(requests):
-            options = [self._prompter.text_tokens(o, frame.before_answer) for o in request.options]
-            empty = [place for place, option in enumerate(options) if not option]
-            own = self._own(request.prompt, max(map(len, options), default=0))
-            if empty:
-                answers[i] = Answer(None, fault=f"option {empty[0] + 1} is empty", lasting=True)
-            elif isinstance(own, Answer):
-                answers[i] = own
-            elif not options:
-                answers[i] = Answer([])
-            else:
-                rows.append((i, own, options))
-        if not rows:
-            return answers
-        owns, options = [row[1] for row in rows], [row[2] for row in rows]
-        found = score(self._forward, self._prefixes(frame.prefix), owns, options)
-        for (i, own, group), values in zip(rows, found, strict=True):
-            n_read = len(frame.prefix) + len(own) + sum(map(len, group))
-            finite = all(value == value and abs(value) != float("inf") for value in values)
-            fault = None if finite else "the model's numbers overflow; use --dtype float32"
-            answers[i] = Answer(values if finite else None, n_read, 0, fault, not finite)
-        return answers
+        prefix = self._frame(requests[0]).prefix
+        owns = [self._own(request) for request in requests]
+        groups = [[self._option(r, option) for option in r.options] for r in requests]
+        found = score(self._forward, self._prefixes(prefix), owns, groups)
+        read = [len(prefix) + len(o) + sum(map(len, g)) for o, g in zip(owns, groups, strict=True)]
+        return list(map(_numbers, found, read))
 
     def _embed(self, requests: Sequence[Embedding]) -> list[Answer]:
-        import numpy as np
-
         from dataset_tools.llm.local_answers import embed
 
-        limit = min(self.max_context, self._model_context)
-        texts = [self._prompter.text_tokens(request.text)[:limit] for request in requests]
-        vectors = iter(embed(self._forward, [text for text in texts if text]))
-        answers = []
-        for text in texts:
-            if not text:
-                answers.append(Answer(None, fault="an empty text", lasting=True))
-                continue
-            vector = next(vectors)
-            finite = bool(np.isfinite(vector).all())
-            fault = None if finite else "the model's numbers overflow; use --dtype float32"
-            answers.append(Answer(vector if finite else None, len(text), 0, fault, not finite))
-        return answers
+        texts = [self._prompter.text_tokens(request.text)[: self._limit] for request in requests]
+        return list(map(_numbers, embed(self._forward, texts), map(len, texts)))
 
     @cached_property
     def _prompter(self) -> Prompter:
@@ -277,6 +237,10 @@ class LocalBackend:
             )
         return Forward(model, self.files.name)
 
+    @property
+    def _limit(self) -> int:
+        return min(self.max_context, self._model_context)
+
     @cached_property
     def _model_context(self) -> int:
         """Tokens that the model's positions, and its attention to each of them, reach."""
@@ -289,11 +253,19 @@ class LocalBackend:
     def _writer(self):
         from dataset_tools.llm.local_answers import Writer
 
-        ends = self._forward.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) | {
-            self._prompter.tokenizer.eos_token_id
-        }
-        return Writer(self._forward, self._prompter.tokenizer, ends - {None}, self.repeat_penalty)
+        ends, tokenizer = (
+            self._forward.model.generation_config.eos_token_id,
+            self._prompter.tokenizer,
+        )
+        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        return Writer(self._forward, tokenizer, ends, self.repeat_penalty)
+
+
+def _numbers(value: list[float] | np.ndarray, tokens_in: int) -> Answer:
+    if np.isfinite(value).all():
+        return Answer(value, tokens_in)
+    fault = "the model's numbers overflow; use --dtype float32"
+    return Answer(None, tokens_in, fault=fault, lasting=True)
 
 
 def _frame_key(request: Request) -> tuple:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -163,23 +164,23 @@ def score(
         options: Tokens of each option of each prompt, none empty.
     """
     scores: list[list[float]] = [[0.0] * len(group) for group in options]
-    rows = []  # (prompt, the options of a row)
+    rows: list[tuple[int, list[int]]] = []  # number of a prompt, those of its options in the row
+    sizes: list[int] = []
     for i, group in enumerate(options):
-        start = size = 0
+        room = 0
         for j, option in enumerate(group):
-            if size and len(prompts[i]) + size + len(option) > MAX_SCORED_TOKENS:
-                rows.append((i, range(start, j)))
-                start, size = j, 0
-            size += len(option)
-        rows.append((i, range(start, len(group))))
-    sizes = [len(prompts[i]) + sum(len(options[i][j]) for j in part) for i, part in rows]
+            if not j or len(option) > room:
+                rows.append((i, []))
+                sizes.append(len(prompts[i]))
+                room = MAX_SCORED_TOKENS - len(prompts[i])
+            rows[-1][1].append(j)
+            sizes[-1] += len(option)
+            room -= len(option)
     for places in batches(sizes, MAX_SCORED_TOKENS):
         batch = [rows[place] for place in places]
-        found = _score_batch(
-            forward, prefix, [(prompts[i], [options[i][j] for j in part]) for i, part in batch]
-        )
-        for (i, part), values in zip(batch, found, strict=True):
-            for j, value in zip(part, values, strict=True):
+        tokens = [(prompts[i], [options[i][j] for j in group]) for i, group in batch]
+        for (i, group), found in zip(batch, _score_batch(forward, prefix, tokens), strict=True):
+            for j, value in zip(group, found, strict=True):
                 scores[i][j] = value
     return scores
 
@@ -187,8 +188,7 @@ def score(
 def _score_batch(forward: Forward, prefix: Prefix, rows) -> list[list[float]]:
     """Scores of rows of (prompt, options)."""
     device = forward.device
-    tokens = [prompt + [t for option in options for t in option] for prompt, options in rows]
-    ids = filled(tokens, device)
+    ids = filled([[*prompt, *chain(*options)] for prompt, options in rows], device)
     positions = np.zeros(ids.shape, np.int64)
     branch = np.full(ids.shape, -1)  # of a token: 0 the prompt, 1, 2, ... the option
     for i, (prompt, options) in enumerate(rows):
@@ -201,23 +201,18 @@ def _score_batch(forward: Forward, prefix: Prefix, rows) -> list[list[float]]:
     sees = same[:, None] & causal(ids.shape[1], device)
     first = min(len(prompt) for prompt, _ in rows) - 1
     keep = torch.arange(first, ids.shape[1], device=device)
-    positions = torch.from_numpy(positions).to(device)
-    logits = forward.logits(prefix, ids, positions, sees, keep)
-    return [
-        _means(logits[i], first, len(prompt), options) for i, (prompt, options) in enumerate(rows)
-    ]
-
-
-def _means(logits: torch.Tensor, first: int, length: int, options: list[list[int]]) -> list[float]:
-    """Mean log-probability of each option's tokens from its row's logits, place `first` on."""
-    sizes = [len(option) for option in options]
-    targets = torch.tensor([t for option in options for t in option], device=logits.device)
-    starts = np.repeat(length + np.cumsum([0, *sizes[:-1]]), sizes)
-    sources = np.arange(length, length + sum(sizes)) - 1
-    sources[sources == starts - 1] = length - 1  # an option's first token follows the prompt
-    chosen = torch.from_numpy(sources - first).to(logits.device)
-    found = logits[chosen].float().log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu()
-    return [float(part.mean()) for part in found.split(sizes)]
+    logits = forward.logits(prefix, ids, torch.from_numpy(positions).to(device), sees, keep)
+    scores = []
+    for row, (prompt, options) in zip(logits, rows, strict=True):
+        sizes = [len(option) for option in options]
+        starts = np.repeat(len(prompt) + np.cumsum([0, *sizes[:-1]]), sizes)
+        sources = np.arange(len(prompt), len(prompt) + sum(sizes)) - 1
+        sources[sources == starts - 1] = len(prompt) - 1  # an option's first follows the prompt
+        targets = torch.tensor([*chain(*options)], device=device)[:, None]
+        chosen = row[torch.from_numpy(sources - first).to(device)].float()
+        found = chosen.log_softmax(-1).gather(1, targets)[:, 0].cpu()
+        scores.append([float(part.mean()) for part in found.split(sizes)])
+    return scores
 
 
 def embed(forward: Forward, texts: Sequence[list[int]]) -> list[np.ndarray]:

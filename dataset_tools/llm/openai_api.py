@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -11,17 +10,13 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
-
-from dataset_tools.llm.address import split_address
 from dataset_tools.llm.background import as_completed, background_loop
-from dataset_tools.llm.endpoint import Endpoint, Limits, Rejected
+from dataset_tools.llm.endpoint import Endpoint, Unusable
 from dataset_tools.llm.parsing import HOW_TO_GET
-from dataset_tools.llm.redact import HIDDEN, redacted
+from dataset_tools.llm.redact import HIDDEN, split_address
 from dataset_tools.llm.replies import (
     JSON_OUTPUT,
     Dialect,
-    Unusable,
     chat_body,
     chat_value,
     estimate_tokens,
@@ -29,7 +24,6 @@ from dataset_tools.llm.replies import (
     sendable,
     usage,
     vectors,
-    without_refused,
 )
 from dataset_tools.llm.requests import (
     RATING_TOKENS,
@@ -40,8 +34,6 @@ from dataset_tools.llm.requests import (
     Scoring,
 )
 from recbole_tema.errors import BackendError, DataError
-
-log = logging.getLogger(__name__)
 
 MAX_TOKENS = 1000
 JSON_SHARE = 2  # tokens of a list as JSON, to those of the same list with commas
@@ -60,13 +52,9 @@ CHATTY = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
 class OpenAIBackend:
     """A language model behind an OpenAI-compatible address. Scores are ratings that it wrote.
 
-    Chat requests are answered one by one, embeddings in groups of 64 texts. Failed tries are
-    repeated with growing waits; a request that stays without a usable answer gets a fault, the
-    rest goes on. `troubles` counts the failed tries by kind ("HTTP 429").
-
-    A score up to 0.05 outside 0..1 is clipped; one further out, or a wrong number of scores, is a
-    fault after three tries. So are an empty answer and broken JSON. Of an answer that was cut off
-    what is complete is taken; where nothing is, that is a fault at once.
+    Failed tries are repeated with growing waits; a request that stays without a usable answer gets
+    a fault, the rest goes on. `troubles` counts the failed tries by kind ("HTTP 429"). Of an answer
+    that was cut off what is complete is taken; where nothing is, that is a fault at once.
 
     Args:
         model: Name of the model, as the server knows it.
@@ -131,7 +119,8 @@ class OpenAIBackend:
         self.key_variable = key_variable
         if not dry:
             self._key()
-        self._limits = Limits(concurrency, timeout_s, retries, backoff_s, longest_pause_s)
+        self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
+        self.backoff_s, self.longest_pause_s = backoff_s, longest_pause_s
         self._grace_s, self._room = grace_s, max_tokens
         self._sampling = {"temperature": temperature, "seed": seed}
         self._dialect = Dialect(json_output)
@@ -161,15 +150,15 @@ class OpenAIBackend:
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
         """Each completion and scoring alone; embeddings 64 texts, or 200,000 characters, a call."""
         groups: list[list[int]] = []
-        characters = math.inf
+        room = -1  # of the last group, in characters
         for place, request in enumerate(requests):
-            size = len(request.text) if isinstance(request, Embedding) else math.inf
-            full = characters + size > GROUP_CHARACTERS or len(groups[-1]) == GROUP_TEXTS
-            if full:
+            single = not isinstance(request, Embedding)
+            size = GROUP_CHARACTERS if single else len(request.text)
+            if size > room or len(groups[-1]) == GROUP_TEXTS:
                 groups.append([])
-                characters = 0
+                room = GROUP_CHARACTERS
             groups[-1].append(place)
-            characters += size
+            room = -1 if single else room - size
         return groups
 
     def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
@@ -189,7 +178,7 @@ class OpenAIBackend:
                 units,
                 run.answers,
                 # As many again wait for their turn while the caller keeps what it got.
-                ahead=2 * self._limits.concurrency,
+                ahead=2 * self.concurrency,
                 stop=run.endpoint.stop,
                 grace_s=self._grace_s,
             )
@@ -229,15 +218,15 @@ class _Run:
         for name in CHATTY:
             if logging.getLogger(name).level == logging.NOTSET:
                 logging.getLogger(name).setLevel(logging.WARNING)
-        key, limits = backend._key(), backend._limits
-        self.backend = backend
-        self.secrets = [key] if key != NO_KEY else []
+        self.backend, self.dialect, key = backend, backend._dialect, backend._key()
+        self.key = key if len(key) >= SHORTEST_SECRET and key != NO_KEY else None
         self.width = 0  # of the embeddings, once there is one
-        timeout = openai.Timeout(limits.timeout_s, connect=min(CONNECT_S, limits.timeout_s / 2))
+        seconds, query = backend.timeout_s, parse_qs(backend._query)
+        timeout = openai.Timeout(seconds, connect=min(CONNECT_S, seconds / 2))
         self.client = openai.AsyncOpenAI(
             api_key=key,
             base_url=backend.address,
-            default_query={name: values[-1] for name, values in parse_qs(backend._query).items()},
+            default_query={name: values[-1] for name, values in query.items()},
             max_retries=0,
             timeout=timeout,
             # A proxy of the environment cannot know what listens on this machine.
@@ -245,94 +234,85 @@ class _Run:
                 timeout=timeout, trust_env=not backend._loopback
             ),
         )
-        shown = [value for values in parse_qs(backend._query).values() for value in values]
-        self.endpoint = Endpoint(
-            backend.address,
-            limits,
-            backend.key_variable,
-            [*self.secrets, *(value for value in shown if len(value) >= SHORTEST_SECRET)],
-            backend.troubles,
-        )
+        hidden = [value for values in query.values() for value in values]
+        hidden = [value for value in hidden if len(value) >= SHORTEST_SECRET]
+        if key != NO_KEY:
+            hidden.append(key)
+        self.endpoint = Endpoint(backend, hidden)
 
     async def answers(self, unit: Sequence[Request]) -> list[Answer]:
         if unit and isinstance(unit[0], Embedding):
-            return await self._embed([request.text for request in unit])
+            return await self._embed([sendable(request.text) for request in unit])
         return list(await asyncio.gather(*map(self._chat, unit)))
 
     async def _chat(self, request: Completion | Scoring) -> Answer:
         """One completion or scoring, asked again where the reply holds no usable answer."""
-        tokens_in = tokens_out = 0
-        fault, lasting = None, False
+        tokens_in, tokens_out, sent = 0, 0, {}
         for again in range(ANSWER_RETRIES + 1):
+            reply: dict[str, Any] = {}
             try:
-                body, reply = await self._send_chat(request, again)
-            except Rejected as error:
-                return Answer(None, tokens_in, tokens_out, self._safe(error), error.lasting)
-            texts = [message["content"] for message in body["messages"]]
-            tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
-            try:
-                value = chat_value(reply, request, self.backend._dialect)
+                reply = await self._reply(request, again, sent)
+                texts = [message["content"] for message in sent["messages"]]
+                tokens_in += usage(reply, "prompt_tokens", estimate_tokens(texts))
+                value = chat_value(reply, request, self.dialect)
             except Unusable as error:
+                fault, lasting = self.endpoint.shown(error), error.lasting
                 tokens_out += usage(reply, "completion_tokens", 0)
-                fault, lasting = self._safe(error), error.lasting
                 if not error.again:
                     break
             else:
                 said = value if isinstance(value, str) else " ".join(map(str, value))
                 tokens_out += usage(reply, "completion_tokens", estimate_tokens([said]))
-                return Answer(self._without_key(value), tokens_in, tokens_out)
+                if self.key and isinstance(value, str):  # the key does not get into the store
+                    value = value.replace(self.key, HIDDEN)
+                return Answer(value, tokens_in, tokens_out)
         return Answer(None, tokens_in, tokens_out, fault, lasting)
 
-    async def _send_chat(self, request: Completion | Scoring, again: int) -> tuple[dict, dict]:
-        """What was sent, in a form that the server takes, and its reply."""
-        sent: dict[str, Any] = {}
+    async def _reply(
+        self, request: Completion | Scoring, again: int, sent: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The reply to a request in a form that the server takes, which becomes `sent`."""
+        create = self.client.chat.completions.with_raw_response.create
+
+        def send() -> Awaitable[Any]:
+            """As the server is known to take it by now."""
+            sampling = {name: n for name, n in self.backend._sampling.items() if n is not None}
+            if "seed" in sampling:  # the same once more would be of no use
+                sampling["seed"] += again
+            sent.clear()
+            sent.update(chat_body(request, self.dialect, self.backend._room, sampling))
+            # As `extra_body` the client sends it as it stands: walking through the messages, to put
+            # them into a form that they have already, would take a third of the time of a call.
+            return create(model=self.backend.model, messages=[], extra_body=sent)
+
         while True:
             try:
-                reply = await self.endpoint.ask(lambda: self._create_chat(request, again, sent))
-                return sent, reply
-            except Rejected as error:
-                if not self.backend._dialect.adapt(error, sent):
+                return await self.endpoint.ask(send)
+            except Unusable as error:
+                if not self.dialect.adapt(error, sent):
                     self.endpoint.count(error)
                     raise
-
-    def _create_chat(
-        self, request: Completion | Scoring, again: int, sent: dict[str, Any]
-    ) -> Awaitable[Any]:
-        """Send a request, as the server is known to take it by now; `sent` becomes its body."""
-        dialect = self.backend._dialect
-        body: dict[str, Any] = {
-            **self.backend._sampling,
-            **chat_body(request, dialect, self.backend._room),
-        }
-        if body["seed"] is None:
-            del body["seed"]
-        else:
-            body["seed"] += again  # the same once more would be of no use
-        body = without_refused(body, dialect.refused)
-        sent.clear()
-        sent.update(body)
-        # As `extra_body` the client sends it as it stands: walking through the messages, to put
-        # them into a form that they have already, would take a third of the time of a call.
-        create = self.client.chat.completions.with_raw_response.create
-        return create(model=self.backend.model, messages=[], extra_body=body)
 
     async def _embed(self, texts: list[str]) -> list[Answer]:
         """Vectors of one call; where that is refused or wrong, of one call for each text."""
         create = self.client.embeddings.with_raw_response.create
-        model, fault, lasting = self.backend.embedding_model, None, False
-        texts = [sendable(text) for text in texts]
+        model = self.backend.embedding_model
         for _ in range(ANSWER_RETRIES + 1):
             try:
                 reply = await self.endpoint.ask(
                     lambda: create(model=model, input=texts, encoding_format="float")
                 )
                 found = vectors(reply, len(texts))
-                self._check_width(found)
-            except (Rejected, Unusable) as error:
-                fault, lasting = self._safe(error), error.lasting
-                if isinstance(error, Rejected):
-                    if len(texts) == 1:  # of many, one may be at fault
-                        self.endpoint.count(error)
+                widths = {len(vector) for vector in found if not isinstance(vector, Unusable)}
+                self.width = self.width or next(iter(widths), 0)
+                if widths - {self.width}:
+                    width = widths.pop()
+                    raise Unusable(f"embeddings of width {width}, those before had {self.width}")
+            except Unusable as error:
+                fault, lasting = self.endpoint.shown(error), error.lasting
+                if not error.again and len(texts) == 1:  # of many, one may be at fault
+                    self.endpoint.count(error)
+                if not error.again:
                     break
             else:
                 total = usage(reply, "prompt_tokens", estimate_tokens(texts))
@@ -346,22 +326,6 @@ class _Run:
             return [Answer(None, fault=fault, lasting=lasting)]
         alone = await asyncio.gather(*(self._embed([text]) for text in texts))
         return [answer for answers in alone for answer in answers]
-
-    def _check_width(self, found: list[np.ndarray | Unusable]) -> None:
-        widths = {len(vector) for vector in found if not isinstance(vector, Unusable)}
-        self.width = self.width or next(iter(widths), 0)
-        if widths - {self.width}:
-            raise Unusable(f"embeddings of width {widths.pop()}, those before had {self.width}")
-
-    def _safe(self, error: Exception) -> str:
-        return redacted(error, self.endpoint.secrets)
-
-    def _without_key(self, value: str | list[float]) -> str | list[float]:
-        """A server that writes the key into its answer does not get it into the store."""
-        if isinstance(value, str):
-            for key in self.secrets:
-                value = value.replace(key, HIDDEN) if len(key) >= SHORTEST_SECRET else value
-        return value
 
 
 def _shares(total: int, texts: list[str]) -> list[int]:

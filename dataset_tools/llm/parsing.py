@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -38,6 +39,9 @@ _LABEL = re.compile(
 _SEPARATOR = re.compile(r"[,;|\t\u3001\uff0c\uff1b\u2022\u00b7]")
 _WRAPPING = " \t\"'`*_#.:()[]{}<>\\" + "\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _DECODER = json.JSONDecoder()
+# Of JSON: a whole string, or a quote, a bracket, a comma.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|["\[\]{},]', re.DOTALL)
+_CLOSING = str.maketrans("[{", "]}")
 
 
 def clean_text(text: str, opened: bool = False) -> str:
@@ -81,17 +85,15 @@ def json_value(text: str) -> dict | list:
 def _whole_value(text: str) -> dict | list | None:
     best, length, position = None, 0, 0
     for _ in range(MOST_STARTS):
-        start = BRACKET.search(text, position)
-        if start is None:
+        if (bracket := BRACKET.search(text, position)) is None:
             break
-        position = start.end()
+        start, position = bracket.span()
         try:
-            value, end = _DECODER.raw_decode(text, start.start())
+            value, position = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        if end - start.start() > length:
-            best, length = value, end - start.start()
-        position = end
+        if position - start > length:
+            best, length = value, position - start
     return best
 
 
@@ -102,21 +104,15 @@ def _repaired_value(text: str) -> dict | list | None:
 
     starts = {text.find("{"): dict, text.find("["): list}
     for start, kind in sorted(starts.items()):
-        if start < 0:
-            continue
+        part = text[start : start + LONGEST_REPAIR] if start >= 0 else ""
+        too_many = next(islice(BRACKET.finditer(part), MOST_BRACKETS, None), None)
         try:
-            value = json_repair.loads(_bounded(text[start : start + LONGEST_REPAIR]))
+            value = json_repair.loads(part[: too_many.start()] if too_many else part)
         except Exception:  # whatever a parser stumbles over in such a text: it is no JSON
             continue
         if isinstance(value, kind) and value:
             return value
     return None
-
-
-def _bounded(text: str) -> str:
-    brackets = islice(BRACKET.finditer(text), MOST_BRACKETS, None)
-    end = next(brackets, None)
-    return text[: end.start()] if end else text
 
 
 def finished_json(text: str) -> dict | list:
@@ -150,28 +146,22 @@ def _last_complete(text: str) -> tuple[int, str]:
     An entry is an element of a list, or a member of an object that is in no list: half an object
     of a list is no entry.
     """
-    is_open, end, closing = [], 0, ""
-    in_text = escaped = False
-    for place, letter in enumerate(text):
-        after = place + 1
-        if in_text:
-            in_text = escaped or letter != '"'
-            escaped = letter == "\\" and not escaped
-            complete = not in_text and is_open[-1] == "["
-        elif letter in "[{":
-            is_open.append(letter)
-            complete = False
-        elif letter in "]}":
-            is_open.pop()
-            complete = True
-        else:
-            in_text = letter == '"'
-            complete, after = letter == ",", place
-        if len(is_open) > DEEPEST:
+    is_open, end, closing = "", 0, ""
+    for token in _TOKEN.finditer(text):
+        mark, after = token[0], token.end()
+        if mark == '"' or len(is_open) > DEEPEST:  # a string without an end
             break
-        half = "[" in is_open and "{" in is_open[is_open.index("[") :]
-        if complete and not half:
-            end, closing = after, "".join("]" if b == "[" else "}" for b in reversed(is_open))
+        if mark in "[{":
+            is_open += mark
+            continue
+        if mark in "]}":
+            is_open = is_open[:-1]
+        elif mark == ",":
+            after = token.start()
+        elif is_open[-1:] != "[":  # a key, or the value of a member that may go on
+            continue
+        if "{" not in is_open.partition("[")[2]:
+            end, closing = after, is_open[::-1].translate(_CLOSING)
         if not is_open:
             break
     return end, closing
@@ -215,8 +205,7 @@ def scores(text: str, n: int) -> list[float]:
         found = _score_values(json_value(text), n)
     except ValueError as error:
         ends = (line.rstrip()[-LONGEST_SCORE:] for line in clean_text(text).splitlines())
-        lines = [_SCORE_LINE.search(end) for end in ends]
-        found = [line.group(1) for line in lines if line]
+        found = [line[1] for end in ends if (line := _SCORE_LINE.search(end))]
         if len(found) != n:
             raise ValueError(f"{error}, and no line for each of {n} scores") from None
     if len(found) != n:
@@ -227,14 +216,11 @@ def scores(text: str, n: int) -> list[float]:
 def _score_values(value: dict | list, n: int) -> list:
     """The list of what should be scores in a parsed answer."""
     if isinstance(value, dict):
-        inner = value.get("scores", value)
-        if inner is value and len(value) == 1:
-            inner = next(iter(value.values()))
-        value = inner
+        only = next(iter(value.values()), None) if len(value) == 1 else value
+        value = value.get("scores", only)
     if isinstance(value, dict):
-        if set(value) == {str(number) for number in range(1, n + 1)}:
-            return [value[str(number)] for number in range(1, n + 1)]
-        return list(value.values())
+        numbers = [str(number) for number in range(1, n + 1)]
+        return [value[k] for k in numbers] if set(value) == set(numbers) else list(value.values())
     if not isinstance(value, list):
         raise ValueError("no list of scores in the answer")
     return [item.get("score") if isinstance(item, dict) else item for item in value]
@@ -262,23 +248,14 @@ def tag_list(text: str) -> list[str]:
     >>> tag_list("1. Green tea\\n2. Herbal")
     ['Green tea', 'Herbal']
     """
-    try:
+    found: list[str] = []
+    with suppress(ValueError):
         found = _strings(json_value(text))
-    except ValueError:
-        found = []
     if not found:
-        found = [
-            part
-            for line in clean_text(text).splitlines()
-            for part in _SEPARATOR.split(_without_label(line))
-        ]
+        lines = (_LIST_MARK.sub("", line) for line in clean_text(text).splitlines())
+        found = [part for line in lines for part in _SEPARATOR.split(_LABEL.sub("", line))]
     tags = (_unwrapped(part) for part in found)
     return [tag for tag in tags if tag][:MOST_TAGS]
-
-
-def _without_label(line: str) -> str:
-    line = _LIST_MARK.sub("", line)
-    return _LABEL.sub("", line) if ":" in line else line
 
 
 def _unwrapped(part: str) -> str:

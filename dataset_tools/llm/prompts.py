@@ -9,7 +9,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -54,38 +54,31 @@ class PromptFile:
         """
         parts = {**self.default, **self.domains.get(domain, {})}
         known = {"domain": domain, **fields}
-        return Prompt(
-            system=self._filled(parts["system"], known),
-            examples=tuple(
-                (self._example(parts, domain, known, ex), str(ex["answer"]))
-                for ex in parts["examples"]
-            ),
-            user=self._filled(parts["user"], known).strip(),
+        # An example is put in words as the item is, with empty text for what it does not give.
+        blank = dict.fromkeys(known, "") | {"domain": domain}
+        examples = tuple(
+            (self._filled(parts["user"], blank | example), str(example["answer"]))
+            for example in parts["examples"]
         )
+        system = self._filled(parts["system"], known, strip=False)
+        return Prompt(system, examples, self._filled(parts["user"], known))
 
-    def _example(self, parts: Mapping, domain: str, known: Mapping, example: Mapping) -> str:
-        """An example is put in words as the item is, with empty text for what it does not give."""
-        blank = dict.fromkeys(known, "")
-        return self._filled(parts["user"], {**blank, "domain": domain, **example}).strip()
-
-    def _filled(self, template: str, fields: Mapping[str, Any]) -> str:
-        def value(match: re.Match) -> str:
-            if match[1] not in fields:
-                near = get_close_matches(match[1], fields, n=1, cutoff=0.0)[0]
+    def _filled(self, template: str, fields: Mapping[str, Any], strip: bool = True) -> str:
+        kept = []
+        for line in template.split("\n"):
+            names = FIELD.findall(line)
+            for name in set(names) - set(fields):
+                near = get_close_matches(name, fields, n=1, cutoff=0.0)[0]
                 raise DataError(
-                    f"{self.where}: field {{{match[1]}}} is unknown; nearest: {{{near}}} "
+                    f"{self.where}: field {{{name}}} is unknown; nearest: {{{near}}} "
                     f"(there are: {', '.join(sorted(fields))})"
                 )
-            return field_text(fields[match[1]])
-
-        lines = [FIELD.sub(value, line) for line in template.split("\n")]
-        # A line whose field is empty ("Category: ") says nothing and goes.
-        kept = [
-            line
-            for line, raw in zip(lines, template.split("\n"), strict=True)
-            if not FIELD.search(raw) or any(field_text(fields[f]) for f in FIELD.findall(raw))
-        ]
-        return "\n".join(kept)
+            values = {name: field_text(fields[name]) for name in names}
+            # A line whose field is empty ("Category: ") says nothing and goes.
+            if not names or any(values.values()):
+                kept.append(FIELD.sub(lambda match, values=values: values[match[1]], line))
+        text = "\n".join(kept)
+        return text.strip() if strip else text
 
 
 def field_text(value: Any) -> str:
@@ -135,41 +128,41 @@ def check_prompts(folder: Path | None) -> None:
 def _checked(where: str, data: Any) -> PromptFile:
     if not isinstance(data, dict):
         raise DataError(f"{where}: holds no keys; it needs max_tokens and default")
-    unknown = set(data) - {"max_tokens", "default", "domains"}
-    if unknown or not {"max_tokens", "default"} <= set(data):
+    needed = {"max_tokens", "default"}
+    if not needed <= set(data) <= needed | {"domains"}:
         raise DataError(
             f"{where}: has the keys {', '.join(map(str, data))}; a prompt file has max_tokens, "
             "default and maybe domains"
         )
-    tokens = data["max_tokens"]
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= 8192:
+    tokens, domains = data["max_tokens"], data.get("domains") or {}
+    if type(tokens) is not int or not 1 <= tokens <= 8192:
         raise DataError(f"{where}: max_tokens is {tokens!r}; give a number from 1 to 8192")
-    default = data["default"]
-    _check_parts(where, "default", default, required=PARTS)
-    domains = data.get("domains") or {}
+    _check_parts(f"{where}, default", data["default"], required=PARTS)
     if not isinstance(domains, dict):
         raise DataError(f"{where}: domains is {domains!r}; give the parts by domain")
     for name, parts in domains.items():
         if not isinstance(name, str):
             raise DataError(f"{where}: the domain {name!r} is no text; put it in quotes")
-        _check_parts(where, f"domains: {name}", parts, required=())
+        _check_parts(f"{where}, domains: {name}", parts)
     # A date in YAML is no text, so that JSON does not know it: its own text stands for it.
     meaning = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
     version = hashlib.sha256(meaning.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return PromptFile(where, version, tokens, default, domains)
+    return PromptFile(where, version, tokens, data["default"], domains)
 
 
-def _check_parts(where: str, place: str, parts: Any, required) -> None:
-    if not isinstance(parts, dict) or set(parts) - set(PARTS) or set(required) - set(parts):
+def _check_parts(where: str, parts: Any, required: Sequence[str] = ()) -> None:
+    if not isinstance(parts, dict) or not set(required) <= set(parts) <= set(PARTS):
         found = ", ".join(map(str, parts)) if isinstance(parts, dict) else repr(parts)
-        raise DataError(f"{where}, {place}: has {found}; its parts are {', '.join(PARTS)}")
-    for part in ("system", "user"):
-        if not isinstance(parts.get(part, ""), str):
-            raise DataError(f"{where}, {place}: {part} is no text")
-    if not isinstance(parts.get("examples", []), list):
-        raise DataError(f"{where}, {place}: examples is no list")
+        raise DataError(f"{where}: has {found}; its parts are {', '.join(PARTS)}")
+    for part, kind, name in (
+        ("system", str, "text"),
+        ("user", str, "text"),
+        ("examples", list, "list"),
+    ):
+        if not isinstance(parts.get(part, kind()), kind):
+            raise DataError(f"{where}: {part} is no {name}")
     for example in parts.get("examples", []):
         if not isinstance(example, dict) or "answer" not in example:
-            raise DataError(f"{where}, {place}: the example {example!r} has no answer")
+            raise DataError(f"{where}: the example {example!r} has no answer")
         if not all(isinstance(field, str) for field in example):
-            raise DataError(f"{where}, {place}: the example {example!r} has a field without a name")
+            raise DataError(f"{where}: the example {example!r} has a field without a name")

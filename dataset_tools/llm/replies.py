@@ -1,7 +1,6 @@
 """What is sent to an OpenAI-compatible endpoint for a request, and how its reply is read."""
 
 import base64
-import binascii
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools.llm.endpoint import Rejected
+from dataset_tools.llm.endpoint import FORMAT, Unusable
 from dataset_tools.llm.parsing import clean_text, finished_json, finished_text, json_value, scores
 from dataset_tools.llm.requests import Completion, Prompt, Scoring
 from dataset_tools.llm.thoughts import was_opened
@@ -28,11 +27,9 @@ CUT_OFF = (
     "the answer was cut off before anything of it was complete: give it more --max_tokens, with "
     "--retry_failed"
 )
-# What a server may not know, and what takes its place.
-OPTIONAL = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None, "stop": None}
+OPTIONAL = ("max_tokens", "seed", "temperature", "stop")  # what a server may not know
 TEXT_PARTS = (None, "text", "output_text")  # kinds of parts of a message that are no thoughts
 CUT = ("length", "max_tokens", "model_length")  # what servers say of a cut-off answer
-_FORMAT = re.compile(r"response_format|json_schema|json_object|grammar|guided")
 _REFUSES = re.compile(
     r"support|unrecogni|unknown|unexpected|permitted|allowed|extra|invalid|deprecated",
     re.IGNORECASE,
@@ -41,19 +38,6 @@ _TOO_LONG = re.compile(r"context|too (?:long|large|many)|exceed", re.IGNORECASE)
 # ASCII is about four characters a token; a Chinese, Japanese or Korean character is about one;
 # other alphabets lie between.
 _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]")
-
-
-class Unusable(Exception):
-    """A reply that holds no answer.
-
-    Attributes:
-        again: Whether asking again may help.
-        lasting: Whether another run would fare the same.
-    """
-
-    def __init__(self, reason: str, again: bool = True, lasting: bool = False) -> None:
-        super().__init__(reason)
-        self.again, self.lasting = again, lasting
 
 
 @dataclass
@@ -76,7 +60,7 @@ class Dialect:
     def __post_init__(self) -> None:
         self.output = JSON_OUTPUT[0] if self.choice == "auto" else self.choice
 
-    def adapt(self, refusal: Rejected, body: dict) -> bool:
+    def adapt(self, refusal: Unusable, body: dict) -> bool:
         """Whether `body` can be sent in another form after this refusal, which is remembered.
 
         Raises:
@@ -84,23 +68,23 @@ class Dialect:
         """
         text = f"{refusal.parameter} {refusal}"
         sent = body.get("response_format", {}).get("type")
-        if sent and _FORMAT.search(text):
-            return self._step_down("schema" if sent == "json_schema" else "object", refusal)
+        if sent and FORMAT.search(text):
+            if self.choice != "auto":
+                raise BackendError(
+                    f"{refusal}; --json_output {self.choice} is refused: choose auto"
+                )
+            form = sent.removeprefix("json_")
+            if self.output == form:  # else another request has been here before
+                self.output = JSON_OUTPUT[JSON_OUTPUT.index(form) + 1]
+                log.warning("the server refuses JSON output by %s: %s instead", form, self.output)
+            return True
         if not _REFUSES.search(text) or _TOO_LONG.search(text):
             return False
-        named = [name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", text)]
-        for name in set(named) - self.refused:
+        named = {name for name in OPTIONAL if name in body and re.search(rf"\b{name}\b", text)}
+        for name in named - self.refused:
             log.warning("the server refuses %s: left out or replaced from here on", name)
-        self.refused.update(named)
+        self.refused |= named
         return bool(named)
-
-    def _step_down(self, sent: str, refusal: Rejected) -> bool:
-        if self.choice != "auto":
-            raise BackendError(f"{refusal}; --json_output {self.choice} is refused: choose auto")
-        if self.output == sent:  # else another request has been here before
-            self.output = JSON_OUTPUT[JSON_OUTPUT.index(sent) + 1]
-            log.warning("the server refuses JSON output by %s: %s instead", sent, self.output)
-        return True
 
 
 def longest_answer(request: Completion | Scoring, room: int) -> int:
@@ -115,8 +99,10 @@ def longest_answer(request: Completion | Scoring, room: int) -> int:
     return max(room, request.max_tokens)
 
 
-def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dict[str, Any]:
-    """Messages, longest answer, stops and output format of a request, for this server.
+def chat_body(
+    request: Completion | Scoring, dialect: Dialect, room: int, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """What is sent for a request, as this server takes it.
 
     A line break is no stop for a server: many models begin with one, or think aloud in lines
     before they answer. The answer ends there all the same, see `chat_value`.
@@ -124,10 +110,13 @@ def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dic
     scoring = isinstance(request, Scoring)
     prompt = request.rating if scoring else request.prompt
     schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
-    body: dict[str, Any] = {"max_tokens": longest_answer(request, room)}
-    stops = [] if scoring else [stop for stop in request.stop if stop.strip()]
-    if stops:
+    body = {**sampling, "max_tokens": longest_answer(request, room)}
+    if stops := [] if scoring else [stop for stop in request.stop if stop.strip()]:
         body["stop"] = stops[:MOST_STOPS]
+    if "max_tokens" in dialect.refused:
+        body["max_completion_tokens"] = body["max_tokens"]
+    for name in dialect.refused & set(body):
+        del body[name]
     system = prompt.system
     if schema is not None:
         if dialect.output == "schema":
@@ -140,15 +129,6 @@ def chat_body(request: Completion | Scoring, dialect: Dialect, room: int) -> dic
             body["response_format"] = {"type": "json_object"}
     body["messages"] = _messages(prompt, system)
     return body
-
-
-def without_refused(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
-    """`body` without the parameters that the server refuses, or with what takes their place."""
-    kept = {name: value for name, value in body.items() if name not in refused}
-    for name in refused & set(body):
-        if OPTIONAL[name]:
-            kept[OPTIONAL[name]] = body[name]
-    return kept
 
 
 def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
@@ -165,13 +145,8 @@ def sendable(text: str) -> str:
 
 
 def _schema_of(request: Completion) -> dict | None:
-    if request.schema is None:
-        return None
-    try:
-        schema = json.loads(request.schema)
-    except ValueError:
-        schema = None
-    if not isinstance(schema, dict):
+    schema = None if request.schema is None else json.loads(request.schema)
+    if not isinstance(schema, dict | None):
         raise ValueError(f"a Completion's schema is {request.schema[:60]!r}, not a JSON object")
     return schema
 
@@ -180,9 +155,7 @@ def _scores_schema(n: int) -> dict:
     number = {"type": "number", "minimum": 0, "maximum": 1}
     return {
         "type": "object",
-        "properties": {
-            "scores": {"type": "array", "items": number, "minItems": n, "maxItems": n},
-        },
+        "properties": {"scores": {"type": "array", "items": number, "minItems": n, "maxItems": n}},
         "required": ["scores"],
         "additionalProperties": False,
     }
@@ -206,8 +179,8 @@ def chat_value(reply: dict, request: Completion | Scoring, dialect: Dialect) -> 
             value = finished_json(text) if cut else json_value(text)
             return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         whole = text
-        for stop in request.stop:
-            text = text.split(stop, 1)[0].strip() if stop else text
+        for stop in filter(None, request.stop):
+            text = text.split(stop, 1)[0].strip()
         # What ends at a stop is complete, whatever came after it.
         text = finished_text(text) if cut and text == whole else text
     except ValueError as error:
@@ -243,7 +216,7 @@ def _content(reply: dict, dialect: Dialect) -> tuple[str, bool]:
         parts = [part for part in content if isinstance(part, dict)]
         texts = [part.get("text") for part in parts if part.get("type") in TEXT_PARTS]
         content = "".join(text for text in texts if isinstance(text, str))
-    if content is not None and not isinstance(content, str):
+    if not isinstance(content, str | None):
         raise Unusable(f"a {type(content).__name__} in place of the answer's text")
     content, cut = content or "", ended in CUT
     dialect.opens = dialect.opens or was_opened(content)
@@ -275,13 +248,9 @@ def vectors(reply: dict, n: int) -> list[np.ndarray | Unusable]:
     widths = {len(vector) for vector in found}
     if len(widths) > 1:
         raise Unusable(f"embeddings of unlike widths: {sorted(widths)}")
+    broken = Unusable("an embedding with NaN or infinity", lasting=True)
     in_order = (found[places.index(place)] for place in range(n))
-    return [
-        vector
-        if np.isfinite(vector).all()
-        else Unusable("an embedding with NaN or infinity", lasting=True)
-        for vector in in_order
-    ]
+    return [vector if np.isfinite(vector).all() else broken for vector in in_order]
 
 
 def _vector(value: Any) -> np.ndarray:
@@ -294,7 +263,7 @@ def _vector(value: Any) -> np.ndarray:
             vector = np.array([math.nan if x is None else x for x in value], np.float64)
         else:
             raise ValueError
-    except (ValueError, TypeError, OverflowError, binascii.Error):
+    except (ValueError, TypeError, OverflowError):
         raise Unusable("an embedding that is not a list of numbers") from None
     if vector.ndim != 1 or not vector.size:
         raise Unusable("an empty embedding")
@@ -315,9 +284,6 @@ def estimate_tokens(texts: Sequence[str]) -> int:
     >>> estimate_tokens(["green tea", "緑茶"])
     5
     """
-    total = 0.0
-    for text in texts:
-        ascii_count = len(text.encode("ascii", "ignore"))
-        wide = len(_WIDE.findall(text))
-        total += ascii_count / 4 + wide + (len(text) - ascii_count - wide) / 2
-    return math.ceil(total)
+    text = "".join(texts)
+    ascii_count, wide = len(text.encode("ascii", "ignore")), len(_WIDE.findall(text))
+    return math.ceil(ascii_count / 4 + wide + (len(text) - ascii_count - wide) / 2)

@@ -17,12 +17,9 @@ RATING_TOKENS = 8  # of one option's rating and its share of the JSON around it,
 
 @dataclass(frozen=True)
 class Prompt:
-    """A task in words.
+    """A task in words: instructions, few-shot pairs (said, answered), what the user says now.
 
-    Attributes:
-        system: What the model is and does.
-        examples: Few-shot pairs (what the user says, what the assistant answers).
-        user: What the user says now. The only part that holds text of the dataset.
+    `user` is the only part that holds text of the dataset.
     """
 
     system: str
@@ -83,10 +80,8 @@ class Answer:
             vector of an Embedding; None where there is a fault.
         tokens_in: Tokens read, as the backend counts them.
         tokens_out: Tokens written.
-        fault: Why this request has no usable answer ("an empty answer"); such an answer is
-            counted and listed, never kept as one.
-        lasting: The fault would be the same another time (a text that the server's filter holds
-            back): the next run does not ask again. Any other fault is asked again.
+        fault: Why there is no usable answer; such an answer is counted, never kept as one.
+        lasting: The fault would be the same another time: the next run does not ask again.
     """
 
     value: Value | None
@@ -99,8 +94,9 @@ class Answer:
 class Backend(Protocol):
     """A language model behind three questions: complete, score, embed.
 
-    A backend may also have `independent` (see `is_independent`), `identity_of(request)` (see
-    `identity_of`) and `answer_tokens(request)` (see `estimate`).
+    A backend may also have `answer_tokens(request)` (see `estimate`), `identity_of(request)`, where
+    not all answers depend on the same model, and `independent`: an answer does not depend on what
+    else is in its unit, so that only those requests of a unit are asked that lack one.
 
     Attributes:
         identity: What the answers depend on besides the request: kind, model, its weights or its
@@ -115,14 +111,12 @@ class Backend(Protocol):
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
         """Indices of `requests` (all of one type) in groups that are answered together.
 
-        Every index is in one unit. The grouping depends on `requests` alone, so that a run that
-        was interrupted computes what is left in the same batches, to the same last bit.
+        The grouping depends on `requests` alone, so that a run that was interrupted computes what
+        is left in the same batches, to the same last bit.
         """
 
     def answer(self, units: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
-        """Answer units: yields (place of the unit in `units`, an answer for each request).
-
-        Units may come back in any order, each as soon as it is there; `units` is read lazily.
+        """Yield (place of the unit in `units`, an answer for each request), in any order.
 
         Raises:
             BackendError: no further answer can be had (key refused, endpoint gone).
@@ -133,22 +127,9 @@ class Backend(Protocol):
 
 
 def identity_of(backend: Backend, request: Request) -> str:
-    """What the answer to `request` depends on besides it, where not all depend on the same.
-
-    A server may have one model for texts and another for vectors: the answers of either are not
-    lost when the other is changed.
-    """
+    """What the answer to `request` depends on besides it."""
     named = getattr(backend, "identity_of", None)
     return backend.identity if named is None else named(request)
-
-
-def is_independent(backend: Backend) -> bool:
-    """Whether an answer does not depend on what else is in its unit.
-
-    Then only those requests of a unit are asked that lack an answer; of a local model, whose
-    numbers depend on the batch to the last bit, a unit is asked whole.
-    """
-    return getattr(backend, "independent", False)
 
 
 def content(request: Request) -> str:

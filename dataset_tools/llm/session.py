@@ -25,7 +25,8 @@ class Session:
         prompts: Folder of the user's own prompt files; None for the packaged ones.
         progress: Show progress bars.
         prices: Of a million tokens in and out, for a dry run; None where unknown.
-        dry: Ask nothing: count what would be asked.
+        dry: Write nothing into the dataset. Where the store is a part of a run, ask that part and
+            stop; else ask nothing, and count what would be asked.
         tallies: Task -> what its questions added up to.
         estimates: Task -> what they would take, of a dry run.
         stopped: Tasks at which a dry run stopped, for want of answers.
@@ -50,15 +51,16 @@ class Session:
 
         Raises:
             NotAsked: a dry run, and an answer is not in the store.
+            PartDone: a part of a run, and answers of others are not in the store.
             BackendError: no further answer can be had; those so far are kept.
             DataError: answers cannot be stored.
         """
         if not requests:
             return []
-        if self.dry:
+        if self.dry and (self.store.readonly or self.store.part[1] == 1):
             found = estimate(self.backend, requests, self.store, *self.prices)
             self.estimates[task] = self.estimates.get(task, Estimate()) + found
-            if found.kept < found.requests:  # here or, with shards, in another process
+            if found.kept < found.requests:
                 self.stopped.append(task)
                 raise NotAsked(task)
         tally = self.tallies.setdefault(task, Tally())

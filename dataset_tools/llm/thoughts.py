@@ -60,15 +60,13 @@ def without_thoughts(text: str, opened: bool = False) -> str:
     >>> without_thoughts("<|channel|>analysis<|message|>Tea?"), without_thoughts("T", opened=True)
     ('', '')
     """
-    start, end = (len(text), None) if opened else (0, None)
+    start, end = len(text) if opened else 0, None
     for mark in _marks(text):
         if mark.lastgroup in ("closing", "beginning"):
             start, end = mark.end(), None
         elif end is None:
             end = mark.start()
-    if (start, end) == (0, None):
-        return text
-    return text[start:end].lstrip()
+    return text if (start, end) == (0, None) else text[start:end].lstrip()
 
 
 def was_opened(text: str) -> bool:

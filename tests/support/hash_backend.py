@@ -2,7 +2,7 @@
 
 The value depends on the whole unit, as a batch of a real model may: what comes out of another
 grouping is seen to differ. Run as a module it asks, for the tests that kill it:
-`python -m tests.support.hash_backend FOLDER SHARD N SECONDS_PER_UNIT`.
+`python -m tests.support.hash_backend FOLDER PART N SECONDS_PER_UNIT`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_tools.llm.answers import AnswerStore
-from dataset_tools.llm.asking import ask
+from dataset_tools.llm.asking import PartDone, ask
 from dataset_tools.llm.requests import Answer, Completion, Embedding, Prompt, Scoring, content
 
 
@@ -72,20 +72,21 @@ def requests(n):
     return [Embedding(f"text {i}") for i in range(n)]
 
 
-def main(folder, shard, n, seconds, *faults):
-    """Ask and write the values to `result-SHARD.json` beside the store."""
-    index, n_shards = map(int, shard.split("/"))
-    name = f"{index}-{n_shards}"
-    backend = HashBackend(
-        log=Path(folder, f"asked-{name}.log"), seconds=float(seconds), faults=faults
-    )
-    with AnswerStore(Path(folder, "store"), (index, n_shards)) as store:
+def main(folder, part, n, seconds, *faults):
+    """Ask; a part of a run stores its answers, a whole one writes the values to `result.json`."""
+    index, n_parts = map(int, part.split("/"))
+    log = Path(folder, f"asked-{index}-{n_parts}.log")
+    backend = HashBackend(log=log, seconds=float(seconds), faults=faults)
+    with AnswerStore(Path(folder, "store"), (index, n_parts)) as store:
         print("open", flush=True)
-        answers = ask(backend, requests(int(n)), store, task="embed", progress=False)
+        try:
+            answers = ask(backend, requests(int(n)), store, task="embed", progress=False)
+        except PartDone:
+            return
     values = [a.fault if a.fault else a.value.tolist() for a in answers]
-    temporary = Path(folder, f"{name}.tmp")
+    temporary = Path(folder, "result.tmp")
     temporary.write_text(json.dumps(values))
-    os.replace(temporary, Path(folder, f"result-{name}.json"))
+    os.replace(temporary, Path(folder, "result.json"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataset_tools.cli import options as shared
 from dataset_tools.llm.answers import AnswerStore
 from tests.support.word_backend import NAME, WordBackend, write_shop
 
-COMMANDS = ("build", "tag", "embed", "profile", "clip", "enrich")
+COMMANDS = ("build", "tag", "embed", "profile", "clip", "enrich", "merge")
 OF_A_MODEL = ("tag", "embed", "profile", "enrich")
 KEY = "sk-secret-0123456789"
 
@@ -58,7 +58,7 @@ def test_help_with_examples_that_are_right(command):
 @pytest.mark.parametrize("command", OF_A_MODEL)
 def test_every_command_of_a_model_has_its_options(command):
     text = run(command, "--help").stdout
-    for option in ("--backend", "--shard", "--dry-run", "--price_in", "--prompts", "--force"):
+    for option in ("--backend", "--part", "--dry-run", "--price_in", "--prompts", "--force"):
         assert option in text
 
 
@@ -81,9 +81,27 @@ def test_wrong_arguments(root, words, says):
     assert says in refused(*words)
 
 
-@pytest.mark.parametrize("shard", ["5/4", "0/4", "4", "a/b", "1/0", "-1/4", "1/2/3", "", "1.5/2"])
-def test_shards(root, shard):
-    assert "is not of the form i/n" in refused("tag", NAME, "--shard", shard)
+@pytest.mark.parametrize("part", ["5/4", "0/4", "4", "a/b", "1/0", "-1/4", "1/2/3", "", "1.5/2"])
+def test_parts(root, part):
+    assert "is not of the form i/n" in refused("tag", NAME, "--part", part)
+
+
+def test_parts_store_answers_and_the_whole_run_writes_the_dataset(root, backend):
+    before, n = snapshot(root / NAME), 0
+    for part in ("1/2", "2/2"):
+        done = run("embed", NAME, "--data_path", root, "--part", part)
+        assert done.exit_code == 0, done.output
+        assert f"embed: part {part} is done" in done.stdout and "merge NAME" in done.stdout
+        assert re.search(r"^embed: 104 requests: 0 answered .* not asked yet", done.stdout, re.M)
+        assert n < len(backend.asked) <= 104
+        n = len(backend.asked)
+    done = run("merge", NAME, "--data_path", root)
+    assert done.exit_code == 0 and "104 answers\n" in done.stdout
+    done = run("embed", NAME, "--data_path", root, "--part", "2/2")
+    assert "every answer is there; run this again without --part" in done.stdout
+    assert snapshot(root / NAME) == before and len(backend.asked) == n
+    done = run("embed", NAME, "--data_path", root)
+    assert "104 of 104 items have vectors" in done.stdout and len(backend.asked) == n == 104
 
 
 @pytest.mark.parametrize("command", COMMANDS)

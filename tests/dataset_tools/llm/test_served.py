@@ -94,6 +94,28 @@ def test_every_item_gets_its_tags_from_a_server_that_keeps_to_the_limit(root, th
     assert len(server.seen) == n and again.exit_code == 0
 
 
+def test_a_run_in_parts_makes_the_dataset_of_a_whole_one(root):
+    """Stage by stage: both parts, a merge, and again; then nothing is left to ask."""
+    write_shop(root / "whole")
+    with serve(lambda seen: limited(answer_of(seen), seen.body)) as server:
+        stages, said = 0, [""]
+        while stages < 11 and not all("every answer is there" in text for text in said):
+            stages += 1
+            said = [tag(root, server.url, "--part", part).stdout for part in ("1/2", "2/2")]
+            assert run("merge", NAME, "--data_path", root).exit_code == 0
+        assert 3 <= stages < 11  # tag, refine, match, maybe more
+        asked = [seen.body["messages"] for seen in server.seen]
+        assert not (root / NAME / f"{NAME}.tag").exists()
+        done = tag(root, server.url)
+        assert "104 of 104 items have" in done.stdout and len(server.seen) == len(asked)
+        tag(root / "whole", server.url)
+        again = [seen.body["messages"] for seen in server.seen[len(asked) :]]
+    assert sorted(map(str, asked)) == sorted(map(str, again))
+    for kind in ("item", "tag", "tags.md"):
+        name = f"{NAME}.{kind}"
+        assert (root / NAME / name).read_bytes() == (root / "whole" / NAME / name).read_bytes()
+
+
 def test_what_was_cut_off_keeps_the_tags_that_are_complete(root):
     with serve(lambda seen: limited(answer_of(seen), seen.body)) as server:
         done = tag(root, server.url, "--max_tokens", "20")
@@ -229,5 +251,5 @@ def test_a_server_s_other_model_is_named_and_not_mixed_in(root):
         done = run("embed", NAME, *words, "--base_url", server.url)
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert "vectors of 3 and of 4 numbers" in done.stderr and "(--answers)" in done.stderr
-    with AnswerStore(root / NAME / "llm-answers", readonly=True) as store:
-        assert store.counts()["embed"].answers == 64
+    with AnswerStore(root / NAME / "llm-answers") as store:
+        assert store.n_answers == 64

@@ -206,7 +206,7 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path, encoder):
     assert "nothing would be asked" in tag(dataset, backend, force=True, dry=True)[0]
     # An empty part of another process' answers is no complete one.
     fresh = write_shop(tmp_path / "fresh")
-    with AnswerStore(fresh.folder / "llm-answers", (60, 60)) as store:
+    with AnswerStore(fresh.folder / "llm-answers", (60, 60), readonly=True) as store:
         session = Session(backend, store, progress=False, dry=True)
         assert "stopped" in tag_dataset(fresh, session, "minilm", OPTIONS, False)
 
