@@ -21,7 +21,7 @@ from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.session import Session
 from dataset_tools.options import TagOptions
 from dataset_tools.tags.generate import generate
-from recbole_tema.data.atomic import tag_text, tag_token
+from recbole_tema.data.cells import tag_text, tag_token
 from recbole_tema.paths import default_data_path
 
 

@@ -23,7 +23,8 @@ from dataset_tools.encoders.text_encoder import (
     missing_packages,
 )
 from dataset_tools.enrich.tags import tag_table
-from recbole_tema.data.atomic import read_table, tag_text
+from recbole_tema.data.atomic import read_table
+from recbole_tema.data.cells import tag_text
 from recbole_tema.data.schema import types_of
 from recbole_tema.paths import recbole_dir
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataset_tools.convert.broken import SHOWN
 from dataset_tools.convert.engine import Engine, quoted
-from recbole_tema.data.atomic import PADDING_TOKEN, READ_AS_MISSING
+from recbole_tema.data.cells import PADDING_TOKEN, READ_AS_MISSING
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ YEAR_1900 = -2208988800  # seconds; an earlier date is none
 MILLISECONDS = 1e11  # seconds until the year 5138, milliseconds from 1973 on
 MICROSECONDS = 1e14
 NANOSECONDS = 1e17
-# What `recbole_tema.data.atomic.token_fault` refuses for its characters, as a regular expression.
+# What `recbole_tema.data.cells.token_fault` refuses for its characters, as a regular expression.
 CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}\x{2028}\x{2029}\x{FEFF}]"
 
 

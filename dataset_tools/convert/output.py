@@ -14,7 +14,8 @@ from dataset_tools.convert.intake import ITEM_COLUMNS, SEPARATOR, SPLITS
 from dataset_tools.convert.markup import category_tokens, without_markup
 from dataset_tools.dataset.checks import checked_items
 from dataset_tools.dataset.writer import commit_dataset, refuse_existing
-from recbole_tema.data.atomic import cell_of, replace_file
+from recbole_tema.data.atomic import replace_file
+from recbole_tema.data.cells import cell_of
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_tema.data.atomic import TYPES, parse_header, plain_text, tag_token, token_fault
+from recbole_tema.data.atomic import TYPES, parse_header
+from recbole_tema.data.cells import plain_text, tag_token, token_fault
 from recbole_tema.data.schema import FIELD_TYPES, ITEM_TYPES
 from recbole_tema.errors import DataError
 

@@ -23,7 +23,8 @@ from dataset_tools.dataset.checks import (
     checked_items,
     number_text,
 )
-from recbole_tema.data.atomic import cell_of, replace_file, sync_folder
+from recbole_tema.data.atomic import replace_file, sync_folder
+from recbole_tema.data.cells import cell_of
 from recbole_tema.data.feature_file import TWIN_SUFFIX, write_feature
 from recbole_tema.data.schema import FEATURE_FILES, types_of
 from recbole_tema.errors import DataError

@@ -17,7 +17,7 @@ from dataset_tools.llm.prompts import field_text
 from dataset_tools.llm.requests import Embedding
 from dataset_tools.llm.session import NotAsked, Session
 from dataset_tools.tags.generate import item_fields
-from recbole_tema.data.atomic import tag_text
+from recbole_tema.data.cells import tag_text
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from dataset_tools.tags.generate import item_fields
 from dataset_tools.tags.listing import COMMON, RARE
 from dataset_tools.tags.pipeline import Tagged, edit_log, make_tags, report
 from dataset_tools.tags.refine import VAGUE
-from recbole_tema.data.atomic import tag_text, tag_token
+from recbole_tema.data.cells import tag_text, tag_token
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

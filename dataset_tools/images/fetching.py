@@ -19,7 +19,8 @@ from typing import NamedTuple
 from dataset_tools.images import decoding
 from dataset_tools.images.client import Client, Fault
 from dataset_tools.images.decoding import NO_MEMORY, open_image
-from recbole_tema.data.atomic import clean_text, replace_file
+from recbole_tema.data.atomic import replace_file
+from recbole_tema.data.cells import clean_text
 from recbole_tema.errors import DataError
 from recbole_tema.progress import ProgressBar
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from dataset_tools.llm.requests import Prompt
-from recbole_tema.data.atomic import clean_text
+from recbole_tema.data.cells import clean_text
 from recbole_tema.errors import DataError
 
 TASKS = ("tag", "more_tags", "match", "same", "refine", "part", "profile")

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from recbole_tema.data.atomic import tag_token, token_fault
+from recbole_tema.data.cells import tag_token, token_fault
 
 MAX_WORDS = 3
 MAX_CHARACTERS = 28

@@ -7,10 +7,8 @@ This module is the only home of that format; feature matrices build on it in `fe
 import hashlib
 import io
 import os
-import re
 import secrets
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +17,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 
+from recbole_tema.data.cells import QUOTED
 from recbole_tema.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
-# Texts that pandas, and so stock RecBole, reads as "missing": an id of this form would be dropped.
-READ_AS_MISSING = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"]
-    + ["<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
-)
-PADDING_TOKEN = "[PAD]"  # RecBole's own id for padding
 STALE_SECONDS = 3600
-QUOTED = re.compile(r'"((?:[^"]|"")*)"(?!")')  # the quoted part of a cell that opens with one
 CHECKED_BYTES = 1 << 20  # what is checked at once fits a CPU's cache
 
 
@@ -206,28 +198,6 @@ def _check_line(path: str | Path, number: int, line: bytes, n_tabs: int) -> None
         raise DataError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
 
 
-def unquoted(cell: str) -> str | None:
-    """The text of a cell as CSV readers give it; None where an opening quote is not closed.
-
-    Only a cell that opens with a double quote is quoted. What follows its closing quote is text
-    as it stands.
-
-    >>> unquoted('"Sunday Drive" on the "coast"')
-    'Sunday Drive on the "coast"'
-    """
-    if not cell.startswith('"'):
-        return cell
-    found = QUOTED.match(cell)
-    return found and found[1].replace('""', '"') + cell[found.end() :]
-
-
-def cell_of(text: str) -> str:
-    """`text`, without tabs and line ends, as a cell that readers give back as it is: a text that
-    opens with a double quote is put in quotes, and each quote in it is written twice.
-    """
-    return '"' + text.replace('"', '""') + '"' if text.startswith('"') else text
-
-
 def read_table(
     path: str | Path,
     required: Mapping[str, str | None] | None = None,
@@ -313,54 +283,6 @@ def _number_fault(text: str) -> str:
     return "beyond the range of a float" if large else "not a finite number"
 
 
-def token_fault(token: str) -> str | None:
-    """Why `token` cannot stand as an id in an atomic file that stock RecBole reads; None if it can.
-
-    >>> token_fault("B00 4X'") is None
-    True
-    >>> token_fault("NA")
-    'is read as missing by pandas; prefix it, e.g. by its domain'
-    """
-    if token == "":
-        return "is empty"
-    if token in READ_AS_MISSING:
-        return "is read as missing by pandas; prefix it, e.g. by its domain"
-    if token == PADDING_TOKEN:
-        return "is RecBole's padding id; rename it"
-    if token.startswith('"'):
-        return "starts with a double quote, which opens a quoted cell; remove it"
-    if token.isascii() and token.isprintable():
-        return None
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c == "\ufeff" for c in token):
-        return "holds a tab, line break, control character or byte order mark; remove it"
-    return None
-
-
-def plain_text(text: str) -> str:
-    """`text` in one line: runs of blanks and control characters become one blank.
-
-    >>> plain_text(' "Great\\tDay"\\n in Harlem')
-    '"Great Day" in Harlem'
-    """
-    plain = text.isascii() and text.isprintable()
-    if not plain:
-        text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    if not plain or "  " in text or text[:1] == " " or text[-1:] == " ":
-        text = " ".join(text.split())
-    return text
-
-
-def clean_text(text: str) -> str:
-    """`plain_text` that opens no quoted cell: if it opens with a double quote, its double quotes
-    become single ones.
-
-    >>> clean_text(' "Great\\tDay"\\n in Harlem')
-    "'Great Day' in Harlem"
-    """
-    text = plain_text(text)
-    return text.replace('"', "'") if text.startswith('"') else text
-
-
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[BinaryIO]:
     """Write `path` as a whole or not at all: yields a binary file that takes its place at the end.
@@ -410,17 +332,3 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def tag_token(tag: str) -> str:
-    """A tag as one token, lower case, its blanks as `_`: a `token_seq` splits at blanks.
-
-    >>> tag_token("  Film  Noir ")
-    'film_noir'
-    """
-    return "_".join(clean_text(tag).lower().split())
-
-
-def tag_text(token: str) -> str:
-    """A tag token as a text encoder should read it: `film_noir` is `film noir`."""
-    return token.replace("_", " ")

@@ -18,15 +18,8 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
-from recbole_tema.data.atomic import (
-    Field,
-    open_atomic,
-    parse_header,
-    replace_file,
-    sha256_of,
-    token_fault,
-    unquoted,
-)
+from recbole_tema.data.atomic import Field, open_atomic, parse_header, replace_file, sha256_of
+from recbole_tema.data.cells import token_fault, unquoted
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)

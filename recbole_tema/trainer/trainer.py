@@ -98,8 +98,6 @@ class TrainerLayer(Base):
         if world_size() > 1:  # RecBole would clip each process's own gradients
             self.clip_grad_norm = None
 
-    # ---------------------------------------------------------------- checkpoints
-
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
             "model": self.config["model"],
@@ -257,8 +255,6 @@ class TrainerLayer(Base):
         write_checkpoint(self.saved_model_file, {**state, **self._score_state()})
         self.last_file.unlink(missing_ok=True)
 
-    # ---------------------------------------------------------------- training
-
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; on a CPU, Adam takes all its steps in one call instead of hundreds.
 
@@ -361,8 +357,6 @@ class TrainerLayer(Base):
                 f"the training loss became {loss.item()}; lower learning_rate or set "
                 f"clip_grad_norm, e.g. --clip_grad_norm=\"{{'max_norm': 1.0}}\""
             )
-
-    # ---------------------------------------------------------------- evaluation
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         """RecBole's; early stopping would compare with NaN and keep no model at all.

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dataset_tools.builtin.movielens import film_table, mean_profiles
 from dataset_tools.dataset.writer import write_dataset
-from recbole_tema.data.atomic import tag_token
+from recbole_tema.data.cells import tag_token
 
 NAME = "genre-small"
 N_USERS = 40

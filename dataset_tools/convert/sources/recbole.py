@@ -47,7 +47,7 @@ def load_atomic(
 ) -> list[str]:
     """Make `table` of an atomic file, as `separated` does; the names of its fields.
 
-    Quoted cells are read as by `atomic.unquoted`.
+    Quoted cells are read as by `cells.unquoted`.
 
     Raises:
         DataError: there is no such file, its header is none or lacks a field of `needed`, or a

@@ -19,7 +19,7 @@ from dataset_tools.convert.run import Conversion, convert
 from dataset_tools.convert.sources.tables import Tables, read
 from recbole_tema.config.files import load_yaml
 from recbole_tema.config.tema_config import TemaConfig
-from recbole_tema.data.atomic import token_fault
+from recbole_tema.data.cells import token_fault
 from recbole_tema.errors import ConfigError, DataError
 from tests.dataset_tools.convert.test_engine import ITEMS, run, write_csv
 from tests.support.conversions import run as command

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dataset_tools.dataset.card import changed_files, missing_files, read_card
 from dataset_tools.dataset.checks import number_text
 from dataset_tools.dataset.writer import write_dataset
-from recbole_tema.data.atomic import token_fault
+from recbole_tema.data.cells import token_fault
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
 from tests.support.stock_recbole import stock_recbole

@@ -16,7 +16,7 @@ from dataset_tools.tags.clean import (
     item_tags,
     merge_key,
 )
-from recbole_tema.data.atomic import tag_text, tag_token, token_fault
+from recbole_tema.data.cells import tag_text, tag_token, token_fault
 
 GOOD = {
     "Green Tea": "green tea",

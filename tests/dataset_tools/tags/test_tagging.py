@@ -26,7 +26,7 @@ from dataset_tools.tags.generate import generate
 from dataset_tools.tags.listing import RARE
 from dataset_tools.tags.pipeline import least_items, make_tags
 from recbole_tema import run_recbole_tema
-from recbole_tema.data.atomic import tag_text
+from recbole_tema.data.cells import tag_text
 from recbole_tema.data.feature_file import read_feature
 from recbole_tema.errors import DataError
 from tests.support.encoder import needs_encoder

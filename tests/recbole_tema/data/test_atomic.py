@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from pandas._libs.parsers import STR_NA_VALUES
 
 from recbole_tema.data.atomic import (
-    READ_AS_MISSING,
     Field,
-    cell_of,
     check_rows,
-    clean_text,
-    plain_text,
     read_header,
     read_table,
     replace_file,
     require_fields,
+)
+from recbole_tema.data.cells import (
+    READ_AS_MISSING,
+    cell_of,
+    clean_text,
+    plain_text,
     tag_text,
     tag_token,
     token_fault,

@@ -11,9 +11,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
 from recbole_tema.data import feature_file
-from recbole_tema.data.atomic import (
-    token_fault,
-)
+from recbole_tema.data.cells import token_fault
 from recbole_tema.data.feature_file import read_feature, write_feature
 from recbole_tema.errors import DataError
 from tests.recbole_tema.data.test_atomic import TMP_PATH, put
