@@ -9,7 +9,8 @@ DOOR = "recbole_tema.builtin"  # to dataset_tools
 # Models read batches, not files; data know no model; a folder knows nothing that is built on it.
 FORBIDDEN = {
     "recbole_tema.model": tuple(
-        f"recbole_tema.data.{name}" for name in ("atomic", "cells", "feature_file", "reading", "schema")
+        f"recbole_tema.data.{name}"
+        for name in ("atomic", "cells", "feature_file", "reading", "schema")
     ),
     "recbole_tema.data": ("recbole_tema.model", "recbole_tema.benchmark"),
     "recbole_tema.evaluation": ("recbole_tema.model", "recbole_tema.benchmark"),

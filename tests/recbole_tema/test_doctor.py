@@ -32,7 +32,7 @@ def pretend(folder, name, version):
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-@pytest.mark.long
+@pytest.mark.slow  # .ci/run asks the doctor too
 def test_here_nothing_is_to_be_mended(tmp_path):
     code, lines = doctor(tmp_path)
     assert (code, lines[-1]) == (0, "nothing to mend")

@@ -133,19 +133,14 @@ def test_its_own_folder_is_refused(done, small_root, capsys):
     assert (done / "benchmark.json").read_bytes() == before
 
 
-def test_folders_of_trained_and_of_ranked_models_are_not_mixed(done, small_root, tmp_path, capsys):
-    again = tmp_path / "again"
-    assert main(words(small_root, again, **POP, trained=str(done))) == 0
-    capsys.readouterr()
-    assert main(words(small_root, again, **POP)) == 2
-    assert "models that were ranked again there, trained models now" in capsys.readouterr().err
-
-
 def test_a_seed_that_is_not_there_fails_alone(done, small_root, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(words(small_root, again, **POP, seeds="2", trained=str(done))) == 1
     assert "no finished run to rank again" in capsys.readouterr().out
     assert [p.parent.name for p in again.glob("runs/*/run.json")] == ["Pop-seed2020"]
+    # The folder is one of ranked models now, and takes no trained ones.
+    assert main(words(small_root, again, **POP)) == 2
+    assert "models that were ranked again there, trained models now" in capsys.readouterr().err
 
 
 def test_a_model_that_is_gone_is_told(done, small_root, tmp_path, capsys):
