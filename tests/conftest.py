@@ -15,7 +15,7 @@ from tests.support.small_genre import write_small_genre
 from tests.support.tiny_dataset import make_dataset
 
 # A suite that passed once passes again; `--hypothesis-profile=random` looks at other examples.
-# How long an example takes is the machine's matter: a busy one failed a health check, and deadlines.
+# How long an example takes is the machine's matter: a busy one failed a health check, a deadline.
 anywhere = {"suppress_health_check": [HealthCheck.too_slow], "deadline": None}
 examples.register_profile("same", derandomize=True, **anywhere)
 examples.register_profile("random", derandomize=False, **anywhere)
