@@ -17,6 +17,8 @@ from tests.test_packaging import ROOT, run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 
+pytestmark = pytest.mark.long
+
 
 def shown_commands(*pages):
     """The commands in the pages' shell blocks, continued lines joined, comments left out."""

@@ -11,6 +11,8 @@ from time import monotonic
 
 from dataset_tools.llm.requests import Completion, Embedding, Prompt
 
+KEY = "k3y-NotForYourEyes-0123456789"
+
 
 @dataclass(frozen=True)
 class Reply:

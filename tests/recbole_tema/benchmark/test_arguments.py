@@ -14,6 +14,8 @@ from recbole_tema.config.keys import general_keys, keys_by_model
 from recbole_tema.errors import ConfigError, DataError
 from tests.recbole_tema.benchmark.test_command import words
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "more, says",
