@@ -362,6 +362,17 @@ def test_a_damaged_row_is_counted_and_written_anew(tmp_path, caplog, junk):
     assert "damaged and cannot be read" not in merged(tmp_path / "other", tmp_path / FILE).stdout
 
 
+def test_a_vector_that_a_damaged_row_calls_a_text_is_read_all_the_same(tmp_path):
+    request = Embedding("tea")
+    row = (key_of("m", request), request, Answer(np.zeros(4, np.float32)))
+    with AnswerStore(tmp_path) as store:
+        store.put([row], "embed", "m")
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as file:
+        file.execute("UPDATE answers SET value = CAST(value AS TEXT)")
+        assert file.execute("SELECT typeof(value) FROM answers").fetchone() == ("text",)
+    assert kept(tmp_path, [row]) == [row[0]]
+
+
 def damage_header(data):
     data[:100] = b"\x17" * 100
 

@@ -517,6 +517,21 @@ def test_answers_under_way_are_kept_when_the_loop_is_interrupted(tmp_path, monke
         assert sorted(store.get(keys)) == sorted(keys[:6])
 
 
+class Listed(HashBackend):
+    """Its answers come from an iterator that is no generator: no exception can be thrown in."""
+
+    def answer(self, units):
+        return iter(list(super().answer(units)))
+
+
+def test_an_iterator_that_is_no_generator_does_not_hide_the_first_error(tmp_path, monkeypatch):
+    failing_put(monkeypatch, DataError("locked for a minute"))
+    tally = Tally()
+    with pytest.raises(DataError, match="locked for a minute"):
+        ask_all(tmp_path, requests(20), Listed(size=1), tally=tally)
+    assert tally.kept == 2  # the second is stored by another try
+
+
 def test_a_store_that_goes_on_failing_ends_the_run_with_its_first_error(tmp_path, monkeypatch):
     failing_put(monkeypatch, DataError("the disk is full"), times=99)
     backend, tally = Served(size=1), Tally()
