@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -21,12 +22,18 @@ from dataset_tools.cli.tag import tag
 class OneLineGroup(click.Group):
     """Says what is wrong with the arguments in one line, as every other error is said."""
 
-    def make_context(self, info_name, args, parent=None, **extra) -> click.Context:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
         """As click's, for the options before the command."""
         with _one_line(info_name):
             return super().make_context(info_name, args, parent, **extra)
 
-    def invoke(self, ctx: click.Context):
+    def invoke(self, ctx: click.Context) -> Any:
         """As click's, for the command and its arguments."""
         with _one_line(ctx.command_path):
             return super().invoke(ctx)

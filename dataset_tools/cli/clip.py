@@ -1,7 +1,12 @@
 """`clip NAME`: text and image vectors."""
 
+from typing import TYPE_CHECKING, Any
+
 from dataset_tools.cli.options import encoder_option, enriching, options_of
 from dataset_tools.options import ClipOptions
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
 
 
 @enriching(
@@ -15,7 +20,7 @@ Examples:
     *options_of(ClipOptions),
     model=False,
 )
-def clip(dataset, force: bool, text_encoder: str, **options) -> str:
+def clip(dataset: "Dataset", force: bool, text_encoder: str, **options: Any) -> str:
     """Give the items of dataset NAME text vectors, and image vectors where they have images.
 
     NAME.itemtext holds the vectors of title, category, brand, description and tags, NAME.itemimage

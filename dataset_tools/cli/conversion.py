@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +26,9 @@ from dataset_tools.options import ConversionOptions
 from recbole_tema.config.files import PRESET_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
+
+if TYPE_CHECKING:
+    from dataset_tools.convert.run import Converted
 
 
 def seconds(text: str) -> float:
@@ -65,7 +69,7 @@ def gap(text: str) -> float:
     return found
 
 
-def use_preset(ctx: click.Context, _param, value: str | None) -> None:
+def use_preset(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     """Make the filters of a preset the defaults of the command; its options still count more.
 
     Raises:
@@ -122,7 +126,7 @@ def source(name: str, epilog: str, *arguments: Callable) -> Callable:
     all other options, that gives the source's reader and the card's word on it."""
 
     def command_of(opened: Callable) -> click.Command:
-        def command(name: str, **values) -> None:
+        def command(name: str, **values: Any) -> None:
             how = {option: values.pop(option) for option in names_of(OPTIONS)}
             try:
                 done = _converted(name, how, *opened(how, **values))
@@ -137,7 +141,7 @@ def source(name: str, epilog: str, *arguments: Callable) -> Callable:
     return command_of
 
 
-def _converted(name: str, how: dict, read: Callable, source: str):
+def _converted(name: str, how: dict, read: Callable, source: str) -> "Converted":
     from dataset_tools.convert.run import Conversion, convert
 
     def chosen(kind: type) -> dict:
@@ -148,7 +152,7 @@ def _converted(name: str, how: dict, read: Callable, source: str):
     return convert(conversion, folder, name, how["force"])
 
 
-def _tell(done) -> None:
+def _tell(done: "Converted") -> None:
     counts = done.counts
     for domain, found in counts["domains"].items():
         click.echo(

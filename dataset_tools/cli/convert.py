@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,9 @@ from dataset_tools.cli.conversion import source
 from dataset_tools.cli.options import Parsed, options_of
 from dataset_tools.convert.layout import Tables
 from recbole_tema.errors import ConfigError
+
+Files = tuple[tuple[str | None, Path], ...]  # with the domain, where it was named
+Domains = tuple[tuple[str, Path], ...]
 
 
 def domain_and_path(text: str, needed: bool = False) -> tuple[str | None, Path]:
@@ -124,7 +128,17 @@ Examples:
     ),
 )
 def convert_csv(
-    how, interactions, items, columns, header, item_header, user_ids, train, valid, test, **options
+    how: dict,
+    interactions: Files,
+    items: Files,
+    columns: tuple[str, ...],
+    header: tuple[str, ...] | None,
+    item_header: tuple[str, ...] | None,
+    user_ids: str | None,
+    train: Files,
+    valid: Files,
+    test: Files,
+    **options: Any,
 ) -> tuple[Callable, str]:
     """Dataset NAME from plain tables."""
     from dataset_tools.convert.sources.tables import read
@@ -167,7 +181,7 @@ Examples:
         help="Metadata of a domain's items: DOMAIN=FILE. May be repeated.",
     ),
 )
-def convert_amazon(how: dict, reviews, metadata) -> tuple[Callable, str]:
+def convert_amazon(how: dict, reviews: Domains, metadata: Domains) -> tuple[Callable, str]:
     """Dataset NAME from Amazon reviews, DOMAIN=FILE for each of two or more categories."""
     from dataset_tools.convert.sources.amazon import read
 
@@ -190,7 +204,7 @@ Examples:
         help="Two or three of them.  [default: all]",
     ),
 )
-def convert_douban(how: dict, folder: Path, domains) -> tuple[Callable, str]:
+def convert_douban(how: dict, folder: Path, domains: tuple[str, ...]) -> tuple[Callable, str]:
     """Dataset NAME from FOLDER with bookreviews_cleaned.txt and the like."""
     from dataset_tools.convert.sources.douban import KINDS, read
 
@@ -223,7 +237,7 @@ Examples:
   python -m dataset_tools convert recbole book-film book=./dataset/books film=./dataset/films""",
     click.argument("folders", nargs=-1, required=True, type=OF_DOMAIN),
 )
-def convert_recbole(how: dict, folders) -> tuple[Callable, str]:
+def convert_recbole(how: dict, folders: Domains) -> tuple[Callable, str]:
     """Dataset NAME from DOMAIN=FOLDER of two or more atomic datasets, FOLDER/FOLDER.inter."""
     from dataset_tools.convert.sources.recbole import read
 

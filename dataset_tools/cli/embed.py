@@ -1,8 +1,14 @@
 """`embed NAME`: item vectors from the language model."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from dataset_tools.cli.options import enriching
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
+    from dataset_tools.llm.session import Session
 
 
 @enriching(
@@ -21,7 +27,7 @@ Examples:
         "and they are scaled to norm 1.",
     ),
 )
-def embed(dataset, session, force: bool, pca: int | None, raw: bool) -> str:
+def embed(dataset: "Dataset", session: "Session", force: bool, pca: int | None, raw: bool) -> str:
     """Give the items of dataset NAME vectors by a language model: NAME.itemllm."""
     from dataset_tools.enrich.embeddings import embed_dataset
 

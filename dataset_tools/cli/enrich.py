@@ -1,11 +1,16 @@
 """`enrich NAME`: whatever the dataset lacks, in order."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dataset_tools.cli.options import encoder_option, enriching
 from dataset_tools.options import IMAGES_HELP, ClipOptions, ProfileOptions, TagOptions
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
+    from dataset_tools.llm.session import Session
 
 
 @enriching(
@@ -22,7 +27,14 @@ Examples:
     ),
     encoder_option,
 )
-def enrich(dataset, session, force: bool, limit, images: Path | None, text_encoder: str) -> str:
+def enrich(
+    dataset: "Dataset",
+    session: "Session",
+    force: bool,
+    limit: int | None,
+    images: Path | None,
+    text_encoder: str,
+) -> str:
     """Run what dataset NAME lacks: tag, embed, profile, clip, each with its defaults.
 
     A step whose result is there is skipped; --force makes all anew, from the answers that are kept

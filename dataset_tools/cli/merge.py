@@ -23,7 +23,7 @@ Examples:
     help=f"Folder where answers are kept.  [default: {STORE} in the dataset's folder]",
 )
 @one_line_errors
-def merge(name: str, files: tuple[Path, ...], data_path: Path | None, answers: Path | None):
+def merge(name: str, files: tuple[Path, ...], data_path: Path | None, answers: Path | None) -> None:
     """Take the answers of FILES into those of dataset NAME.
 
     FILES are what `--part` made, or any other files of answers, damaged ones too; without FILES,

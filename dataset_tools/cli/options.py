@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from dataset_tools.options import STORE, ModelOptions
 from recbole_tema.errors import ConfigError, TemaError
 from recbole_tema.paths import DATA_VARIABLE, default_data_path
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
+    from dataset_tools.llm.requests import Backend
+    from dataset_tools.llm.session import Session
 
 INTERRUPTED = 130
 # What a dry run that stops at a task cannot count, because it depends on that task's answers.
@@ -50,7 +55,9 @@ class Part(click.ParamType):
 
     name = "i/n"
 
-    def convert(self, value, param, ctx) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         """(i, n) with 1 <= i <= n."""
         if isinstance(value, tuple):
             return value
@@ -66,7 +73,7 @@ class Parsed(click.ParamType):
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self.parse = name, parse
 
-    def convert(self, value, param, ctx) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value; one that was converted before as it is."""
         if isinstance(value, tuple):
             return value
@@ -87,7 +94,9 @@ def finite(text: str) -> float:
 class Finite(click.FloatRange):
     """A number within a range: click's lets nan through."""
 
-    def convert(self, value, param, ctx) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         """The number."""
         return Parsed("float", finite).convert(super().convert(value, param, ctx), param, ctx)
 
@@ -155,7 +164,7 @@ def one_line_errors(command: Callable) -> Callable:
     """End on an expected error with one line and exit code 2, on Ctrl-C with code 130."""
 
     @functools.wraps(command)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         # As Ctrl-C: what is half-made is cleared away.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -178,7 +187,7 @@ def enriching(epilog: str, *options: Callable, model: bool = True) -> Callable:
     `force` and the `options` by name; what it returns is printed."""
 
     def command_of(work: Callable) -> click.Command:
-        def command(name: str, data_path: Path | None, **values) -> None:
+        def command(name: str, data_path: Path | None, **values: Any) -> None:
             llm = {option: values.pop(option) for option in asked}
             dataset = open_dataset(name, data_path)
             if not model:
@@ -206,7 +215,7 @@ def dataset_folder(name: str, data_path: Path | None) -> Path:
     return ensure_builtin(name, root) if name in BUILTIN else root / name
 
 
-def open_dataset(name: str, data_path: Path | None):
+def open_dataset(name: str, data_path: Path | None) -> "Dataset":
     """The dataset NAME, see `dataset_folder`.
 
     Raises:
@@ -218,7 +227,7 @@ def open_dataset(name: str, data_path: Path | None):
 
 
 @contextmanager
-def open_session(dataset, llm: dict[str, Any]) -> Iterator:
+def open_session(dataset: "Dataset", llm: dict[str, Any]) -> Iterator["Session"]:
     """The session of a command: backend and store from its options.
 
     Raises:
@@ -253,7 +262,7 @@ def open_session(dataset, llm: dict[str, Any]) -> Iterator:
             sys.exit(0)
 
 
-def make_backend(llm: dict[str, Any]):
+def make_backend(llm: dict[str, Any]) -> "Backend":
     """The backend that the options name."""
     if llm["backend"] == "openai":
         if not llm["model"]:
@@ -279,7 +288,7 @@ def make_backend(llm: dict[str, Any]):
     return LocalBackend(llm["model"], device=llm["device"], dtype=llm["dtype"], **sizes)
 
 
-def finish(session, dry_run: bool) -> None:
+def finish(session: "Session", dry_run: bool) -> None:
     """Print what the questions added up to, or would."""
     if dry_run:
         for task, found in session.estimates.items():

@@ -1,9 +1,15 @@
 """`profile NAME`: users' profiles by a language model."""
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from dataset_tools.cli.options import enriching, options_of
 from dataset_tools.options import ProfileOptions
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
+    from dataset_tools.llm.session import Session
 
 
 @enriching(
@@ -19,7 +25,9 @@ Examples:
         help="Of the profiles: minilm, sentence:FOLDER, ..., or llm for the language model itself.",
     ),
 )
-def profile(dataset, session, force: bool, text_encoder: str, **numbers) -> str:
+def profile(
+    dataset: "Dataset", session: "Session", force: bool, text_encoder: str, **numbers: Any
+) -> str:
     """Give the users of dataset NAME profiles: NAME.userllm and, in words, NAME.profiles.tsv.
 
     Only training events are read: no validation or test target of a user reaches a prompt.

@@ -1,7 +1,13 @@
 """`tag NAME`: tags by a language model, refined and matched."""
 
+from typing import TYPE_CHECKING, Any
+
 from dataset_tools.cli.options import encoder_option, enriching, options_of
 from dataset_tools.options import TagOptions
+
+if TYPE_CHECKING:
+    from dataset_tools.dataset.dataset import Dataset
+    from dataset_tools.llm.session import Session
 
 
 @enriching(
@@ -15,7 +21,9 @@ Examples:
     *options_of(TagOptions),
     encoder_option,
 )
-def tag(dataset, session, force: bool, text_encoder: str, **numbers) -> str:
+def tag(
+    dataset: "Dataset", session: "Session", force: bool, text_encoder: str, **numbers: Any
+) -> str:
     """Give the items of dataset NAME tags: NAME.item's tags and tag_weights, and NAME.tag."""
     from dataset_tools.enrich.tags import tag_dataset
 

@@ -100,7 +100,8 @@ def decode(cells: Sequence) -> Answer | None:
     if not isinstance(cell, str | bytes) or _checksum(*cells) != check:
         return None
     if kind == "Embedding":
-        return Answer(np.frombuffer(cell, dtype="<f4").astype(np.float32), tokens_in, tokens_out)
+        data = cell.encode() if isinstance(cell, str) else cell  # damage can make a TEXT of a BLOB
+        return Answer(np.frombuffer(data, dtype="<f4").astype(np.float32), tokens_in, tokens_out)
     text = cell if isinstance(cell, str) else cell.decode("utf-8", "surrogatepass")
     return Answer(json.loads(text) if kind == "Scoring" else text, tokens_in, tokens_out)
 

@@ -111,7 +111,8 @@ class AnswerStore:
         Raises:
             DataError: a file cannot be read.
         """
-        found, unsound = {}, set()
+        found: dict[str, Answer] = {}
+        unsound = set()
         for cells in self._select(COLUMNS, "answers", keys):
             answer = decode(cells)
             if answer is None:
@@ -159,22 +160,21 @@ class AnswerStore:
         Raises:
             DataError: the rows cannot be stored.
         """
-        if self._own is None:
-            raise ValueError(f"{self.path} is not open for writing")
+        own = self._writable
         sound = [encode(*row, task, model) for row in rows if row[2].fault is None]
         lasting = [(k, plain(a.fault), now()) for k, _, a in rows if a.fault and a.lasting]
         # One sync makes all transactions before it proof against a power cut, too.
         if full := time.monotonic() - self._synced > SYNC_SECONDS:
             self._synced = time.monotonic()
         with failing(self.path, f"{len(sound)} answers in hand are lost"):
-            self._own.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
-            with transaction(self._own):
+            own.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
+            with transaction(own):
                 damaged = [row[:1] for row in sound if row[0] in self._unsound]
-                self._own.executemany("DELETE FROM answers WHERE key = ?", damaged)
-                self._own.executemany(INSERT, sound)
+                own.executemany("DELETE FROM answers WHERE key = ?", damaged)
+                own.executemany(INSERT, sound)
                 answered = [row[:1] for row in sound]
-                self._own.executemany("DELETE FROM lasting WHERE key = ?", answered)
-                self._own.executemany("INSERT OR REPLACE INTO lasting VALUES (?,?,?)", lasting)
+                own.executemany("DELETE FROM lasting WHERE key = ?", answered)
+                own.executemany("INSERT OR REPLACE INTO lasting VALUES (?,?,?)", lasting)
 
     def merge(self, path: Path) -> Taken:
         """Take over the answers and lasting faults of another file; see `take_over`.
@@ -184,16 +184,22 @@ class AnswerStore:
         """
         if not path.is_file():
             raise DataError(f"{path}: no such file of answers; give those of the parts")
-        taken = take_over(self._own, self.path, path)
+        taken = take_over(self._writable, self.path, path)
         with failing(self.path):
             row = (path.name, path.stat().st_size, now())
-            self._own.execute("INSERT OR REPLACE INTO taken VALUES (?,?,?)", row)
+            self._writable.execute("INSERT OR REPLACE INTO taken VALUES (?,?,?)", row)
         return taken
 
     @property
     def n_answers(self) -> int:
         """How many answers the own file has."""
-        return self._own.execute("SELECT count(*) FROM answers").fetchone()[0]
+        return self._writable.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    @property
+    def _writable(self) -> sqlite3.Connection:
+        if self._own is None:
+            raise ValueError(f"{self.path} is not open for writing")
+        return self._own
 
     def _select(
         self, columns: str, table: str, keys: Iterable[str], only_own: bool = False

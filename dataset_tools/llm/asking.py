@@ -199,7 +199,8 @@ def ask(
     try:
         job = plan(backend, requests, store)
         count.requests, count.from_store = len(job.unique), len(job.kept)
-        count.failed, count.faults = len(job.failed), Counter(a.fault for a in job.failed.values())
+        count.failed = len(job.failed)
+        count.faults.update(_reasons(job.failed))
         if job.failed:
             failed = f"{len(job.failed):,} requests had lasting faults and are not asked again"
             log.info("%s: %s; --retry_failed does so", task, failed)
@@ -217,6 +218,10 @@ def ask(
         if tally is not None:
             tally += count
         log.info("%s: %s", task, count)
+
+
+def _reasons(answers: dict[str, Answer]) -> list[str]:
+    return [answer.fault for answer in answers.values() if answer.fault is not None]
 
 
 def _missing(store: AnswerStore, task: str, n: int) -> Exception:
@@ -261,7 +266,7 @@ def _ask_todo(
         store.put(rows, task, identity)
         new = {key: answer for key, _, answer in rows if answer.fault is not None}
         faults.update(new)
-        count.faults.update(answer.fault for answer in new.values())
+        count.faults.update(_reasons(new))
         count.kept += len(rows) - len(new)
         return len(rows)
 
@@ -296,7 +301,7 @@ def _answered(
     """
     left = dict(enumerate(job.todo))
     coming = backend.answer([job.unique[i] for i in job.asked(unit)] for unit in job.todo)
-    with closing(coming) if hasattr(coming, "close") else nullcontext():
+    with closing(coming) if isinstance(coming, Generator) else nullcontext():
         item = next(coming, None)
         while item is not None:
             place, answers = item
@@ -313,6 +318,8 @@ def _answered(
             try:
                 yield unit, answers
             except (KeyboardInterrupt, TemaError) as error:
+                if not isinstance(coming, Generator):  # it cannot be told
+                    raise
                 try:
                     item = coming.throw(error)
                 except StopIteration:

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ def background_loop(
 def as_completed(
     loop: asyncio.AbstractEventLoop,
     units: Iterable[Unit],
-    work: Callable[[Unit], Awaitable[Result]],
+    work: Callable[[Unit], Coroutine[Any, Any, Result]],
     *,
     ahead: int,
     stop: Callable[[], None],
@@ -57,8 +57,8 @@ def as_completed(
     still waits for its turn. What is on its way gets `grace_s` seconds; whatever is there by then
     is yielded, and then the exception is raised.
     """
-    done: SimpleQueue[Future] = SimpleQueue()
-    places: dict[Future, int] = {}
+    done: SimpleQueue[Future[Result]] = SimpleQueue()
+    places: dict[Future[Result], int] = {}
     numbered = enumerate(units)
     try:
         while True:

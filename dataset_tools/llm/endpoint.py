@@ -9,15 +9,18 @@ import json
 import logging
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dataset_tools.llm.redact import redacted
 from recbole_tema.errors import BackendError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +226,7 @@ class Endpoint:
         """Mark the running task as one that may be cancelled without the loss of an answer."""
         if self._stopped:
             raise asyncio.CancelledError
-        task = asyncio.current_task()
+        task = cast(asyncio.Task, asyncio.current_task())  # a coroutine runs in one
         self._idle.add(task)
         try:
             yield
@@ -264,7 +267,7 @@ class Endpoint:
                 found = f"broken JSON: {self.shown(body[-40:].decode('utf-8', 'replace'))}"
         raise _Trouble(f"{self.address} answers with {found}", "not JSON", FEW_RETRIES)
 
-    def _status(self, error) -> Exception:
+    def _status(self, error: "APIStatusError") -> Exception:
         """What an HTTP error means: BackendError, Unusable or a _Trouble."""
         status, message = error.status_code, _message(error.body)
         said = f"{self.address} answers HTTP {status}: {self.shown(message)}"
@@ -301,7 +304,7 @@ def _message(body: object) -> str:
     return str(body or "no reason given")
 
 
-def retry_after_s(headers) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or an HTTP date), or None."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         text = headers.get(name) or ""

@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 from dataset_tools.llm.answers import AnswerStore
 from dataset_tools.llm.asking import plan
-from dataset_tools.llm.requests import RATING_TOKENS, Backend, Completion, Embedding, Request
+from dataset_tools.llm.requests import (
+    RATING_TOKENS,
+    Backend,
+    Completion,
+    Embedding,
+    Request,
+    Scoring,
+)
 
 MILLION = 1_000_000
 
@@ -39,7 +47,8 @@ class Estimate:
 
     def __add__(self, other: "Estimate") -> "Estimate":
         pairs = [(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)]
-        return Estimate(*(None if None in pair else sum(pair) for pair in pairs))
+        sums: list[Any] = [None if None in pair else sum(pair) for pair in pairs]
+        return Estimate(*sums)
 
     def __str__(self) -> str:
         missing, again = self.requests - self.kept, self.calls - self.lacking
@@ -105,9 +114,10 @@ def _texts(request: Request, likelihoods: bool) -> list[str]:
     """What a model reads of a request."""
     if isinstance(request, Embedding):
         return [request.text]
-    rated = not isinstance(request, Completion) and not likelihoods
-    prompt = request.rating if rated else request.prompt
-    options = () if rated else getattr(request, "options", ())
+    if isinstance(request, Scoring) and not likelihoods:
+        prompt, options = request.rating, ()
+    else:
+        prompt, options = request.prompt, getattr(request, "options", ())
     examples = [text for pair in prompt.examples for text in pair]
     return [prompt.system, prompt.user, *examples, *options]
 
@@ -115,5 +125,6 @@ def _texts(request: Request, likelihoods: bool) -> list[str]:
 def _longest(request: Request, backend: Backend) -> int:
     if isinstance(request, Completion):
         return request.max_tokens
-    rated = not isinstance(request, Embedding) and not backend.likelihoods
-    return RATING_TOKENS * len(request.options) if rated else 0
+    if isinstance(request, Embedding) or backend.likelihoods:
+        return 0
+    return RATING_TOKENS * len(request.options)

@@ -5,11 +5,12 @@ once. Greedy, with no randomness: the same units give the same answers, to the l
 machine with the same number of threads.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from dataset_tools.llm.local_prompt import FORMS, Frame, Prompter
 from dataset_tools.llm.requests import Answer, Completion, Embedding, Request, Scoring, content
 from recbole_tema.device import find_device
 from recbole_tema.errors import BackendError
+
+if TYPE_CHECKING:
+    from dataset_tools.llm.local_answers import Writer
+    from dataset_tools.llm.local_forward import Forward
 
 BATCH_SIZE = 32
 MAX_CONTEXT = 1024
@@ -69,7 +74,7 @@ class LocalBackend:
         max_context: int = MAX_CONTEXT,
         prompt_form: str = "auto",
         repeat_penalty: float | None = None,
-    ):
+    ) -> None:
         for name, value, known in (("dtype", dtype, DTYPES), ("prompt_form", prompt_form, FORMS)):
             if value not in known:
                 raise BackendError(f"{name} {value!r}: must be one of {', '.join(known)}")
@@ -149,6 +154,7 @@ class LocalBackend:
         """The answers of a unit, whose requests have kind, instructions and examples in common."""
         faults = [self._fault(request) for request in unit]
         rest = [request for request, fault in zip(unit, faults, strict=True) if fault is None]
+        kinds: dict[type, Callable[[Any], list[Answer]]]
         kinds = {Completion: self._complete, Embedding: self._embed, Scoring: self._score}
         found = iter(kinds[type(rest[0])](rest) if rest else ())
         return [
@@ -176,7 +182,7 @@ class LocalBackend:
     def _frame(self, request: Completion | Scoring) -> Frame:
         return self._prompter.frame(request.prompt.system, request.prompt.examples)
 
-    def _option(self, request: Scoring, option: str) -> list[int]:
+    def _option(self, request: Completion | Scoring, option: str) -> tuple[int, ...]:
         return self._prompter.text_tokens(option, self._frame(request).before_answer)
 
     def _reserved(self, request: Completion | Scoring) -> int:
@@ -189,11 +195,19 @@ class LocalBackend:
         room = self._limit - len(self._frame(request).prefix) - self._reserved(request)
         return self._prompter.own_tokens(request.prompt, room)
 
+    def _owns(self, requests: Sequence[Completion | Scoring]) -> list[list[int]]:
+        # Each has some: without, it is a fault.
+        return [cast(list[int], self._own(request)) for request in requests]
+
     def _complete(self, requests: Sequence[Completion]) -> list[Answer]:
         from dataset_tools.llm.local_answers import Row
 
         frame = self._frame(requests[0])
-        rows = [Row(self._own(r), r.max_tokens, r.stop, frame.opens) for r in requests]
+        owns = self._owns(requests)
+        rows = [
+            Row(own, r.max_tokens, r.stop, frame.opens)
+            for own, r in zip(owns, requests, strict=True)
+        ]
         self._writer.write(self._prefixes(frame.prefix), rows)
         answers = []
         for row in rows:
@@ -206,7 +220,7 @@ class LocalBackend:
         from dataset_tools.llm.local_answers import score
 
         prefix = self._frame(requests[0]).prefix
-        owns = [self._own(request) for request in requests]
+        owns = self._owns(requests)
         groups = [[self._option(r, option) for option in r.options] for r in requests]
         found = score(self._forward, self._prefixes(prefix), owns, groups)
         read = [len(prefix) + len(o) + sum(map(len, g)) for o, g in zip(owns, groups, strict=True)]
@@ -223,7 +237,7 @@ class LocalBackend:
         return Prompter(load_tokenizer(self.files), self.files.name, self.prompt_form)
 
     @cached_property
-    def _forward(self):
+    def _forward(self) -> "Forward":
         from dataset_tools.llm.local_forward import ATTENTION, Forward
 
         prompter = self._prompter
@@ -250,7 +264,7 @@ class LocalBackend:
         return min((limit for limit in limits if limit), default=self.max_context)
 
     @cached_property
-    def _writer(self):
+    def _writer(self) -> "Writer":
         from dataset_tools.llm.local_answers import Writer
 
         ends, tokenizer = (

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def filled(rows: Sequence[Sequence[int]], device) -> torch.Tensor:
+def filled(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Rows of tokens (B, L), filled up with token 0 at the end."""
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for i, row in enumerate(rows):
@@ -72,7 +73,9 @@ class Writer:
             letter or digit (commas, line breaks) are exempt.
     """
 
-    def __init__(self, forward: Forward, tokenizer, ends: set[int], repeat_penalty: float):
+    def __init__(
+        self, forward: Forward, tokenizer: Any, ends: set[int], repeat_penalty: float
+    ) -> None:
         self.forward, self.tokenizer = forward, tokenizer
         self.ends, self.repeat_penalty = ends, repeat_penalty
         self._is_word: dict[int, bool] = {}
@@ -151,8 +154,8 @@ class Writer:
 def score(
     forward: Forward,
     prefix: Prefix,
-    prompts: Sequence[list[int]],
-    options: Sequence[list[list[int]]],
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[float]]:
     """Mean log-likelihood of a token of each option after its prompt; the end token not counted.
 
@@ -185,7 +188,9 @@ def score(
     return scores
 
 
-def _score_batch(forward: Forward, prefix: Prefix, rows) -> list[list[float]]:
+def _score_batch(
+    forward: Forward, prefix: Prefix, rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
+) -> list[list[float]]:
     """Scores of rows of (prompt, options)."""
     device = forward.device
     ids = filled([[*prompt, *chain(*options)] for prompt, options in rows], device)
@@ -215,7 +220,7 @@ def _score_batch(forward: Forward, prefix: Prefix, rows) -> list[list[float]]:
     return scores
 
 
-def embed(forward: Forward, texts: Sequence[list[int]]) -> list[np.ndarray]:
+def embed(forward: Forward, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Mean of the last hidden states over each text's tokens: float32 vectors; no text empty."""
     vectors: list[np.ndarray] = [np.empty(0, np.float32)] * len(texts)
     for places in batches([len(text) for text in texts], MAX_BATCH_TOKENS):

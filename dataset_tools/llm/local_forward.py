@@ -6,6 +6,7 @@ the prefix is one matrix product per head, whatever the batch, and each row keep
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -38,8 +39,15 @@ _active: ContextVar[Prefix] = ContextVar("prefix", default=NO_PREFIX)
 
 
 def shared_prefix_attention(
-    module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs
-):
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention of rows to the active prefix and to their own keys; sdpa where there is no prefix.
 
     Args:
@@ -65,7 +73,8 @@ def shared_prefix_attention(
     if softcap:
         to_shared, to_own = (softcap * torch.tanh(s / softcap) for s in (to_shared, to_own))
     to_own = to_own.view(n_rows, n_keys, n_heads // n_keys, length, -1)
-    to_own = to_own.masked_fill(~attention_mask.unsqueeze(1), float("-inf")).flatten(2, 3)
+    sees = cast(torch.Tensor, attention_mask)  # all calls with a prefix give one
+    to_own = to_own.masked_fill(~sees.unsqueeze(1), float("-inf")).flatten(2, 3)
     weights = torch.cat([to_shared, to_own], -1).softmax(-1, torch.float32).to(query.dtype)
     flat = weights[..., : prefix.length].transpose(0, 1).reshape(n_keys, -1, prefix.length)
     out = (flat @ shared_value).view(n_keys, n_rows, -1, size).transpose(0, 1)
@@ -83,11 +92,11 @@ class RowLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity, self.used = capacity, 0
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         n_rows, n_heads, _, size = key_states.shape
         self.keys = key_states.new_zeros((n_rows, n_heads, self.capacity, size))
         self.values = value_states.new_zeros(
@@ -95,7 +104,9 @@ class RowLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.used = self.used, self.used + key_states.shape[2]
@@ -107,13 +118,13 @@ class RowLayer(CacheLayerMixin):
         """Keep the rows of these numbers only."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
-    def get_mask_sizes(self, query_length):
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.used + query_length, 0
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         return self.used
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
         return self.capacity
 
     get_max_cache_shape = get_max_length  # as transformers before 5.15 calls it
@@ -130,7 +141,7 @@ class Forward:
         BackendError: the model's attention is of a kind that cannot share a prefix.
     """
 
-    def __init__(self, model, name: str):
+    def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
         self.device = model.device
         self._check()
@@ -150,14 +161,22 @@ class Forward:
         n_layers = self.model.config.get_text_config().num_hidden_layers
         return Cache(layers=[RowLayer(capacity) for _ in range(n_layers)])
 
-    def logits(self, prefix, ids, positions, sees, keep, cache=None) -> torch.Tensor:
+    def logits(
+        self,
+        prefix: Prefix,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        sees: torch.Tensor,
+        keep: torch.Tensor | int,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
         """Logits (B, len(keep), V) at the places `keep` of the rows `ids` (B, L).
 
         Args:
             prefix: What all rows start with.
             positions: Of the tokens, the prefix's not counted, (B, L).
             sees: Which of its row's tokens in `cache` and `ids` a token sees, bool (B, 1, L, T).
-            keep: Places in the row, int (n).
+            keep: Places in the row, int (n), or how many at its end.
             cache: Of `rows`, where later calls go on; it takes the tokens in.
         """
         before = _active.set(prefix)
@@ -205,7 +224,7 @@ class Forward:
             )
 
 
-def causal(length: int, device) -> torch.Tensor:
+def causal(length: int, device: torch.device) -> torch.Tensor:
     """Each token sees itself and those before it: bool (1, 1, L, L).
 
     Rows are filled up at their end, so no token of a text sees a filling.

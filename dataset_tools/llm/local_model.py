@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,7 +125,7 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return total.hexdigest()
 
 
-def load_tokenizer(files: ModelFiles):
+def load_tokenizer(files: ModelFiles) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -137,7 +137,7 @@ def load_tokenizer(files: ModelFiles):
         return AutoTokenizer.from_pretrained(**files.where)
 
 
-def load_model(files: ModelFiles, dtype: str, device: str, attention: str):
+def load_model(files: ModelFiles, dtype: str, device: str, attention: str) -> Any:
     """The model in evaluation mode on `device`, its weights as `dtype`.
 
     Args:
@@ -165,7 +165,7 @@ def load_model(files: ModelFiles, dtype: str, device: str, attention: str):
         return model.to(device).eval()
 
 
-def _check_causal(files: ModelFiles, config) -> None:
+def _check_causal(files: ModelFiles, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -224,7 +224,7 @@ def _read_once() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=2)
-def _remembered(function):
+def _remembered(function: Callable) -> Callable:
     """`function` with its last result kept, as long as this process lives."""
     return functools.lru_cache(maxsize=1)(function)
 

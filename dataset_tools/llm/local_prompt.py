@@ -7,6 +7,7 @@ a title that says "<|im_end|>" stays a title: it can neither end its turn nor st
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from dataset_tools.llm.requests import Prompt
 from dataset_tools.llm.thoughts import ends_opened
@@ -57,7 +58,7 @@ class Prompter:
             "auto": chat where there is a template.
     """
 
-    def __init__(self, tokenizer, name: str, form: str = "auto"):
+    def __init__(self, tokenizer: Any, name: str, form: str = "auto") -> None:
         if form == "chat" and not tokenizer.chat_template:
             raise BackendError(f"{name}: no chat template; leave the prompt form at auto or plain")
         self.tokenizer, self.name = tokenizer, name

@@ -153,7 +153,7 @@ class OpenAIBackend:
         room = -1  # of the last group, in characters
         for place, request in enumerate(requests):
             single = not isinstance(request, Embedding)
-            size = GROUP_CHARACTERS if single else len(request.text)
+            size = len(request.text) if isinstance(request, Embedding) else GROUP_CHARACTERS
             if size > room or len(groups[-1]) == GROUP_TEXTS:
                 groups.append([])
                 room = GROUP_CHARACTERS
@@ -241,13 +241,17 @@ class _Run:
         self.endpoint = Endpoint(backend, hidden)
 
     async def answers(self, unit: Sequence[Request]) -> list[Answer]:
-        if unit and isinstance(unit[0], Embedding):
-            return await self._embed([sendable(request.text) for request in unit])
-        return list(await asyncio.gather(*map(self._chat, unit)))
+        # All are of one type.
+        texts = [sendable(request.text) for request in unit if isinstance(request, Embedding)]
+        if texts:
+            return await self._embed(texts)
+        chats = [self._chat(request) for request in unit if not isinstance(request, Embedding)]
+        return list(await asyncio.gather(*chats))
 
     async def _chat(self, request: Completion | Scoring) -> Answer:
         """One completion or scoring, asked again where the reply holds no usable answer."""
-        tokens_in, tokens_out, sent = 0, 0, {}
+        tokens_in = tokens_out = 0
+        sent: dict[str, Any] = {}
         for again in range(ANSWER_RETRIES + 1):
             reply: dict[str, Any] = {}
             try:

@@ -76,7 +76,9 @@ class PromptFile:
             values = {name: field_text(fields[name]) for name in names}
             # A line whose field is empty ("Category: ") says nothing and goes.
             if not names or any(values.values()):
-                kept.append(FIELD.sub(lambda match, values=values: values[match[1]], line))
+                parts = FIELD.split(line)  # every second one is a name
+                parts[1::2] = [values[name] for name in parts[1::2]]
+                kept.append("".join(parts))
         text = "\n".join(kept)
         return text.strip() if strip else text
 

@@ -107,12 +107,13 @@ def chat_body(
     A line break is no stop for a server: many models begin with one, or think aloud in lines
     before they answer. The answer ends there all the same, see `chat_value`.
     """
-    scoring = isinstance(request, Scoring)
-    prompt = request.rating if scoring else request.prompt
-    schema = _scores_schema(len(request.options)) if scoring else _schema_of(request)
     body = {**sampling, "max_tokens": longest_answer(request, room)}
-    if stops := [] if scoring else [stop for stop in request.stop if stop.strip()]:
-        body["stop"] = stops[:MOST_STOPS]
+    if isinstance(request, Scoring):
+        prompt, schema = request.rating, _scores_schema(len(request.options))
+    else:
+        prompt, schema = request.prompt, _schema_of(request)
+        if stops := [stop for stop in request.stop if stop.strip()]:
+            body["stop"] = stops[:MOST_STOPS]
     if "max_tokens" in dialect.refused:
         body["max_completion_tokens"] = body["max_tokens"]
     for name in dialect.refused & set(body):
@@ -122,7 +123,7 @@ def chat_body(
         if dialect.output == "schema":
             form = {"name": "answer", "schema": schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        elif not scoring:  # a rating prompt says so itself
+        elif isinstance(request, Completion):  # a rating prompt says so itself
             text = json.dumps(schema, ensure_ascii=False)
             system = f"{system}\nAnswer with nothing but JSON of this schema: {text}".strip()
         if dialect.output == "object" and schema.get("type") == "object":
@@ -145,7 +146,9 @@ def sendable(text: str) -> str:
 
 
 def _schema_of(request: Completion) -> dict | None:
-    schema = None if request.schema is None else json.loads(request.schema)
+    if request.schema is None:
+        return None
+    schema = json.loads(request.schema)
     if not isinstance(schema, dict | None):
         raise ValueError(f"a Completion's schema is {request.schema[:60]!r}, not a JSON object")
     return schema

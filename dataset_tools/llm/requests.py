@@ -99,14 +99,16 @@ class Backend(Protocol):
     else is in its unit, so that only those requests of a unit are asked that lack one.
 
     Attributes:
-        identity: What the answers depend on besides the request: kind, model, its weights or its
-            address, number format. Never a secret.
         likelihoods: Whether the scores of a Scoring are length-normalised log-likelihoods of the
             options (True) or ratings from 0 to 1 that the model wrote (False).
     """
 
-    identity: str
     likelihoods: bool
+
+    @property
+    def identity(self) -> str:
+        """What the answers depend on besides the request: kind, model, its weights or its address,
+        number format. Never a secret."""
 
     def units(self, requests: Sequence[Request]) -> list[list[int]]:
         """Indices of `requests` (all of one type) in groups that are answered together.

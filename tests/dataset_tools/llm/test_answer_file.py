@@ -13,12 +13,14 @@ import sys
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.llm import answers as answers_module
 from dataset_tools.llm.answers import FILE, AnswerStore
+from dataset_tools.llm.requests import Answer, Embedding, key_of
 from recbole_tema.errors import DataError
 from tests.dataset_tools.llm.test_answers import entry, fill, kept, keys_of, merged
 
@@ -297,3 +299,14 @@ def test_a_file_that_may_not_grow(tmp_path):
     assert "100 answers in hand are lost; all earlier ones are kept" in result.stdout, result.stderr
     rows = [entry(i) for i in range(50)]
     assert len(kept(tmp_path, rows)) == 50
+
+
+def test_a_vector_that_a_damaged_row_calls_a_text_is_read_all_the_same(tmp_path):
+    request = Embedding("tea")
+    row = (key_of("m", request), request, Answer(np.zeros(4, np.float32)))
+    with AnswerStore(tmp_path) as store:
+        store.put([row], "embed", "m")
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as file:
+        file.execute("UPDATE answers SET value = CAST(value AS TEXT)")
+        assert file.execute("SELECT typeof(value) FROM answers").fetchone() == ("text",)
+    assert kept(tmp_path, [row]) == [row[0]]

@@ -145,3 +145,18 @@ def test_vectors_of_unlike_widths_end_the_run_before_more_is_paid_for(tmp_path):
         store.put([(key_of("hash", wanted[9]), wanted[9], Answer(np.ones(4, np.float32)))], "t", "")
     with pytest.raises(DataError, match="vectors of 3 and of 4 numbers"):
         ask_all(tmp_path, wanted[:10], Wide(3))
+
+
+class Listed(HashBackend):
+    """Its answers come from an iterator that is no generator: no exception can be thrown in."""
+
+    def answer(self, units):
+        return iter(list(super().answer(units)))
+
+
+def test_an_iterator_that_is_no_generator_does_not_hide_the_first_error(tmp_path, monkeypatch):
+    failing_put(monkeypatch, DataError("locked for a minute"))
+    tally = Tally()
+    with pytest.raises(DataError, match="locked for a minute"):
+        ask_all(tmp_path, requests(20), Listed(size=1), tally=tally)
+    assert tally.kept == 2  # the second is stored by another try
