@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments: dict[str, Any] = {}
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        if words == ["doctor"]:
+        if words[:1] == ["doctor"]:
+            if words[1:]:
+                raise ConfigError(f"doctor takes no arguments, and got '{words[1]}'")
             from recbole_tema.doctor import run as doctor
 
             return doctor()

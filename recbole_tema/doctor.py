@@ -17,7 +17,7 @@ EXTRAS = ("features", "convert", "benchmark", "test")
 LEAST_FREE = 2 << 30  # bytes; ml-100k-genre, a checkpoint and its log take less than a tenth
 NAMED = ("recbole-tema", "torch", "numpy", "pandas", "scipy", "transformers", "duckdb")
 # Packages whose import shows a broken installation: of another build, or without a library.
-IMPORTED = ("torch", "torchvision", "recbole_tema.compat")
+IMPORTED = ("torch", "torchvision", "sklearn", "pandas", "recbole_tema.compat")
 
 
 def run() -> int:
@@ -34,24 +34,23 @@ def run() -> int:
 
 def findings() -> Iterator[tuple[str, str, str]]:
     """(subject, what was found, how to mend it or nothing) of each check."""
-    import psutil
-
-    cores, memory = os.cpu_count(), psutil.virtual_memory().total / 2**30
-    where = f"{platform.system()} {platform.machine()}, {cores} cores, {memory:.0f} GB"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    where = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB"
     yield "Python", f"{platform.python_version()} ({sys.executable}), {where}", ""
     yield "versions", ", ".join(filter(None, map(_named, NAMED))), ""
-    yield "RecBole", *_recbole()
+    recbole, remedy = _recbole()
+    yield "RecBole", recbole, remedy
     yield "packages", *_packages("")
     for extra in EXTRAS:
         yield f"[{extra}]", *_packages(extra)
-    for name in IMPORTED:
+    for name in IMPORTED if not remedy else IMPORTED[:-1]:
         if (found := _import_fault(name)) is not None:
             yield name.partition(".")[0], *found
     yield "GPU", _gpu(), ""
     yield "datasets", *_folder(default_data_path(), f"set {DATA_VARIABLE} to another folder")
     yield "results", *_folder(Path.cwd(), "start from another folder, or set --checkpoint_dir")
-    hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    yield "models", *_folder(Path(hub).expanduser(), "set HF_HOME to another folder")
+    hub = os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    yield "models", *_folder(Path(hub), "set HF_HOME to another folder")
 
 
 def _named(package: str) -> str:
@@ -63,8 +62,9 @@ def _named(package: str) -> str:
 
 def _recbole() -> tuple[str, str]:
     try:
-        return f"{version('recbole')} ({recbole_dir()})", ""
-    except (TemaError, PackageNotFoundError) as error:
+        folder = recbole_dir()
+        return f"{version('recbole')} ({folder})", ""
+    except TemaError as error:
         what, _, remedy = str(error).partition("; ")
         return what, remedy
 
@@ -111,9 +111,10 @@ def _import_fault(name: str) -> tuple[str, str] | None:
         if error.name == name:
             return None
         return f"does not import: {error}", "run: pip install recbole-tema"
-    except (ImportError, OSError, RuntimeError, TemaError) as error:
-        words = " ".join(str(error).split())[:200]
-        return f"does not import: {words}", "install torch and torchvision from one index"
+    except Exception as error:  # whatever a broken installation raises is what is told
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        again = "torch and torchvision from one index" if name.startswith("torch") else name
+        return f"does not import ({words})", f"install {again} again"
     return None
 
 
@@ -135,10 +136,10 @@ def _gpu() -> str:
 def _folder(path: Path, remedy: str) -> tuple[str, str]:
     """Whether files can be written into a folder, or into the nearest one that is there."""
     there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    made = "" if there == path else ", made when it is needed"
     try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        made = "" if there == path else ", made when it is needed"
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as error:

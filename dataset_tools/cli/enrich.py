@@ -46,9 +46,22 @@ def enrich(
     from dataset_tools.enrich.tags import tag_dataset
 
     click.echo(tag_dataset(dataset, session, text_encoder, TagOptions(limit=limit), force))
+    _end_of_part(session, "tag")
     click.echo(embed_dataset(dataset, session, None, force))
+    _end_of_part(session, "embed")
     done = profile_dataset(dataset, session, "minilm", ProfileOptions(limit=limit), force)
     if session.dry:
         return done
     click.echo(done)
     return clip_dataset(dataset, text_encoder, ClipOptions(images=images), force)
+
+
+def _end_of_part(session: "Session", step: str) -> None:
+    """A part writes nothing into the dataset, and the next step reads what this one would write."""
+    from dataset_tools.llm.asking import PartDone
+
+    if session.store.part[1] > 1 and session.tallies:
+        raise PartDone(
+            f"{step}: every answer is there; run `{step}` without --part, which writes them, then "
+            "this again for what comes next"
+        )

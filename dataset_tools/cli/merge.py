@@ -34,10 +34,10 @@ def merge(name: str, files: tuple[Path, ...], data_path: Path | None, answers: P
     from recbole_tema.errors import DataError
 
     folder = answers or open_dataset(name, data_path).folder / STORE
+    found = files or sorted(folder.glob(PARTS))
+    if not found:
+        raise DataError(f"{folder}: holds no files of parts (part-1-of-2.sqlite); name them")
     with AnswerStore(folder) as store:
-        found = files or sorted(folder.glob(PARTS))
-        if not found:
-            raise DataError(f"{folder}: holds no files of parts (part-1-of-2.sqlite); name them")
         for path in found:
             click.echo(f"{path}: {store.merge(path)}")
         click.echo(f"{store.path}: {store.n_answers:,} answers")

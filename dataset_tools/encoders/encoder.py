@@ -181,7 +181,11 @@ class Encoder(ABC):
 
         try:
             with torch.inference_mode():
-                vectors = torch.nn.functional.normalize(compute(batch).float(), dim=-1)
+                vectors = compute(batch).float()
+                # What the model has normalised itself stays as it is, to the last bit.
+                lengths = vectors.norm(dim=-1, keepdim=True)
+                if not torch.allclose(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6):
+                    vectors = torch.nn.functional.normalize(vectors, dim=-1)
         except torch.cuda.OutOfMemoryError:
             raise DataError(
                 f"{self.label}: a batch of {self.batch_size} does not fit into the memory of the "

@@ -126,7 +126,9 @@ class Client:
 class _Hop(HTTPConnection):
     """A connection to an address that was checked, which ends at its deadline."""
 
-    def __init__(self, url: Url, deadline: float, tls: SSLContext | None, allow_private: bool):
+    def __init__(
+        self, url: Url, deadline: float, tls: SSLContext | None, allow_private: bool
+    ) -> None:
         port = url.port or (443 if tls else 80)
         super().__init__((url.host or "").strip("[]"), port, timeout=deadline - time.monotonic())
         self.deadline, self.tls, self.allow_private = deadline, tls, allow_private
@@ -165,7 +167,7 @@ def _answer(response: HTTPResponse, url: str) -> bytes | str | Fault:
         return urljoin(url, location.encode("latin-1", "replace").decode("utf-8", "replace"))
     if response.status != 200:
         wait_s = None
-        with suppress(InvalidHeader):
+        with suppress(InvalidHeader, ValueError, OverflowError):  # a year or a number of no sense
             wait_s = Retry().get_retry_after(response)
         reason = f"HTTP {response.status} {response.reason}".strip()[:100]
         return Fault(reason, lasting=response.status not in TEMPORARY, wait_s=wait_s or 0.0)

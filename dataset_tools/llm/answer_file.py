@@ -7,10 +7,11 @@ that are no longer needed; `take_over` reads them too.
 import errno
 import hashlib
 import json
-import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,11 @@ FORMAT = 2  # the user_version of the file
 LOCK_SECONDS = 20.0  # how long another process may keep the file locked; it takes milliseconds
 CHUNK = 500  # rows of a transaction
 LEAST_ROW = 100  # bytes; key and checksum alone have 96
+# What SQLite cannot read by itself, its own tool may find page by page.
+RECOVER = (
+    "SQLite's own tool may read more: sqlite3 FILE .recover | sqlite3 NEW.sqlite, then "
+    "python -m dataset_tools merge NAME NEW.sqlite"
+)
 
 # `request` comes last: it is long, and SQLite reads a row only as far as it is asked to.
 SCHEMA = f"""
@@ -35,7 +41,7 @@ CREATE TABLE answers (
   value BLOB NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL,
   created TEXT NOT NULL, checksum TEXT NOT NULL, request TEXT NOT NULL);
 CREATE TABLE lasting (key TEXT PRIMARY KEY, reason TEXT NOT NULL, created TEXT);
-CREATE TABLE taken (file TEXT PRIMARY KEY, size INTEGER NOT NULL, created TEXT NOT NULL);
+CREATE TABLE taken (file TEXT PRIMARY KEY, stamp INTEGER NOT NULL, created TEXT NOT NULL);
 PRAGMA user_version={FORMAT};
 COMMIT;
 """
@@ -52,12 +58,14 @@ class Taken(NamedTuple):
         same: Were here already.
         other: Differ from the answer that is here, which stays.
         unread: Damaged; None where nobody can say how many there were.
+        damaged: Whether the file itself is, not only some of its answers.
     """
 
     new: int
     same: int
     other: int
     unread: int | None
+    damaged: bool
 
     def __str__(self) -> str:
         text = f"{self.new:,} answers taken over, {self.same:,} were there"
@@ -67,6 +75,8 @@ class Taken(NamedTuple):
             text += f", {self.unread:,} are damaged and cannot be read"
         elif self.unread is None:
             text += ", others, nobody can say how many, are damaged and cannot be read"
+        if self.damaged:
+            text += f". {RECOVER}"
         return text
 
 
@@ -124,8 +134,52 @@ def _checksum(key: str, kind: str, cell: str | bytes, tokens_in: int, tokens_out
     return hashlib.sha256(head + data).hexdigest()[:32]
 
 
-def connect(path: Path | str, write: bool = False) -> sqlite3.Connection:
-    """Open a file, or ":memory:": to write it, which makes it where it is missing, or to read.
+def stamp(path: Path) -> int:
+    """A number that is another one once the file, or what a writer has still beside it, changes."""
+    files = [file for file in (path, Path(f"{path}-wal")) if file.exists()]
+    found = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return int.from_bytes(hashlib.sha256(repr(found).encode()).digest()[:7])
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?{mode}",
+        uri=True,
+        timeout=LOCK_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _to_read(path: Path) -> sqlite3.Connection:
+    """Open a file to read, also where the files that readers share with a writer cannot be made:
+    the folder is read-only, or its disk full."""
+    for mode in ("mode=rw", "mode=ro"):
+        connection = _opened(path, mode)
+        try:
+            version_of(connection)
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if "locked" in str(error) or not path.is_file():
+                raise
+        except BaseException:
+            connection.close()
+            raise
+    log = Path(f"{path}-wal")
+    if not log.is_file() or not log.stat().st_size:
+        return _opened(path, "immutable=1")  # no writer, or it would have a log
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with tempfile.TemporaryDirectory() as folder:  # what a killed writer has in its log counts too
+        for file in (path, log):
+            shutil.copyfile(file, Path(folder) / file.name)
+        with closing(_opened(Path(folder) / path.name, "mode=rw")) as copy:
+            copy.backup(memory)
+    return memory
+
+
+def connect(path: Path, write: bool = False) -> sqlite3.Connection:
+    """Open a file: to write it, which makes it where it is missing, or to read.
 
     A reader opens it for writing all the same where it may: what a killed writer left half done
     has to be completed or undone before anything can be read.
@@ -133,15 +187,7 @@ def connect(path: Path | str, write: bool = False) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: see `failure`.
     """
-    uri = "file::memory:"
-    if isinstance(path, Path):
-        mode = "mode=rwc" if write else "mode=rw"
-        if not write and not os.access(path.parent, os.W_OK):
-            mode = "immutable=1"  # the files that a reader shares with a writer cannot be made
-        uri = f"{path.resolve().as_uri()}?{mode}"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
-    )
+    connection = _opened(path, "mode=rwc") if write else _to_read(path)
     try:
         # A damaged text is to fail its checksum, not the query.
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
@@ -191,7 +237,8 @@ def select(
 def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
     """Store the answers and lasting faults of another file, of either format; first answers stay.
 
-    Of a damaged file comes what SQLite can read of it. It may be done again: nothing comes twice.
+    Of a damaged file comes what SQLite can read of it. It may be done again: nothing comes twice,
+    and what is damaged in the target is replaced.
 
     Args:
         target: The file that gets them.
@@ -199,25 +246,29 @@ def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
         path: The other file.
 
     Raises:
-        DataError: the other file cannot be opened for another reason than damage, or the target
-            cannot be written.
+        DataError: the other file cannot be opened for another reason than damage, has no answers
+            that can be read, or the target cannot be written.
     """
     new = same = other = 0
+    damaged = True
     unread: int | None = None
     bar = PassingBar(desc=f"taking over {path.name}", unit="answer", delay=1.0)
     with bar, failing(path), suppress_damage(), closing(connect(path)) as source:
+        _check_format(source, path)
         rows = _sound_rows(source, path.stat().st_size // LEAST_ROW)
         while chunk := list(islice(rows, CHUNK)):
             with failing(where), transaction(target):
-                found = select(target, "key, checksum", "answers", [row[0] for row in chunk])
+                found = select(target, COLUMNS, "answers", [row[0] for row in chunk])
+                here = {cells[0]: cells[-1] for cells in found if decode(cells) is not None}
+                unsound = [cells[:1] for cells in found if cells[0] not in here]
+                target.executemany("DELETE FROM answers WHERE key = ?", unsound)
                 target.executemany(INSERT, chunk)
-            here = dict(found)
             equal = [here[row[0]] == row[-2] for row in chunk if row[0] in here]
             new, same = new + len(chunk) - len(equal), same + sum(equal)
             other += equal.count(False)
             bar.update(len(chunk))
         lasting = []
-        with suppress(sqlite3.DatabaseError):  # the first files have no such table
+        with suppress_damage():  # the first files have no such table
             lasting = source.execute("SELECT key, reason, created FROM lasting").fetchall()
         with failing(where), transaction(target):
             found = select(target, "key", "answers", [row[0] for row in lasting])
@@ -228,7 +279,24 @@ def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
                 total = source.execute(f"SELECT count(*) FROM answers {index}").fetchone()[0]
                 unread = total - new - same - other
                 break
-    return Taken(new, same, other, unread)
+        damaged = source.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok"
+    if damaged and not new + same + other:
+        raise DataError(
+            f"{path}: no answer can be read in it: damaged, or none of our files. {RECOVER}"
+        )
+    return Taken(new, same, other, unread, damaged)
+
+
+def _check_format(source: sqlite3.Connection, path: Path) -> None:
+    """Refuse a sound database that is none of ours, or of a later version."""
+    if version_of(source) > FORMAT:
+        raise DataError(f"{path}: of a later version ({version_of(source)}); update recbole-tema")
+    try:
+        source.execute(f"SELECT {COLUMNS}, task, model, created, request FROM answers LIMIT 0")
+    except sqlite3.OperationalError as error:
+        sound = source.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+        if sound and "no such" in str(error):
+            raise DataError(f"{path}: no file of answers ({error}); give those of parts") from None
 
 
 def _sound_rows(source: sqlite3.Connection, most: int) -> Iterator[tuple]:
@@ -269,6 +337,16 @@ def suppress_damage() -> Iterator[None]:
 
 
 @contextmanager
+def suppress_missing(table: str) -> Iterator[None]:
+    """Leave what is inside where the file has no such table of `lasting` faults."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if table != "lasting" or "no such table" not in str(error):
+            raise
+
+
+@contextmanager
 def failing(path: Path, lost: str = "") -> Iterator[None]:
     """Turn what SQLite or the file system raises into a DataError that says what to do.
 
@@ -285,7 +363,7 @@ def failing(path: Path, lost: str = "") -> Iterator[None]:
             what = f"is damaged ({text})"
             remedy = (
                 "Move it and its -wal elsewhere and run 'python -m dataset_tools merge NAME FILE', "
-                "which takes over what can still be read"
+                f"which takes over what can still be read. {RECOVER}"
             )
         # SQLite calls an exhausted quota an I/O error.
         elif full or "is full" in text or "disk I/O error" in text:

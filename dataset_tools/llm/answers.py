@@ -21,6 +21,7 @@ from dataset_tools.llm.answer_file import (
     COLUMNS,
     FORMAT,
     INSERT,
+    RECOVER,
     Taken,
     connect,
     decode,
@@ -29,6 +30,9 @@ from dataset_tools.llm.answer_file import (
     now,
     plain,
     select,
+    stamp,
+    suppress_damage,
+    suppress_missing,
     take_over,
     transaction,
     version_of,
@@ -139,7 +143,8 @@ class AnswerStore:
         Raises:
             DataError: the disk is full.
         """
-        free = shutil.disk_usage(self.folder).free
+        with failing(self.folder):
+            free = shutil.disk_usage(self.folder).free
         if free < LEAST_FREE_BYTES:
             raise DataError(
                 f"{self.folder}: the disk is full: {free >> 20} MB are free, and nothing more is "
@@ -184,11 +189,32 @@ class AnswerStore:
         """
         if not path.is_file():
             raise DataError(f"{path}: no such file of answers; give those of the parts")
+        needed, free = path.stat().st_size, shutil.disk_usage(self.folder).free
+        if free < needed + LEAST_FREE_BYTES:
+            raise DataError(
+                f"{self.folder}: {free >> 20:,} MB are free, and the answers of {path.name} may "
+                f"take {needed >> 20:,} MB more; make room, or name another folder (--answers)"
+            )
+        with failing(path), suppress_damage():
+            connect(path).close()  # what a killed writer left half done is completed or undone
+        before = stamp(path)
         taken = take_over(self._writable, self.path, path)
-        with failing(self.path):
-            row = (path.name, path.stat().st_size, now())
-            self._writable.execute("INSERT OR REPLACE INTO taken VALUES (?,?,?)", row)
+        if not taken.damaged:
+            with failing(self.path):
+                row = (path.name, before, now())
+                self._writable.execute("INSERT OR REPLACE INTO taken VALUES (?,?,?)", row)
         return taken
+
+    def apart(self, keys: Iterable[str]) -> int:
+        """How many of `keys` have their answer in the file of this part alone."""
+        own: set[str] = set()
+        common: set[str] = set()
+        keys = list(keys)
+        for path, connection in self._all.items():
+            with failing(path):
+                found = {row[0] for row in select(connection, "key", "answers", keys)}
+            own, common = (found, common) if connection is self._own else (own, common | found)
+        return len(own - common)
 
     @property
     def n_answers(self) -> int:
@@ -207,7 +233,8 @@ class AnswerStore:
         keys, found = list(keys), []
         for path, connection in self._all.items():
             if connection is self._own or not only_own:
-                with failing(path):
+                # The first files of the former format have no table of lasting faults.
+                with failing(path), suppress_missing(table):
                     found += select(connection, columns, table, keys)
         return found
 
@@ -224,36 +251,47 @@ class AnswerStore:
         with failing(self.path):
             taken = self._connect(self.path, write=True)
             self._own = self._all[self.path]
-            if self._retry_failed:
+        if self.part[1] == 1:
+            self._join(taken)
+        if self._retry_failed:
+            with failing(self.path):
                 self._own.execute("DELETE FROM lasting")
-        if self.part[1] > 1:
-            return
+
+    def _join(self, taken: dict[str, int]) -> None:
+        """Take over files of the former format; tell of parts that nobody has joined."""
         for path in self._left(FORMER, taken):
-            log.info("%s, of the former format: %s", path, self.merge(path))
+            found = self.merge(path)
+            log.info("%s, of the former format: %s", path, found)
+            if found.damaged:
+                raise DataError(
+                    f"{path}: is damaged; {found.new + found.same:,} of its answers are in "
+                    f"{self.path.name} now. Move it elsewhere to go on without others. {RECOVER}"
+                )
         if left := len(self._left(PARTS, taken)):
             text = "%s: %d files of parts are not joined yet; python -m dataset_tools merge does so"
             log.warning(text, self.folder, left)
 
     def _open_others(self) -> None:
-        """Open what is only read; former files that nobody has taken over yet, into the memory."""
+        """Open what is only read, former files that nobody has taken over yet too."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise DataError(f"{self.folder}: is no folder; name another one (--answers)")
         taken: dict[str, int] = {}
         common = self.folder / FILE
         for path in dict.fromkeys([common, self.path]) if self.readonly else [common]:
             if path.is_file():
                 with failing(path):
                     taken |= self._connect(path)
-        if former := self._left(FORMER, taken):
-            memory = self._all[former[0]] = connect(":memory:", write=True)
-            for path in former:
-                take_over(memory, path, path)
+        for path in self._left(FORMER, taken):
+            with failing(path):
+                self._all[path] = connect(path)
 
     def _connect(self, path: Path, write: bool = False) -> dict[str, int]:
-        """Open a file; returns the names of those that it has taken over, and their sizes then."""
+        """Open a file; returns the names of those that it has taken over, and their stamps then."""
         connection = connect(path, write)
         version = version_of(connection)
         if version == FORMAT:
             self._all[path] = connection
-            return dict(connection.execute("SELECT file, size FROM taken"))
+            return dict(connection.execute("SELECT file, stamp FROM taken"))
         connection.close()
         if version == 0:  # another process is just making it
             return {}
@@ -265,4 +303,4 @@ class AnswerStore:
     def _left(self, pattern: str, taken: dict[str, int]) -> list[Path]:
         """Files in the folder that were not taken over as they are now."""
         paths = sorted(self.folder.glob(pattern))
-        return [path for path in paths if taken.get(path.name) != path.stat().st_size]
+        return [path for path in paths if taken.get(path.name) != stamp(path)]

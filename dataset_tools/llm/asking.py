@@ -40,7 +40,7 @@ REASONS_SHOWN = 3
 
 
 class PartDone(Exception):
-    """A part has stored its answers, and those of other parts are missing."""
+    """A part has stored its answers, which have to be joined with those of the other parts."""
 
 
 @dataclass
@@ -193,7 +193,7 @@ def ask(
     Raises:
         BackendError: no further answer can be had.
         DataError: answers cannot be stored, or vectors are of unlike widths.
-        PartDone: answers of other parts are missing.
+        PartDone: answers of other parts are missing, or those of this one are not joined yet.
     """
     started, count = time.monotonic(), Tally()
     try:
@@ -210,7 +210,8 @@ def ask(
             _ask_todo(backend, job, store, task, progress, count, faults)
         answers = job.kept | faults
         answers |= store.get(key for key in job.keys if key not in answers)
-        if missing := sum(key not in answers for key in job.keys):
+        missing = sum(key not in answers for key in job.keys)
+        if missing or (store.part[1] > 1 and store.apart(job.keys)):
             raise _missing(store, task, missing)
         return [answers[job.keys[i]] for i in job.order]
     finally:
@@ -232,8 +233,9 @@ def _missing(store: AnswerStore, task: str, n: int) -> Exception:
             "that nobody changes the file, then run again"
         )
     return PartDone(
-        f"{task}: part {index}/{n_parts} is done, its answers are in {store.path}; {n:,} of other "
-        f"parts are missing. When all {n_parts} are done, join them: python -m dataset_tools merge "
+        f"{task}: part {index}/{n_parts} is done, its answers are in {store.path}"
+        + (f"; {n:,} of other parts are missing" if n else "")
+        + f". When all {n_parts} are done, join them: python -m dataset_tools merge "
         "NAME FILE...; then run this again, without --part, or with it for what comes next"
     )
 

@@ -9,9 +9,9 @@ from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
-from recbole_tema.config.rules import RANK_METRICS
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import ConfigError
+from recbole_tema.evaluation.metrics import PER_TARGET
 
 FIGURES = (METRIC, K)
 
@@ -56,11 +56,11 @@ def metrics_of(keys: dict) -> list[tuple[str, int]]:
     Raises:
         ConfigError: there are none.
     """
-    names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in RANK_METRICS]
+    names = [name.lower() for name in _listed(keys["metrics"]) if name.lower() in PER_TARGET]
     if not names:
         raise ConfigError(
             f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
-            f"choose of {', '.join(RANK_METRICS)}"
+            f"choose of {', '.join(PER_TARGET)}"
         )
     return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
 

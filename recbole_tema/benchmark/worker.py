@@ -140,7 +140,7 @@ def _train(folder: Path, spec: dict) -> tuple[dict, Path]:
     spent = max((line["seconds"] for line in read_curve(curve)), default=0.0)
     started = time.perf_counter() - spent
 
-    def after_epoch(epoch, score):
+    def after_epoch(epoch: int, score: float) -> None:
         seconds = time.perf_counter() - started
         with open(curve, "a", encoding="utf-8") as file:
             line = {"epoch": int(epoch), "valid": float(score), "seconds": round(seconds, 3)}

@@ -95,7 +95,9 @@ def validate(
     if is_ours:
         _check_loss(final, sources, getattr(model_class, "losses", LOSSES.get(model, ("CE",))))
         _check_together(final, sources)
-    if model in recbole_models()["sequential"] and given.get("repeatable", True) is not True:
+    kind = getattr(getattr(model_class, "type", None), "name", "")
+    sequential = is_ours or model in recbole_models()["sequential"] or kind == "SEQUENTIAL"
+    if sequential and given.get("repeatable", True) is not True:
         allowed = "True for sequential models; exclude_history leaves a user's own items out"
         fail("repeatable", given["repeatable"], allowed, sources)
     _check_transform(final, model, theirs, sources)

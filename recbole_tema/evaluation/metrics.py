@@ -26,6 +26,8 @@ RANK_NEEDS = {"rec.topk", "rec.meanrank"}
 ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
 # Name of the slice of all targets; its metrics have no prefix.
 OVERALL = "overall"
+# The metrics that `per_target` gives; reports show these alone.
+PER_TARGET = ("hit", "ndcg", "mrr", "recall", "precision", "map")
 
 
 def metric_names(config: "TemaConfig", needs: set[str]) -> list[str]:
@@ -59,7 +61,7 @@ def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
     With one relevant item recall is hit, and map is mrr; ndcg is 1 / log2(rank + 1) within k.
 
     Args:
-        name: of ``RANK_METRICS``. ranks: ``(n,)`` from 1.
+        name: of PER_TARGET. ranks: ``(n,)`` from 1.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     inside = ranks <= k

@@ -42,9 +42,7 @@ class Release(NamedTuple):
 FILM, FLAGS = ("movieId", "title"), tuple(f"g{i}" for i in range(len(GENRES_100K)))
 FILM_100K = (*FILM, "released", "video", "url", *FLAGS)
 RELEASES = (
-    Release(
-        "u.data", "u.item", ("\t", "|"), "", (*FILM, "released", "video", "url", *FLAGS), "latin-1"
-    ),
+    Release("u.data", "u.item", ("\t", "|"), "", FILM_100K, "latin-1"),
     Release("ratings.dat", "movies.dat", ("::", "::"), "", (*FILM, "genres"), "latin-1"),
     Release("ratings.csv", "movies.csv", (",", ","), '"', None, "utf-8"),
 )
