@@ -12,6 +12,7 @@ from recbole_tema.benchmark.command import parse as benchmark_of
 from recbole_tema.cli import parse_arguments
 from recbole_tema.config.keys import check_keys
 from recbole_tema.config.registry import BUILTIN_DATASETS, check_model
+from recbole_tema.help_text import help_text
 from tests.support.tiny_dataset import make_dataset
 from tests.test_packaging import ROOT, run
 
@@ -59,6 +60,8 @@ def test_shown_command_is_one_that_exists(command, tmp_path):
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert {word for word in words if "=" not in word} <= set(targets)
+    elif words[:1] == ["doctor"]:
+        assert "doctor" in help_text("recbole-tema", "TEMA", "ml-100k-genre", tmp_path)
     elif program == "recbole-tema" or words[0] == "run_recbole_tema.py":
         check_arguments(words if program == "recbole-tema" else words[1:], tmp_path)
     elif words[:2] == ["-m", "dataset_tools"]:

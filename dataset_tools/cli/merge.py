@@ -37,7 +37,7 @@ def merge(name: str, files: tuple[Path, ...], data_path: Path | None, answers: P
     found = files or sorted(folder.glob(PARTS))
     if not found:
         raise DataError(f"{folder}: holds no files of parts (part-1-of-2.sqlite); name them")
-    with AnswerStore(folder) as store:
+    with AnswerStore(folder, join=False) as store:
         for path in found:
             click.echo(f"{path}: {store.merge(path)}")
         click.echo(f"{store.path}: {store.n_answers:,} answers")

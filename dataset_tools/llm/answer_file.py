@@ -157,6 +157,8 @@ def _to_read(path: Path) -> sqlite3.Connection:
     for mode in ("mode=rw", "mode=ro"):
         connection = _opened(path, mode)
         try:
+            # Else nothing could be read of a file that has lost its end.
+            connection.execute("PRAGMA writable_schema=ON")
             version_of(connection)
             return connection
         except sqlite3.OperationalError as error:
@@ -289,14 +291,17 @@ def take_over(target: sqlite3.Connection, where: Path, path: Path) -> Taken:
 
 def _check_format(source: sqlite3.Connection, path: Path) -> None:
     """Refuse a sound database that is none of ours, or of a later version."""
-    if version_of(source) > FORMAT:
-        raise DataError(f"{path}: of a later version ({version_of(source)}); update recbole-tema")
-    try:
-        source.execute(f"SELECT {COLUMNS}, task, model, created, request FROM answers LIMIT 0")
-    except sqlite3.OperationalError as error:
-        sound = source.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-        if sound and "no such" in str(error):
-            raise DataError(f"{path}: no file of answers ({error}); give those of parts") from None
+    with suppress_damage():
+        if version_of(source) > FORMAT:
+            version = version_of(source)
+            raise DataError(f"{path}: of a later version ({version}); update recbole-tema")
+        try:
+            source.execute(f"SELECT {COLUMNS}, task, model, created, request FROM answers LIMIT 0")
+        except sqlite3.OperationalError as error:
+            sound = source.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+            if sound and "no such" in str(error):
+                text = f"{path}: no file of answers ({error}); give those of parts"
+                raise DataError(text) from None
 
 
 def _sound_rows(source: sqlite3.Connection, most: int) -> Iterator[tuple]:

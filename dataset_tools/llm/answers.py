@@ -60,6 +60,7 @@ class AnswerStore:
         part: (i, n): the i-th of n parts, counted from 1, with a file of its own.
         readonly: Make and change no file; the folder need not be there.
         retry_failed: Forget the lasting faults, so that those requests are asked anew.
+        join: Take over the answers of parts that lie in the folder.
 
     Raises:
         DataError: the file is damaged, of another version, or written by another process; or the
@@ -73,13 +74,14 @@ class AnswerStore:
         *,
         readonly: bool = False,
         retry_failed: bool = False,
+        join: bool = True,
     ) -> None:
         index, n_parts = part
         if not 1 <= index <= n_parts:
             raise DataError(f"part {index}/{n_parts}: the first number must be 1 to {n_parts}")
         self.folder, self.part = Path(folder), part
         self.path = self.folder / (FILE if n_parts == 1 else f"part-{index}-of-{n_parts}.sqlite")
-        self.readonly, self._retry_failed = readonly, retry_failed
+        self.readonly, self._retry_failed, self._joins = readonly, retry_failed, join
         self._own: sqlite3.Connection | None = None
         self._all: dict[Path, sqlite3.Connection] = {}
         self._lock = FileLock(self.path.with_suffix(".lock"), thread_local=False)
@@ -258,18 +260,16 @@ class AnswerStore:
                 self._own.execute("DELETE FROM lasting")
 
     def _join(self, taken: dict[str, int]) -> None:
-        """Take over files of the former format; tell of parts that nobody has joined."""
-        for path in self._left(FORMER, taken):
+        """Take over files of the former format, and of parts that lie in the folder."""
+        parts = self._left(PARTS, taken) if self._joins else []
+        for path in [*self._left(FORMER, taken), *parts]:
             found = self.merge(path)
-            log.info("%s, of the former format: %s", path, found)
+            log.info("%s: %s", path, found)
             if found.damaged:
                 raise DataError(
                     f"{path}: is damaged; {found.new + found.same:,} of its answers are in "
                     f"{self.path.name} now. Move it elsewhere to go on without others. {RECOVER}"
                 )
-        if left := len(self._left(PARTS, taken)):
-            text = "%s: %d files of parts are not joined yet; python -m dataset_tools merge does so"
-            log.warning(text, self.folder, left)
 
     def _open_others(self) -> None:
         """Open what is only read, former files that nobody has taken over yet too."""
@@ -281,7 +281,8 @@ class AnswerStore:
             if path.is_file():
                 with failing(path):
                     taken |= self._connect(path)
-        for path in self._left(FORMER, taken):
+        parts = self._left(PARTS, taken) if self.part[1] == 1 else []
+        for path in [*self._left(FORMER, taken), *parts]:
             with failing(path):
                 self._all[path] = connect(path)
 

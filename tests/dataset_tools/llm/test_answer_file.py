@@ -7,11 +7,13 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.llm import answers as answers_module
+from dataset_tools.llm.answer_file import encode
 from dataset_tools.llm.answers import FILE, AnswerStore
 from dataset_tools.llm.requests import Answer, Embedding, key_of
 from recbole_tema.errors import DataError
@@ -65,11 +68,11 @@ def test_former_files_are_taken_over_once(tmp_path, caplog, lasting):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for options in ({"readonly": True}, {"part": (1, 2)}, {}):
         assert sorted(kept(tmp_path, rows, **options)) == sorted(keys_of(rows))
-    assert "answers-1-of-2.sqlite, of the former format: 30 answers taken over" in caplog.text
-    assert "answers-2-of-2.sqlite, of the former format: 0 answers taken over" in caplog.text
+    assert "answers-1-of-2.sqlite: 30 answers taken over" in caplog.text
+    assert "answers-2-of-2.sqlite: 0 answers taken over" in caplog.text
     with AnswerStore(tmp_path) as store:
         assert store.lasting(["f1", "f2"]) == ({"f2": "held back"} if lasting else {})
-    assert caplog.text.count("of the former format") == 2
+    assert caplog.text.count("answers-") == 2
     assert before.items() <= {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
 
 
@@ -152,8 +155,14 @@ def test_of_a_damaged_file_what_sqlite_can_read_is_taken_over(tmp_path, damage, 
     damage(data)
     path.write_bytes(data)
     if is_former:
-        found, said = kept(folder, rows), caplog.text
-        assert path.read_bytes() == data
+        with pytest.raises(DataError, match="damaged") as caught:
+            AnswerStore(folder)
+        assert path.read_bytes() == data and "sqlite3 FILE .recover" in str(caught.value)
+        path.rename(tmp_path / "aside.sqlite")  # then it stops nothing, and what was read is there
+        found = kept(folder, rows)
+        assert DAMAGES[damage] * 600 <= len(found)
+        assert (not found) or f"{len(found)} answers taken over" in caplog.text
+        return
     else:
         with pytest.raises(DataError, match=r"is damaged.*merge NAME FILE") as caught:
             kept(folder, rows)
@@ -162,8 +171,12 @@ def test_of_a_damaged_file_what_sqlite_can_read_is_taken_over(tmp_path, damage, 
         path.rename(tmp_path / "aside.sqlite")
         for name in ("-wal", "-shm"):
             path.with_name(path.name + name).unlink(missing_ok=True)
-        said = merged(folder, tmp_path / "aside.sqlite").stdout
+        done = merged(folder, tmp_path / "aside.sqlite")
         found = kept(folder, rows)
+        if not found:
+            assert done.exit_code == 2 and "no answer can be read in it" in done.output
+            return
+        said = done.stdout
     assert DAMAGES[damage] * 600 <= len(found)
     assert f"{len(found)} answers taken over" in said
     assert (len(found) < 600) == ("damaged and cannot be read" in said)
@@ -193,7 +206,9 @@ def test_no_damage_brings_a_wrong_answer_or_a_traceback(tmp_path, data):
                     assert answer in [a for k, _, a in rows if k == key]
                 store.put(rows, "tag", "m")
         except DataError as error:
-            assert re.search("damaged|format|cannot be kept", str(error))
+            assert re.search(
+                "damaged|format|cannot be kept|no file of answers|later version", str(error)
+            )
         shutil.rmtree(folder)
 
 
@@ -310,3 +325,79 @@ def test_a_vector_that_a_damaged_row_calls_a_text_is_read_all_the_same(tmp_path)
         file.execute("UPDATE answers SET value = CAST(value AS TEXT)")
         assert file.execute("SELECT typeof(value) FROM answers").fetchone() == ("text",)
     assert kept(tmp_path, [row]) == [row[0]]
+
+
+def test_what_changes_in_a_former_file_is_taken_over_too(tmp_path):
+    rows = former(tmp_path, 20)
+    assert sorted(kept(tmp_path, rows)) == sorted(keys_of(rows))
+    path = tmp_path / "answers-1-of-1.sqlite"
+    size = path.stat().st_size
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        # Another answer in place of the first: the file keeps its size.
+        key, request, answer = entry(900)
+        cells = encode(key, request, answer, "tag", "m")
+        file.execute("DELETE FROM answers WHERE key = ?", (rows[0][0],))
+        file.execute(f"INSERT INTO answers VALUES ({','.join('?' * len(cells))})", cells)
+    assert path.stat().st_size == size
+    assert len(kept(tmp_path, [*rows, entry(900)])) == 21
+
+
+def test_retry_failed_forgets_the_faults_of_former_files_too(tmp_path):
+    former(tmp_path, 5)
+    path = tmp_path / "answers-1-of-1.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("INSERT INTO lasting VALUES (?, 'refused', '')", (entry(7)[0],))
+    with AnswerStore(tmp_path, retry_failed=True) as store:
+        assert not store.lasting([entry(7)[0]])
+
+
+def test_a_damaged_answer_is_replaced_by_a_merge(tmp_path):
+    rows = fill(tmp_path / "a", 4)
+    fill(tmp_path / "b", 4)
+    with closing(sqlite3.connect(tmp_path / "a" / FILE, isolation_level=None)) as file:
+        file.execute("UPDATE answers SET value = 'other' WHERE key = ?", (rows[2][0],))
+    assert len(kept(tmp_path / "a", rows)) == 3
+    with AnswerStore(tmp_path / "a") as store:
+        store.merge(tmp_path / "b" / FILE)
+    assert sorted(kept(tmp_path / "a", rows)) == sorted(keys_of(rows))
+
+
+@pytest.mark.parametrize("what", ["text", "database", "later"])
+def test_a_file_that_is_none_of_ours_is_not_joined(tmp_path, what):
+    rows, path = fill(tmp_path / "s", 3), tmp_path / "x.sqlite"
+    path.write_text("no database, but a text of some length " * 50)
+    if what != "text":
+        path.unlink()
+        with closing(sqlite3.connect(path)) as file:
+            file.execute("CREATE TABLE answers (name TEXT)")
+            file.execute(f"PRAGMA user_version={9 if what == 'later' else 0}")
+    done = merged(tmp_path / "s", path)
+    says = {"text": "no answer can be read", "database": "no file of answers", "later": "update"}
+    assert done.exit_code == 2 and says[what] in done.output and str(path) in done.output
+    assert sorted(kept(tmp_path / "s", rows)) == sorted(keys_of(rows))
+
+
+KILLED = """
+import os, signal, sys
+from dataset_tools.llm.answers import AnswerStore
+from tests.dataset_tools.llm.test_answers import entry
+store = AnswerStore(sys.argv[1])
+store.put([entry(i) for i in range(8)], "tag", "m")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    "shared", [True, False], ids=["with the file that readers share", "without"]
+)
+def test_a_read_only_folder_is_read_with_what_a_killed_writer_left(small_disk, shared):
+    folder = small_disk(1 << 23)
+    command = [sys.executable, "-c", KILLED, str(folder / "s")]
+    root = Path(__file__).resolve().parents[3]
+    assert subprocess.run(command, cwd=root, check=False).returncode == -signal.SIGKILL
+    assert (folder / "s" / f"{FILE}-wal").stat().st_size
+    if not shared:
+        (folder / "s" / f"{FILE}-shm").unlink()
+    ctypes.CDLL(None).mount(b"none", str(folder).encode(), b"tmpfs", READ_ONLY, None)
+    rows = [entry(i) for i in range(8)]
+    assert sorted(kept(folder / "s", rows, readonly=True)) == sorted(keys_of(rows))

@@ -1,5 +1,6 @@
 """The store of answers: what was stored is there, whatever is killed, damaged, full or locked."""
 
+import logging
 import multiprocessing
 import random
 import shutil
@@ -251,30 +252,16 @@ def test_files_of_other_machines_are_named(tmp_path, caplog):
         assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_parts_that_nobody_joined_are_told(tmp_path, caplog):
-    fill(tmp_path, 5, part=(1, 2))
-    AnswerStore(tmp_path).close()
-    assert "1 files of parts are not joined yet" in caplog.text
-    merged(tmp_path)
+def test_parts_in_the_folder_are_joined_by_whoever_writes_there(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    rows = fill(tmp_path, 5, part=(1, 2))
+    assert sorted(kept(tmp_path, rows, readonly=True)) == sorted(keys_of(rows)), (
+        "a dry run reads them too"
+    )
+    assert sorted(kept(tmp_path, rows)) == sorted(keys_of(rows))
+    assert "part-1-of-2.sqlite: 5 answers taken over" in caplog.text
     caplog.clear()
     AnswerStore(tmp_path).close()
     assert not caplog.records
-
-
-# ---- files of the former format
-
-
-# ---- damage
-
-
-# ---- places that cannot be written
-
-
-def test_a_hundred_thousand_keys_are_looked_up_in_seconds(tmp_path):
-    request = completion("x" * 2000)
-    keys = [f"{i:064x}" for i in np.random.default_rng(0).permutation(100_000).tolist()]
-    with AnswerStore(tmp_path) as store:
-        store.put([(key, request, Answer("a, b", 1, 1)) for key in keys[::10]], "tag", "m")
-        started = time.process_time()
-        assert len(store.get(keys)) == 10_000
-        assert time.process_time() - started < 5
+    rows += fill(tmp_path, 3, start=5, part=(1, 2))  # it goes on, and is read again
+    assert sorted(kept(tmp_path, rows)) == sorted(keys_of(rows))

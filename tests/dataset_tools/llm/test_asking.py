@@ -381,10 +381,14 @@ def test_a_part_says_what_is_missing_and_what_to_do_next(tmp_path, caplog):
     with pytest.raises(PartDone):  # a second time nothing is asked
         ask_all(tmp_path, wanted, backend, part=(1, 2))
     assert backend.asked == []
-    with AnswerStore(tmp_path) as store:
-        store.merge(tmp_path / "part-1-of-2.sqlite")
-    # With the other part's answers there, the last one has all.
-    assert len(ask_all(tmp_path, wanted, part=(2, 2))) == 20
+    AnswerStore(tmp_path).close()  # joins it
+    # With the other part's answers there the last one has all, but in a file of its own.
+    with pytest.raises(PartDone, match=r"part-2-of-2\.sqlite\. When all 2 are done, join them"):
+        ask_all(tmp_path, wanted, part=(2, 2))
+    AnswerStore(tmp_path).close()
+    backend = HashBackend()
+    assert len(ask_all(tmp_path, wanted, backend, part=(2, 2))) == 20
+    assert len(ask_all(tmp_path, wanted, backend)) == 20 and backend.asked == []
 
 
 def test_the_bar_counts_what_is_kept_as_done(tmp_path, capsys, monkeypatch):
