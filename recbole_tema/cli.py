@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TemaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         pass
     # Behind the except block the frames of the run are gone, and progress bars have written last.
@@ -173,7 +176,8 @@ def _print_help(arguments: Mapping[str, Any]) -> int:
         check_model(model)
     data_path = os.path.expanduser(arguments.get("data_path") or default_data_path())
     dataset = arguments.get("dataset") or DEFAULT_DATASET
-    print(help_text(_program(), DEFAULT_MODEL, DEFAULT_DATASET, data_path, model, dataset))
+    text = help_text(_program(), DEFAULT_MODEL, DEFAULT_DATASET, data_path, model, dataset)
+    print(text, flush=True)
     return 0
 
 

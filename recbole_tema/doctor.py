@@ -13,7 +13,7 @@ from pathlib import Path
 from recbole_tema.errors import TemaError
 from recbole_tema.paths import DATA_VARIABLE, default_data_path, recbole_dir
 
-EXTRAS = ("features", "convert", "benchmark", "test")
+EXTRAS = ("features", "convert", "benchmark", "docs", "test")
 LEAST_FREE = 2 << 30  # bytes; ml-100k-genre, a checkpoint and its log take less than a tenth
 NAMED = ("recbole-tema", "torch", "numpy", "pandas", "scipy", "transformers", "duckdb")
 # Packages whose import shows a broken installation: of another build, or without a library.

@@ -1,6 +1,7 @@
 """From a model's name to its test metrics: ``run_recbole_tema`` and ``load_model``."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -335,7 +336,10 @@ def _load_dataset(config: TemaConfig) -> CrossDomainMixin:
         path = folder / f"{name}.{suffix}"
         if not path.is_file():
             raise DataError(f"{path} not found, which additional_feat_suffix names")
-    with recbole_refusals(f"RecBole refuses dataset '{name}' with this configuration"):
+    refused = f"RecBole refuses dataset '{name}' with this configuration"
+    with recbole_refusals(refused), warnings.catch_warnings():
+        # pandas 2 on what RecBole writes; pandas 3, which it is about, is not admitted.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
         dataset = create_dataset(config, config.model_class)
     length = config["ITEM_LIST_LENGTH_FIELD"]
     if any(length in columns for columns in (config["load_col"] or {}).values()):

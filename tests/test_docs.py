@@ -1,12 +1,16 @@
 """The examples of the documentation run as they stand there."""
 
 import importlib
+import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from dataset_tools.convert.run import Conversion, convert
 from recbole_tema import run_recbole_tema
+from recbole_tema.data.atomic import read_table
 from tests.support.tiny_dataset import write
 
 pytestmark = pytest.mark.long
@@ -43,3 +47,24 @@ def test_the_model_of_the_page_on_extending_learns(tmp_path, monkeypatch):
     result = run_recbole_tema(model=model, dataset="walks", config_dict=run)
     # The next item follows from the last one; by chance it would be 0.38 of twelve.
     assert result["test_result"]["ndcg@10"] > 0.9
+
+
+def test_the_source_of_the_page_on_extending_reads_its_files(tmp_path):
+    text = PAGE.read_text(encoding="utf-8")
+    block = r"`dataset_tools/convert/sources/library.py`:\n\n```python\n(.*?)^```"
+    module = re.search(block, text, re.S | re.M)[1]
+    path = tmp_path / "library.py"
+    path.write_text(module, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("library_of_the_page", path)
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    (folder / "books.csv").write_text("book;title;shelf\nb1;Dune;fiction\nb2;Cosmos;science\n")
+    (folder / "loans.csv").write_text("reader;book;day\nr1;b1;2020-01-02\nr1;b2;2020-01-01\n")
+    conversion = Conversion(read=partial(library.read, folder=folder), source="our library")
+    convert(conversion, tmp_path / "loans", "loans")
+    events = read_table(tmp_path / "loans" / "loans.inter")
+    assert events[["user_id", "item_id"]].to_numpy().tolist() == [["r1", "b2"], ["r1", "b1"]]
+    items = read_table(tmp_path / "loans" / "loans.item").set_index("item_id")
+    assert items["domain"].to_dict() == {"b1": "fiction", "b2": "science"}

@@ -73,15 +73,22 @@ class CrossDomainRecommender(SequentialRecommender):
         )
 
     def frozen_feature(
-        self, dataset: "CrossDomainMixin", name: str, id_field: str, rows: int
+        self,
+        dataset: "CrossDomainMixin",
+        name: str,
+        id_field: str,
+        rows: int,
+        required: bool = False,
     ) -> bool:
-        """Register a frozen feature matrix as buffers; False, said once, where there is none.
+        """Register a frozen feature matrix as buffers; False where there is none, which is said
+        once unless it is `required`, as then the caller says more.
 
         Rows that the feature file lacks are marked in ``{name}_present``.
         """
         found = dataset.feature(id_field)
         if found is None:
-            SCREEN.info(f"{type(self).__name__}: no {name} features, trained without")
+            if not required:
+                SCREEN.info(f"{type(self).__name__}: no {name} features, trained without")
             return False
         matrix, present = found
         lacking = int((~present[1:rows]).sum())

@@ -77,7 +77,7 @@ class LLM4CDSR(CrossDomainRecommender):
         self._initialise(config)
 
     def _item_vectors(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
-        if not self.frozen_feature(dataset, "llm", "llm_iid", self.n_items):
+        if not self.frozen_feature(dataset, "llm", "llm_iid", self.n_items, required=True):
             raise DataError(
                 f"LLM4CDSR needs LLM item vectors: {config['dataset']}.itemllm (llm_iid, llm_emb) "
                 f"is not in {config['data_path']}"
