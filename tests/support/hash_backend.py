@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import time
+from collections import deque
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,25 @@ def main(folder, part, n, seconds, *faults):
     temporary = Path(folder, "result.tmp")
     temporary.write_text(json.dumps(values))
     os.replace(temporary, Path(folder, "result.json"))
+
+
+class Served(HashBackend):
+    """Has four answers under way, as a server does; after an exception it gives these."""
+
+    def answer(self, units):
+        units = enumerate(units)
+        under_way = deque(islice(units, 4))
+        try:
+            while under_way:
+                place, unit = under_way.popleft()
+                under_way.extend(islice(units, 1))
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+        except (Exception, KeyboardInterrupt):
+            for place, unit in under_way:
+                self.asked += unit
+                yield place, [self.one(request, content(request)) for request in unit]
+            raise
 
 
 if __name__ == "__main__":

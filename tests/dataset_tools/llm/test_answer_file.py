@@ -351,17 +351,6 @@ def test_retry_failed_forgets_the_faults_of_former_files_too(tmp_path):
         assert not store.lasting([entry(7)[0]])
 
 
-def test_a_damaged_answer_is_replaced_by_a_merge(tmp_path):
-    rows = fill(tmp_path / "a", 4)
-    fill(tmp_path / "b", 4)
-    with closing(sqlite3.connect(tmp_path / "a" / FILE, isolation_level=None)) as file:
-        file.execute("UPDATE answers SET value = 'other' WHERE key = ?", (rows[2][0],))
-    assert len(kept(tmp_path / "a", rows)) == 3
-    with AnswerStore(tmp_path / "a") as store:
-        store.merge(tmp_path / "b" / FILE)
-    assert sorted(kept(tmp_path / "a", rows)) == sorted(keys_of(rows))
-
-
 @pytest.mark.parametrize("what", ["text", "database", "later"])
 def test_a_file_that_is_none_of_ours_is_not_joined(tmp_path, what):
     rows, path = fill(tmp_path / "s", 3), tmp_path / "x.sqlite"

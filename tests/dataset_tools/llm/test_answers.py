@@ -265,3 +265,14 @@ def test_parts_in_the_folder_are_joined_by_whoever_writes_there(tmp_path, caplog
     assert not caplog.records
     rows += fill(tmp_path, 3, start=5, part=(1, 2))  # it goes on, and is read again
     assert sorted(kept(tmp_path, rows)) == sorted(keys_of(rows))
+
+
+def test_a_damaged_answer_is_replaced_by_a_merge(tmp_path):
+    rows = fill(tmp_path / "a", 4)
+    fill(tmp_path / "b", 4)
+    with closing(sqlite3.connect(tmp_path / "a" / FILE, isolation_level=None)) as file:
+        file.execute("UPDATE answers SET value = 'other' WHERE key = ?", (rows[2][0],))
+    assert len(kept(tmp_path / "a", rows)) == 3
+    with AnswerStore(tmp_path / "a") as store:
+        store.merge(tmp_path / "b" / FILE)
+    assert sorted(kept(tmp_path / "a", rows)) == sorted(keys_of(rows))

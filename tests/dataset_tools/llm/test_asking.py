@@ -7,8 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections import Counter, deque
-from itertools import islice
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,32 +23,13 @@ from dataset_tools.llm.estimate import estimate
 from dataset_tools.llm.requests import Answer, Embedding, content, key_of
 from recbole_tema.errors import BackendError, DataError
 from tests.support import hash_backend
-from tests.support.hash_backend import HashBackend, completion, requests, scoring
+from tests.support.hash_backend import HashBackend, Served, completion, requests, scoring
 
 pytestmark = pytest.mark.long
 
 
 def values(answers):
     return [a.fault or np.asarray(a.value).tolist() for a in answers]
-
-
-class Served(HashBackend):
-    """Has four answers under way, as a server does; after an exception it gives these."""
-
-    def answer(self, units):
-        units = enumerate(units)
-        under_way = deque(islice(units, 4))
-        try:
-            while under_way:
-                place, unit = under_way.popleft()
-                under_way.extend(islice(units, 1))
-                self.asked += unit
-                yield place, [self.one(request, content(request)) for request in unit]
-        except (Exception, KeyboardInterrupt):
-            for place, unit in under_way:
-                self.asked += unit
-                yield place, [self.one(request, content(request)) for request in unit]
-            raise
 
 
 def ask_all(folder, wanted, backend=None, part=(1, 1), **options):

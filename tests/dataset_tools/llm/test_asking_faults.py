@@ -13,8 +13,8 @@ from dataset_tools.llm.estimate import estimate
 from dataset_tools.llm.openai_api import OpenAIBackend
 from dataset_tools.llm.requests import Answer, key_of
 from recbole_tema.errors import DataError
-from tests.dataset_tools.llm.test_asking import Served, ask_all
-from tests.support.hash_backend import HashBackend, completion, requests
+from tests.dataset_tools.llm.test_asking import ask_all
+from tests.support.hash_backend import HashBackend, Served, completion, requests
 from tests.support.llm_servers import chat, serve
 
 pytestmark = pytest.mark.long
