@@ -4,9 +4,6 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
-# One process more than there are cores, at most 4: many tests wait for processes of their own.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-    echo $$(( (n < 3 ? n : 3) + 1 )))
 
 # An environment that is there keeps its Python, until PYTHON names another.
 CANDIDATES = $(if $(PYTHON),$(PYTHON),$(VENV)/bin/python \
@@ -48,11 +45,11 @@ run: install
 	@"$(VENV)/bin/python" run_recbole_tema.py --model=TEMA $(ARGS)
 
 test: install
-	@"$(VENV)/bin/python" -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -q -m "not slow" -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 # For a second Python: without the tests that train often or start processes.
 test-quick: install
-	@"$(VENV)/bin/python" -m pytest -q -m "not slow and not long" -n $(WORKERS) \
+	@"$(VENV)/bin/python" -m pytest -q -m "not slow and not long" -n logical --maxprocesses 4 \
 	    --dist loadfile $(ARGS)
 
 test-slow: install
