@@ -25,8 +25,6 @@ from tests.support.tiny_clip import (
     add_modules,
     check_vectors,
     make_bert,
-    make_clip,
-    make_open_clip,
     open_clip,
     open_clip_steps,
     pictures,
@@ -38,20 +36,6 @@ from tests.support.tiny_clip import (
 from tests.support.word_backend import NAME, write_shop
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A CLIPModel's folder, the model, its tokenizer and its image processor."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
-    return folder, *make_clip(folder)
-
-
-@pytest.fixture(scope="module")
-def openclip(tmp_path_factory):
-    """A folder of open_clip and its model."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-open-clip"
-    return folder, make_open_clip(folder)
 
 
 def encoded(encoder, folder):

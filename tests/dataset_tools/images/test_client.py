@@ -91,7 +91,13 @@ def test_no_spelling_of_loopback_reaches_the_server(server, tmp_path, host):
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"), [("7", 7), ("1e3", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+    ("asked", "seconds"),
+    [
+        *[("7", 7), ("1e3", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+        *[("Fri, 31 Dec 99999 23:59:59 GMT", 0), ("9" * 5000, 0)],
+        (f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT", 0),
+    ],
+    ids=lambda value: str(value)[:32],
 )
 def test_retry_after_is_read(server, asked, seconds):
     server.routes["/busy"] = lambda h, _: h.give(b"", 429, Retry_After=asked)

@@ -163,21 +163,20 @@ def test_of_a_damaged_file_what_sqlite_can_read_is_taken_over(tmp_path, damage, 
         assert DAMAGES[damage] * 600 <= len(found)
         assert (not found) or f"{len(found)} answers taken over" in caplog.text
         return
-    else:
-        with pytest.raises(DataError, match=r"is damaged.*merge NAME FILE") as caught:
-            kept(folder, rows)
-            fill(folder, 1, start=600)
-        assert "\n" not in str(caught.value)
-        path.rename(tmp_path / "aside.sqlite")
-        for name in ("-wal", "-shm"):
-            path.with_name(path.name + name).unlink(missing_ok=True)
-        done = merged(folder, tmp_path / "aside.sqlite")
-        found = kept(folder, rows)
-        if not found:
-            assert done.exit_code == 2 and "no answer can be read in it" in done.output
-            return
-        said = done.stdout
+    with pytest.raises(DataError, match=r"is damaged.*merge NAME FILE") as caught:
+        kept(folder, rows)
+        fill(folder, 1, start=600)
+    assert "\n" not in str(caught.value)
+    path.rename(tmp_path / "aside.sqlite")
+    for name in ("-wal", "-shm"):
+        path.with_name(path.name + name).unlink(missing_ok=True)
+    done = merged(folder, tmp_path / "aside.sqlite")
+    found = kept(folder, rows)
     assert DAMAGES[damage] * 600 <= len(found)
+    if not found:
+        assert done.exit_code == 2 and "no answer can be read in it" in done.output
+        return
+    said = done.stdout
     assert f"{len(found)} answers taken over" in said
     assert (len(found) < 600) == ("damaged and cannot be read" in said)
 
