@@ -113,6 +113,7 @@ READ_IF_OURS = [
     ("id_scale", "id_init", lambda v: v == "text_pca"),
     ("share_intra", "use_intra", bool),
     ("intra_weight", "use_intra", bool),
+    ("repeat_bias", "loss_type", lambda v: v not in ("BCE", "BPR")),
     ("temperature", "similarity", lambda v: v == "cosine"),
     ("window_stride", "train_rows", lambda v: v == "sequence"),
     ("tau_reg", "alpha", lambda v: v != 0),

@@ -10,21 +10,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.console import SCREEN
-from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
+from recbole_tema.data.loader import EARLIER, N_EARLIER, NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout, take_once
+from recbole_tema.model.softmax import Bonus
 
 if TYPE_CHECKING:
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.cross_domain import CrossDomainMixin
+
+REPEAT_UNIT = 50.0
 
 
 class CrossDomainRecommender(SequentialRecommender):
     """Base of the sequence-level models: every step of a sequence is trained at once.
 
     A subclass gives ``item_tables`` and ``last_states``; the score of an item is the
-    dot product of its row of the scoring table with the state for its domain.
+    dot product of its row of the scoring table with the state for its domain, plus, where
+    ``repeat_bias`` is on, a learned number if the user has had the item in any earlier event
+    (`history`, `history_bias`; the subclass's loss adds it too).
     """
 
     input_type = InputType.POINTWISE
@@ -50,6 +56,8 @@ class CrossDomainRecommender(SequentialRecommender):
         self.domain_sizes = sizes.tolist()
         popularity = torch.from_numpy(dataset.training_popularity()).double()
         self.register_buffer("popularity", popularity, persistent=False)
+        # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
+        self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._tables: tuple[torch.Tensor, ...] | None = None
 
     def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
@@ -171,16 +179,10 @@ class CrossDomainRecommender(SequentialRecommender):
         scores = torch.cat([states[:, d] @ block.T for d, block in enumerate(blocks)], dim=1)
         full = scores.new_full((len(scores), self.n_items), -torch.inf)
         full[:, self.by_domain] = scores
-        bias = self.history_bias()
-        if bias is None:
+        bias, had = self.history_bias(), self._history_of(interaction)
+        if bias is None or had is None:
             return full
-        # An item that the history has twice is written twice, with the same score.
-        had = interaction[self.ITEM_SEQ]
-        return full.scatter(1, had, full.gather(1, had) + bias)
-
-    def history_bias(self) -> torch.Tensor | None:
-        """What is added to the score of an item that the history has; None for nothing."""
-        return None
+        return full.index_put(had.pairs, bias.to(full.dtype), accumulate=True)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``item_id`` for each row: ``(B,)``."""
@@ -191,7 +193,41 @@ class CrossDomainRecommender(SequentialRecommender):
         item = interaction[self.ITEM_ID]
         rows = torch.arange(len(item), device=item.device)
         scores = (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
+        bias, had = self.history_bias(), self._history_of(interaction)
+        return scores if bias is None or had is None else scores + bias * had.has(item)
+
+    # ---------------------------------------------------------------- history
+
+    def history_bias(self) -> torch.Tensor | None:
+        """What is added to the score of an item that the history has; None for nothing."""
+        if self.repeat is None:
+            return None
+        # The unit makes Adam's steps longer and leaves the gradient, which may be clipped, alone.
+        return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
+
+    def history(
+        self, interaction: Interaction, layout: Layout, items: torch.Tensor, read: torch.Tensor
+    ) -> History | None:
+        """What the steps ``read (r,)`` have had, before their window too; None without a bias.
+
+        Args:
+            layout: how the batch's sequences are packed. items: ``(n,)`` items of their steps.
+        """
+        if self.repeat is None:
+            return None
+        earlier = interaction[EARLIER][0], interaction[N_EARLIER]
+        return History.until(read, layout, items, self.n_items, earlier)
+
+    def bonus(self, had: History | None, first: int = 0) -> Bonus | None:
+        """The bias of what was had, in the columns of the softmax from ``first`` on."""
         bias = self.history_bias()
-        if bias is None:
-            return scores
-        return scores + bias * (interaction[self.ITEM_SEQ] == item[:, None]).any(1)
+        if had is None or bias is None:
+            return None
+        row, item = had.pairs
+        return row, self.column[item] - first, bias
+
+    def _history_of(self, interaction: Interaction) -> History | None:
+        """What each row of an evaluation has had: all events before its target."""
+        layout = Layout(interaction[self.ITEM_SEQ_LEN])
+        items = interaction[self.ITEM_SEQ][layout.row, layout.step]
+        return self.history(interaction, layout, items, layout.start + layout.length - 1)

@@ -25,13 +25,11 @@ from recbole_tema.model.fusion import (
 from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import PreferenceAttention
-from recbole_tema.model.softmax import Bonus, linear_cross_entropy, sampled_cross_entropy
+from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
 
 if TYPE_CHECKING:
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.cross_domain import CrossDomainMixin
-
-REPEAT_UNIT = 50.0
 
 
 class TEMA(CrossDomainRecommender):
@@ -44,8 +42,7 @@ class TEMA(CrossDomainRecommender):
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
     plain dot product (``similarity``).
 
-    A learned number is added to the scores of the items that the history has, its last
-    ``MAX_ITEM_LIST_LENGTH`` events (``repeat_bias``).
+    A learned number is added to the scores of the items that the user has had (``repeat_bias``).
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
@@ -68,8 +65,6 @@ class TEMA(CrossDomainRecommender):
                 f"is exact, up to full_softmax_items)"
             )
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
-        # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
-        self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
@@ -255,13 +250,6 @@ class TEMA(CrossDomainRecommender):
         last = layout.start + layout.length - 1
         return self.join(*self.threads(tables[0], items, layout, last))
 
-    def history_bias(self) -> torch.Tensor | None:
-        """What is added to the score of an item that the history has; None for nothing."""
-        if self.repeat is None:
-            return None
-        # The unit makes Adam's steps longer and leaves the gradient, which may be clipped, alone.
-        return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
-
     # ---------------------------------------------------------------- loss
 
     def calculate_loss(
@@ -281,9 +269,7 @@ class TEMA(CrossDomainRecommender):
         targets = wanted[read]
         items = item_seq[layout.row, layout.step]
         inter, intra = self.threads(tables[0], items, layout, read)
-        had = None
-        if self.repeat is not None:
-            had = History.until(read, layout, items, self.n_items)
+        had = self.history(interaction, layout, items, read)
         states = self.join(inter, intra)
         main = self._next_item_loss(tables[1], states, targets, had, negatives)
         if inter is None or intra is None or not self.intra_weight:
@@ -305,15 +291,8 @@ class TEMA(CrossDomainRecommender):
             blocks = [(states[:, d], table) for d, table in enumerate(tables)]
             if self.use_inter and not self.use_intra:
                 blocks = [(states[:, 0], scoring[self.by_domain])]
-            return linear_cross_entropy(blocks, self.column[targets], weight, self._bonus(had))
+            return linear_cross_entropy(blocks, self.column[targets], weight, self.bonus(had))
         return self._sampled_loss(scoring, states, targets, had, negatives, weight)
-
-    def _bonus(self, had: History | None, first: int = 0) -> Bonus | None:
-        """The bias of what was had, in the columns from ``first`` on."""
-        bias = self.history_bias()
-        if had is None or bias is None:
-            return None
-        return had.row, self.column[had.item] - first, bias
 
     def _intra_loss(
         self,
@@ -334,7 +313,7 @@ class TEMA(CrossDomainRecommender):
             own = None if had is None else had.only(mine, self.item_domain == d + 1)
             if negatives is None:
                 column = self.column[targets[mine]] - first
-                bonus = self._bonus(own, first)
+                bonus = self.bonus(own, first)
                 term = linear_cross_entropy([(states, tables[d])], column, weight, bonus)
                 first += size
             else:

@@ -7,9 +7,9 @@ from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError
+from recbole_tema.model.abstract_recommender import REPEAT_UNIT
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
-from recbole_tema.model.tema import REPEAT_UNIT
 from tests.support.tiny_dataset import make_dataset, write
 
 
