@@ -290,6 +290,9 @@ MODEL_RULES = {
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
     "fusion": exactly("sum", "gate", "concat"),
+    "block": exactly("post_norm", "pre_norm", "ligr"),
+    "domain_adapter": integer(0),
+    "preference": exactly("attention", "aligned"),
     "similarity": exactly("dot", "cosine"),
     "tag_weighting": exactly("matched", "binary"),
     "id_init": exactly("normal", "text_pca"),

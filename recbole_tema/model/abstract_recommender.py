@@ -1,5 +1,6 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -60,8 +61,10 @@ class CrossDomainRecommender(SequentialRecommender):
         self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._tables: tuple[torch.Tensor, ...] | None = None
 
-    def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
-        """A `SequenceEncoder` with the sizes of the config."""
+    def encoder(
+        self, config: "TemaConfig", causal: bool = True, n_streams: int = 1, rank: int = 0
+    ) -> SequenceEncoder:
+        """A `SequenceEncoder` with the sizes of the config, and adapters for some streams."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -78,6 +81,9 @@ class CrossDomainRecommender(SequentialRecommender):
             act=config["hidden_act"],
             eps=config["layer_norm_eps"],
             causal=causal,
+            block=config["block"] or "post_norm",
+            n_streams=n_streams,
+            rank=rank,
         )
 
     def frozen_feature(
@@ -114,7 +120,7 @@ class CrossDomainRecommender(SequentialRecommender):
         layout: Layout,
         domain: torch.Tensor,
         number: int,
-        encoder: nn.Module,
+        encoder: Callable[[torch.Tensor, Layout, torch.Tensor], torch.Tensor],
         empty: torch.Tensor,
         read: torch.Tensor,
     ) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """TEMA: tag-enriched multi-attention for cross-domain sequences (TEMA-LLM, arXiv 2510.09224)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +25,7 @@ from recbole_tema.model.fusion import (
 )
 from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout
-from recbole_tema.model.preference import PreferenceAttention
+from recbole_tema.model.preference import AlignedPreference, DomainToken, PreferenceAttention
 from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
 
 if TYPE_CHECKING:
@@ -135,26 +136,35 @@ class TEMA(CrossDomainRecommender):
         self.projections[name] = TagTable(dataset.num(field), self.hidden_size)
 
     def _threads(self, config: "TemaConfig") -> None:
+        both = self.use_intra and self.use_inter
+        # All threads read one encoder, each by an adapter of its own, the merged one by the first.
+        rank = config["domain_adapter"] if both else 0
+        self.shares_encoder = rank > 0
         if self.use_inter:
-            self.inter_encoder = self.encoder(config)
+            self.inter_encoder = self.encoder(config, n_streams=1 + self.n_domains, rank=rank)
         if self.use_intra:
             n_encoders = 1 if config["share_intra"] else self.n_domains
+            n_encoders = 0 if self.shares_encoder else n_encoders
             self.intra_encoders = nn.ModuleList(self.encoder(config) for _ in range(n_encoders))
             self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
-        if self.use_intra and self.use_inter:
-            self.preference = PreferenceAttention(
-                self.hidden_size,
-                self.n_domains,
-                config["n_heads"],
-                config["hidden_dropout_prob"],
-                config["layer_norm_eps"],
-            )
+        hidden, domains = self.hidden_size, self.n_domains
+        dropout, eps = config["hidden_dropout_prob"], config["layer_norm_eps"]
+        self.preference: AlignedPreference | PreferenceAttention
+        if both and config["preference"] == "aligned":
+            inner = config["inner_size"]
+            self.preference = AlignedPreference(hidden, domains, inner, rank, dropout, eps)
+        elif both:
+            self.preference = PreferenceAttention(hidden, domains, config["n_heads"], dropout, eps)
+        wanted = config["domain_token"] and not self.use_intra
+        self.domain_token = DomainToken(hidden, domains, dropout) if wanted else None
         if self.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(1.0 / config["temperature"]).log())
 
     def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
         self.apply(lambda module: init_as_recbole(module, std))
+        if self.domain_token is not None:
+            self.domain_token.start()
         if self.use_intra:
             nn.init.normal_(self.empty, std=std)
         if self.item_embedding is not None and config["id_init"] == "text_pca":
@@ -220,7 +230,7 @@ class TEMA(CrossDomainRecommender):
                 layout,
                 domain,
                 d + 1,
-                self.intra_encoders[d % len(self.intra_encoders)],
+                self._intra_encoder(d),
                 self.empty[d],
                 read,
             )
@@ -228,10 +238,17 @@ class TEMA(CrossDomainRecommender):
         ]
         return inter, torch.stack(intra, dim=1)
 
+    def _intra_encoder(self, domain: int) -> Callable[..., torch.Tensor]:
+        if self.shares_encoder:
+            return partial(self.inter_encoder, stream=1 + domain)
+        return self.intra_encoders[domain % len(self.intra_encoders)]
+
     def join(self, inter: torch.Tensor | None, intra: torch.Tensor | None) -> torch.Tensor:
         """``inter (n, H)``, ``intra (n, D, H)`` -> scoring states ``(n, D, H)``, one a domain."""
         if inter is None:
             return self._scaled(cast(torch.Tensor, intra))  # one of the two is there
+        if self.domain_token is not None:
+            return self._scaled(self.domain_token(inter))
         if intra is None:
             return self._scaled(inter[:, None].expand(-1, self.n_domains, -1))
         return self._scaled(self.preference(inter, intra))
@@ -289,7 +306,7 @@ class TEMA(CrossDomainRecommender):
         if negatives is None:
             tables = scoring[self.by_domain].split(self.domain_sizes)
             blocks = [(states[:, d], table) for d, table in enumerate(tables)]
-            if self.use_inter and not self.use_intra:
+            if not self.use_intra and self.domain_token is None:  # one state for all domains
                 blocks = [(states[:, 0], scoring[self.by_domain])]
             return linear_cross_entropy(blocks, self.column[targets], weight, self.bonus(had))
         return self._sampled_loss(scoring, states, targets, had, negatives, weight)
