@@ -212,17 +212,29 @@ class CrossDomainRecommender(SequentialRecommender):
         return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
 
     def history(
-        self, interaction: Interaction, layout: Layout, items: torch.Tensor, read: torch.Tensor
+        self,
+        interaction: Interaction,
+        layout: Layout,
+        items: torch.Tensor,
+        read: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> History | None:
         """What the steps ``read (r,)`` have had, before their window too; None without a bias.
 
         Args:
             layout: how the batch's sequences are packed. items: ``(n,)`` items of their steps.
+            rows: ``(k,)`` ascending, the items that matter, if ``items`` are numbers of these.
         """
         if self.repeat is None:
             return None
-        earlier = interaction[EARLIER][0], interaction[N_EARLIER]
-        return History.until(read, layout, items, self.n_items, earlier)
+        (earlier,), count = interaction[EARLIER], interaction[N_EARLIER]
+        sequence = torch.arange(len(count), device=count.device)
+        sequence = torch.repeat_interleave(sequence, count, output_size=len(earlier))
+        if rows is None:
+            return History.until(read, layout, items, self.n_items, (sequence, earlier))
+        number = torch.searchsorted(rows, earlier).clamp(max=len(rows) - 1)
+        known = rows[number] == earlier
+        return History.until(read, layout, items, len(rows), (sequence[known], number[known]))
 
     def bonus(self, had: History | None, first: int = 0) -> Bonus | None:
         """The bias of what was had, in the columns of the softmax from ``first`` on."""

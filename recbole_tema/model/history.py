@@ -41,20 +41,13 @@ class History:
 
         Args:
             layout: how the sequences are packed (`packing.Layout`). items: ``(n,)`` packed items.
-            earlier: None, or (items ``(e,)``, counts ``(B,)``): what each sequence had before its
-                first packed step, sequence after sequence.
-
-        Raises:
-            ValueError: the counts are not those of the earlier items.
+            earlier: None, or (sequences ``(e,)``, items ``(e,)``): what was had before the first
+                packed step.
         """
         key, since = layout.row * n_items + items, layout.step
         if earlier is not None:
-            before, count = earlier
-            if int(count.sum()) != len(before):
-                raise ValueError(f"{len(before)} earlier items, but counts of {int(count.sum())}")
-            rows = torch.arange(len(count), device=count.device)
-            rows = torch.repeat_interleave(rows, count, output_size=len(before))
-            key = torch.cat([rows * n_items + before, key])
+            sequence, before = earlier
+            key = torch.cat([sequence * n_items + before, key])
             since = torch.cat([torch.zeros_like(before), since])
         # Stable: of a pair's events the first comes first.
         key, order = torch.sort(key, stable=True)

@@ -39,14 +39,12 @@ def test_pairs_of_packed_sequences_by_hand():
     some = had.only(torch.tensor([False, True, False, True]), odd)
     assert pairs_of(some) == [(0, 3), (0, 7)]
     # Before the window: 5, 5 and 1, then nothing, then 4 and 7.
-    earlier = torch.tensor([5, 5, 1, 4, 7]), torch.tensor([3, 0, 2])
+    earlier = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([5, 5, 1, 4, 7])
     had = History.until(read, layout, items, 10, earlier)
     before = [(0, 1), (0, 5), (1, 1), (1, 5), (2, 1), (3, 4), (3, 7)]
     now = [(0, 7), (1, 3), (1, 7), (2, 3), (2, 5), (2, 7), (3, 2)]
     assert pairs_of(had) == sorted(before + now)
     assert had.has(torch.tensor([3, 5, 4, 4])).tolist() == [False, True, False, True]
-    with pytest.raises(ValueError, match="5 earlier items, but counts of 4"):
-        History.until(read, layout, items, 10, (earlier[0], torch.tensor([2, 0, 2])))
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 21])
@@ -179,6 +177,26 @@ def test_what_a_window_is_given_is_what_came_before_it(settings, rows):
             assert targets[row, len(window) - 1] == had[place]  # the next is not among them
             seen[user] += targets[row].count_nonzero()
     assert (seen == np.maximum(sequences.lengths - 1, 0)).all()
+
+
+def test_history_by_the_numbers_of_a_steps_own_items(settings):
+    model, prepared, _ = build(settings, **SHORT)
+    batch = next(iter(prepared.train_data))
+    layout = Layout(batch["item_length"])
+    items = batch["item_id_list"][layout.row, layout.step]
+    read = torch.arange(len(items))
+    rows = torch.unique(torch.cat([items, torch.tensor([1, 5])]))
+    rows = rows[rows % 3 > 0]  # not all that was had before is among them
+    kept = torch.isin(items, rows)
+    layout = Layout(torch.bincount(layout.row[kept], minlength=len(layout.length)))
+    items, read = items[kept], torch.arange(int(kept.sum()))
+    among = torch.zeros(model.n_items, dtype=torch.bool)
+    among[rows] = True
+    wanted = model.history(batch, layout, items, read).only(slice(None), among)
+    found = model.history(batch, layout, torch.searchsorted(rows, items), read, rows)
+    row, item = found.pairs
+    assert sorted(zip(row.tolist(), rows[item].tolist(), strict=True)) == pairs_of(wanted)
+    assert len(row) > len(items)
 
 
 def test_a_model_that_does_not_ask_is_not_given_it(settings):
