@@ -121,7 +121,7 @@ READ_IF_OURS = [
     ),
     ("domain_token", "use_intra", lambda v: not v),
     ("intra_weight", "use_intra", bool),
-    ("repeat_bias", "loss_type", lambda v: v not in ("BCE", "BPR")),
+    *((key, "loss_type", lambda v: v == "CE") for key in ("repeat_bias", "label_smoothing")),
     ("temperature", "similarity", lambda v: v == "cosine"),
     ("window_stride", "train_rows", lambda v: v == "sequence"),
     ("tau_reg", "alpha", lambda v: v != 0),

@@ -280,6 +280,7 @@ NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
+    **dict.fromkeys(("label_smoothing", "ema_decay"), PROBABILITY),
     **dict.fromkeys(
         ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
     ),

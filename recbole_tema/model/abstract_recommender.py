@@ -57,6 +57,7 @@ class CrossDomainRecommender(SequentialRecommender):
         self.domain_sizes = sizes.tolist()
         popularity = torch.from_numpy(dataset.training_popularity()).double()
         self.register_buffer("popularity", popularity, persistent=False)
+        self.label_smoothing = config["label_smoothing"] or 0.0
         # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
         self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._tables: tuple[torch.Tensor, ...] | None = None

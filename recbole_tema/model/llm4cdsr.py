@@ -215,7 +215,9 @@ class LLM4CDSR(CrossDomainRecommender):
             (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
         ]
         weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
-        return linear_cross_entropy(blocks, self.column[targets], weight, self.bonus(had))
+        return linear_cross_entropy(
+            blocks, self.column[targets], weight, self.bonus(had), self.label_smoothing
+        )
 
     def _binary_cross_entropy(
         self,

@@ -21,6 +21,7 @@ from recbole.utils import set_color
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
 from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
+from recbole_tema.trainer.average import WeightAverage
 from recbole_tema.trainer.checkpoint import (
     check_belongs,
     dataset_fingerprint,
@@ -75,6 +76,7 @@ class TrainerLayer(Base):
         single, config["single_spec"] = config["single_spec"], True
         self._train_data: Any = None
         self._shared: SharedGradients | None = None
+        self._average = WeightAverage(model, config["ema_decay"])
         if not single and config["device"].type != "cpu":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(config, model)
@@ -122,6 +124,7 @@ class TrainerLayer(Base):
         return {
             "cur_step": self.cur_step,
             "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
+            "average": self._average.state_dict(),
             **self._score_state(),
         }
 
@@ -135,7 +138,8 @@ class TrainerLayer(Base):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True) -> None:
         if is_main():
-            write_checkpoint(self.saved_model_file, self._state(epoch))
+            with self._average.in_place():
+                write_checkpoint(self.saved_model_file, self._state(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if not self._validates and epoch >= 0:
@@ -216,6 +220,7 @@ class TrainerLayer(Base):
     def _restore(self, state: dict[str, Any]) -> None:
         for name, values in state["optimizers"].items():
             getattr(self, name).load_state_dict(values)
+        self._average.load_state_dict(state["average"])
         self._set_scores(state)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -262,6 +267,7 @@ class TrainerLayer(Base):
         Several processes average their gradients before each step.
         """
         optimizer = self._fused(super()._build_optimizer(**kwargs))
+        self._average.after_steps_of(optimizer)
         if world_size() > 1:
             if self._shared is None:
                 clip = self.config["clip_grad_norm"]
@@ -389,11 +395,13 @@ class TrainerLayer(Base):
             state = self._read(path)
             check_belongs(state, path, self.config["model"], self.fingerprint)
             load_weights(self.model, state, path, self.device)
+            self._average.forget()
             of_epoch = f" (epoch {state['epoch']})" if state["epoch"] >= 0 else ""
             SCREEN.info(f"Loading model structure and parameters from {path}{of_epoch}")
-        result, ranks = evaluate_model(
-            self.model, eval_data, self.config, self.dataset, show_progress
-        )
+        with self._average.in_place():
+            result, ranks = evaluate_model(
+                self.model, eval_data, self.config, self.dataset, show_progress
+            )
         self.ranks[eval_data.plan.phase] = ranks
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result

@@ -47,8 +47,8 @@ def test_pairs_of_packed_sequences_by_hand():
     assert had.has(torch.tensor([3, 5, 4, 4])).tolist() == [False, True, False, True]
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 21])
-def test_a_bonus_in_the_softmax_is_that_of_autograd(chunk, monkeypatch):
+@pytest.mark.parametrize(("chunk", "smoothing"), [(1, 0.0), (1 << 21, 0.0), (1 << 21, 0.2)])
+def test_a_bonus_in_the_softmax_is_that_of_autograd(chunk, smoothing, monkeypatch):
     monkeypatch.setattr("recbole_tema.model.softmax.CHUNK_ELEMENTS", chunk)
     generator = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.double)  # noqa: E731
@@ -61,9 +61,10 @@ def test_a_bonus_in_the_softmax_is_that_of_autograd(chunk, monkeypatch):
     row, at = place.nonzero(as_tuple=True)
     first, table, second, other, value = leaves
     blocks = [(first, table), (second, other)]
-    found = linear_cross_entropy(blocks, column, weight, (row, at, value))
+    found = linear_cross_entropy(blocks, column, weight, (row, at, value), smoothing)
     logits = torch.cat([first @ table.T, second @ other.T], 1) + place * value
-    wanted = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
+    keys = {"reduction": "none", "label_smoothing": smoothing}
+    wanted = (weight * F.cross_entropy(logits, column, **keys)).sum()
     torch.testing.assert_close(found, wanted)
     for ours, theirs in zip(
         torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True
@@ -71,7 +72,7 @@ def test_a_bonus_in_the_softmax_is_that_of_autograd(chunk, monkeypatch):
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         torch.testing.assert_close(
-            linear_cross_entropy(blocks, column, weight, (row, at, value)), wanted
+            linear_cross_entropy(blocks, column, weight, (row, at, value), smoothing), wanted
         )
 
 
