@@ -136,6 +136,7 @@ def sampled_cross_entropy(
     expected_count: torch.Tensor,
     is_target: torch.Tensor,
     weight: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
 
@@ -147,8 +148,16 @@ def sampled_cross_entropy(
         expected_count: ``(K,)`` K * q of each drawn negative.
         is_target: ``(n, K)`` true where the drawn negative is the row's own target; left out.
         weight: ``(n,)``.
+        smoothing: share of each target that is spread evenly over the catalogue: over what was
+            drawn in inverse proportion to how often it is.
     """
     corrected = negative_logits - expected_count.log()
     corrected = corrected.masked_fill(is_target, -math.inf)
     partition = torch.logsumexp(torch.cat([target_logit[:, None], corrected], dim=1), dim=1)
-    return (weight * (partition - target_logit)).sum()
+    loss = partition - target_logit
+    if smoothing:
+        share = (1.0 / expected_count).expand_as(negative_logits).masked_fill(is_target, 0.0)
+        total = 1.0 + share.sum(1)
+        spread = (target_logit + (share * negative_logits).sum(1)) / total
+        loss = partition - (1 - smoothing) * target_logit - smoothing * spread
+    return (weight * loss).sum()

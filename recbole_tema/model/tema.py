@@ -308,7 +308,8 @@ class TEMA(CrossDomainRecommender):
             blocks = [(states[:, d], table) for d, table in enumerate(tables)]
             if not self.use_intra and self.domain_token is None:  # one state for all domains
                 blocks = [(states[:, 0], scoring[self.by_domain])]
-            return linear_cross_entropy(blocks, self.column[targets], weight, self.bonus(had))
+            column, bonus = self.column[targets], self.bonus(had)
+            return linear_cross_entropy(blocks, column, weight, bonus, self.label_smoothing)
         return self._sampled_loss(scoring, states, targets, had, negatives, weight)
 
     def _intra_loss(
@@ -331,7 +332,9 @@ class TEMA(CrossDomainRecommender):
             if negatives is None:
                 column = self.column[targets[mine]] - first
                 bonus = self.bonus(own, first)
-                term = linear_cross_entropy([(states, tables[d])], column, weight, bonus)
+                term = linear_cross_entropy(
+                    [(states, tables[d])], column, weight, bonus, self.label_smoothing
+                )
                 first += size
             else:
                 drawn = negatives[self.item_domain[negatives] == d + 1]
@@ -391,4 +394,5 @@ class TEMA(CrossDomainRecommender):
         if had is not None and bias is not None:
             target_logit = target_logit + bias * had.has(targets)
             logits = logits + bias * had.has_each(negatives, len(targets))
-        return sampled_cross_entropy(target_logit, logits, expected, is_target, weight)
+        smoothing = self.label_smoothing
+        return sampled_cross_entropy(target_logit, logits, expected, is_target, weight, smoothing)

@@ -327,10 +327,10 @@ def test_negatives_may_be_spelt_out(settings):
     build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args={"sample_num": 1})
 
 
-@pytest.mark.parametrize("bias", [None, -3.0, 2.0])
+@pytest.mark.parametrize(("bias", "smoothing"), [(None, 0.0), (-3.0, 0.0), (2.0, 0.3)])
 @pytest.mark.parametrize("name", ["tiny", "three"])
-def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias):
-    keys = {"name": name, "repeat_bias": bias is not None}
+def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias, smoothing):
+    keys = {"name": name, "repeat_bias": bias is not None, "label_smoothing": smoothing}
     exact, prepared, _ = build(settings, **keys)
     sampled, _, _ = build(settings, **keys, full_softmax_items=1, sampled_softmax_items=200_000)
     if bias is not None:
