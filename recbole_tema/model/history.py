@@ -84,15 +84,3 @@ class History:
         wanted = self.sequence * self.n_items + item
         found = torch.searchsorted(self.key, wanted).clamp(max=len(self.key) - 1)
         return (self.key[found] == wanted) & (self.since[found] <= self.step)
-
-    def has_each(self, drawn: torch.Tensor, n: int) -> torch.Tensor:
-        """``drawn (K,)`` items -> ``(n, K)`` bool: which of them each of the n rows has had."""
-        if not len(drawn):  # no negative of a small domain
-            return torch.zeros(n, 0, dtype=torch.bool, device=drawn.device)
-        values, place = drawn.unique(return_inverse=True)
-        among = torch.zeros(self.n_items, dtype=torch.bool, device=drawn.device)
-        among[values] = True
-        row, item = self.only(slice(None), among).pairs
-        mask = torch.zeros(n, len(values), dtype=torch.bool, device=drawn.device)
-        mask[row, torch.searchsorted(values, item)] = True
-        return mask[:, place]

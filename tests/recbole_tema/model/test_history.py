@@ -32,9 +32,6 @@ def test_pairs_of_packed_sequences_by_hand():
     had = History.until(read, layout, items, 10)
     assert pairs_of(had) == [(0, 7), (1, 3), (1, 7), (2, 3), (2, 5), (2, 7), (3, 2)]
     assert had.has(torch.tensor([7, 5, 5, 2])).tolist() == [True, False, True, True]
-    drawn = torch.tensor([7, 9, 3, 7])
-    wanted = [[1, 0, 0, 1], [1, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]]
-    assert had.has_each(drawn, 4).long().tolist() == wanted
     odd = torch.arange(10) % 2 == 1
     some = had.only(torch.tensor([False, True, False, True]), odd)
     assert pairs_of(some) == [(0, 3), (0, 7)]
