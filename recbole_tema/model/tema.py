@@ -69,16 +69,18 @@ class TEMA(CrossDomainRecommender):
 
     def _proposal(self, config: "TemaConfig") -> Proposal | None:
         """Where negatives come from; None where the softmax is exact."""
-        keys = ("sampled_softmax_items", "sampled_softmax_power", "sampled_softmax_domains")
+        keys = {
+            "sampled_softmax_items": config["sampled_softmax_items"],
+            "sampled_softmax_power": config["sampled_softmax_power"],
+            "sampled_softmax_domains": config["sampled_softmax_domains"],
+        }
         if self.n_items > config["full_softmax_items"]:
             popularity = self.popularity[self.by_domain].numpy()
-            return Proposal(popularity, self.domain_sizes, *(config[key] for key in keys))
-        idle = [f"{key} ({config.sources[key]})" for key in keys if key in config.sources]
+            return Proposal(popularity, self.domain_sizes, *keys.values())
+        why = f"of {self.n_items} items the softmax is exact, up to full_softmax_items"
+        idle = [f"{key} ({config.sources[key]}; {why})" for key in keys if key in config.sources]
         if idle:
-            getLogger().warning(
-                f"keys without effect on TEMA: {', '.join(idle)}: of {self.n_items} items the "
-                f"softmax is exact, up to full_softmax_items"
-            )
+            getLogger().warning(f"keys without effect on TEMA: {', '.join(idle)}")
         return None
 
     def _item_parts(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:

@@ -284,6 +284,8 @@ def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
         ({"temperature": 0}, "temperature is 0.*number > 0"),
         ({"hidden_act": "sigmoid"}, "hidden_act is 'sigmoid'.*gelu, relu, swish, tanh"),
         ({"sampled_softmax_items": 0}, "sampled_softmax_items is 0"),
+        ({"sampled_softmax_power": -1}, "sampled_softmax_power is -1.*>= 0"),
+        ({"sampled_softmax_domains": "both"}, "is 'both'.*all, balanced, own"),
         ({"window_stride": "abc"}, "window_stride is 'abc'.*integer >= 1, or none"),
         ({"window_stride": 0}, "window_stride is 0"),
         ({"window_stride": 2.5}, "window_stride is 2.5"),
