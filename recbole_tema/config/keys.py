@@ -120,6 +120,7 @@ READ_IF_OURS = [
         for other in ("use_intra", "use_inter")
     ),
     ("domain_token", "use_intra", lambda v: not v),
+    ("cross_attention_weight", "use_inter", bool),
     ("intra_weight", "use_intra", bool),
     *((key, "loss_type", lambda v: v == "CE") for key in ("repeat_bias", "label_smoothing")),
     ("temperature", "similarity", lambda v: v == "cosine"),

@@ -285,7 +285,7 @@ MODEL_RULES = {
         ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
     ),
     **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
-    **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("alpha", "beta", "intra_weight", "cross_attention_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
     "sampled_softmax_power": NOT_NEGATIVE,
     "sampled_softmax_domains": exactly("all", "balanced", "own"),

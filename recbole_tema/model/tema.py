@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.abstract_recommender import CrossDomainRecommender
+from recbole_tema.model.crossing import crossings
 from recbole_tema.model.dropout import Dropout
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import (
@@ -47,11 +48,10 @@ class TEMA(CrossDomainRecommender):
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
+    With ``cross_attention_weight`` the attention that goes between domains is a third term.
     Above ``full_softmax_items`` items the softmax is sampled, with log-q correction; then a step
     makes and trains the vectors of the items that it reads alone.
     """
-
-    loss_names = ("next-item", "intra-domain")
 
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
@@ -61,6 +61,13 @@ class TEMA(CrossDomainRecommender):
         self.proposal = self._proposal(config)
         self.negatives_from = "all" if self.proposal is None else config["sampled_softmax_domains"]
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
+        self.cross_attention_weight = config["cross_attention_weight"] if self.use_inter else 0
+        terms = {
+            "next-item": True,
+            "intra-domain": self.use_intra and self.use_inter and self.intra_weight,
+            "cross-attention": self.cross_attention_weight,
+        }
+        self.loss_names = tuple(name for name, there in terms.items() if there)
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
@@ -242,10 +249,15 @@ class TEMA(CrossDomainRecommender):
             item_domain: ``(k,)`` of the table's items, None where they are the catalogue.
         """
         vectors = F.embedding(items, table)
-        inter = self.inter_encoder(vectors, layout, read) if self.use_inter else None
+        domain = (self.item_domain if item_domain is None else item_domain)[items]
+        inter = None
+        if self.cross_attention_weight:
+            with crossings(self.inter_encoder, layout, domain) as self._crossings:
+                inter = self.inter_encoder(vectors, layout, read)
+        elif self.use_inter:
+            inter = self.inter_encoder(vectors, layout, read)
         if not self.use_intra:
             return inter, None
-        domain = (self.item_domain if item_domain is None else item_domain)[items]
         intra = [
             self.domain_thread(
                 vectors,
@@ -291,10 +303,8 @@ class TEMA(CrossDomainRecommender):
 
     # ---------------------------------------------------------------- loss
 
-    def calculate_loss(
-        self, interaction: "Interaction"
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Inter-domain term, and the weighted intra-domain term where there is one."""
+    def calculate_loss(self, interaction: "Interaction") -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The terms of ``loss_names``, those after the first weighted."""
         item_seq, target_seq = interaction[self.ITEM_SEQ], interaction[self.TARGET_SEQ]
         layout = Layout(interaction[self.ITEM_SEQ_LEN])
         items, wanted = (seq[layout.row, layout.step] for seq in (item_seq, target_seq))
@@ -312,12 +322,14 @@ class TEMA(CrossDomainRecommender):
             main = scored.cross_entropy(
                 scoring, states[:, 0] if alike else states, targets, had, bias
             )
-        if inter is None or intra is None or not self.intra_weight:
-            return main
-        own = [self._scaled(intra[mine, d]) for d, mine in enumerate(scored.of_domain(targets))]
-        return main, self.intra_weight * scored.in_domain_cross_entropy(
-            scoring, own, targets, had, bias
-        )
+        terms = [main]
+        if inter is not None and intra is not None and self.intra_weight:
+            own = [self._scaled(intra[mine, d]) for d, mine in enumerate(scored.of_domain(targets))]
+            loss = scored.in_domain_cross_entropy(scoring, own, targets, had, bias)
+            terms.append(self.intra_weight * loss)
+        if self.cross_attention_weight:
+            terms.append(self.cross_attention_weight * torch.stack(self._crossings).mean())
+        return main if len(terms) == 1 else tuple(terms)
 
     def _scored_items(
         self, items: torch.Tensor, targets: torch.Tensor
