@@ -10,6 +10,7 @@ from torch import nn
 CHUNK_ELEMENTS = 1 << 22
 # Steps after which a gradient moves a row no more: (0.9 / 0.999 ** 0.5) ** 512 is below 1e-23.
 FADED = 512
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -174,7 +175,7 @@ class _Table:
         if not len(rows):
             return
         state, (beta1, beta2) = self.state, self.group["betas"]
-        first, second = state["exp_avg"][rows], state["exp_avg_sq"][rows]
+        first, second = (state[name].index_select(0, rows) for name in MOMENTS)
         missed = (self.now - taken).double()
         like = self.weight
         moved, kept, fade1, fade2 = (
@@ -188,7 +189,8 @@ class _Table:
         )
         root = (1 - beta2 ** int(state["step"])) ** 0.5
         direction = first / second.sqrt().add_(self.group["eps"] * root)
-        like.index_copy_(0, rows, like[rows].mul_(kept).addcmul_(direction, moved, value=-1))
+        weight = like.index_select(0, rows).mul_(kept).addcmul_(direction, moved, value=-1)
+        like.index_copy_(0, rows, weight)
         state["exp_avg"].index_copy_(0, rows, first.mul_(fade1))
         state["exp_avg_sq"].index_copy_(0, rows, second.mul_(fade2))
         self.taken[rows] = self.now
@@ -209,10 +211,12 @@ class _Table:
         root = (1 - beta2**count) ** 0.5
         length = lr / (1 - beta1**count) * root
         shrunk = 1 - lr * group["weight_decay"]
-        first = state["exp_avg"][rows].lerp_(values, 1 - beta1)
-        second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        first, second = (state[name].index_select(0, rows) for name in MOMENTS)
+        first.lerp_(values, 1 - beta1)
+        second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
         denominator = second.sqrt().add_(eps * root)
-        weight = self.weight[rows].mul_(shrunk).addcdiv_(first, denominator, value=-length)
+        weight = self.weight.index_select(0, rows).mul_(shrunk)
+        weight.addcdiv_(first, denominator, value=-length)
         self.weight.index_copy_(0, rows, weight)
         state["exp_avg"].index_copy_(0, rows, first)
         state["exp_avg_sq"].index_copy_(0, rows, second)
