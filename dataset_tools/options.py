@@ -106,6 +106,12 @@ class TagOptions:
     threshold: float = option(
         0.2, "Least score of a tag, in relation to the item's best one.", least=0, most=1
     )
+    min_score: float = option(
+        0.0,
+        "Least score of a tag: a server's rating from 0 to 1; of a local model, how many times as "
+        "likely the tag is for the item as for an item on average.",
+        least=0,
+    )
     limit: int | None = option(None, "Only the first items of the file.", least=1)
     seed: int = option(2020, "Of what is sampled.")
 

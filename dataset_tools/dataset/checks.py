@@ -224,6 +224,8 @@ def _check_weights(where: str | Path, items: pd.DataFrame) -> None:
                 f"{where}, row {row}: {len(tags.split())} tags but {len(weights.split())} "
                 "tag_weights; give one weight a tag"
             )
+        if "-" in weights and min(map(float, weights.split())) < 0:
+            raise DataError(f"{where}, row {row}: tag_weights are {weights}; they are >= 0")
 
 
 def check_known(where: str | Path, tokens: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -291,7 +291,7 @@ MODEL_RULES = {
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
     "fusion": exactly("sum", "gate", "concat"),
     "similarity": exactly("dot", "cosine"),
-    "tag_weighting": exactly("matched", "binary"),
+    "tag_weighting": exactly("matched", "raw", "binary"),
     "id_init": exactly("normal", "text_pca"),
     "train_rows": exactly("sequence", "prefix"),
 }

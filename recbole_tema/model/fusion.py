@@ -1,8 +1,12 @@
 """TEMA's item construction: id, tag, text and image vectors become one item vector."""
 
+from logging import getLogger
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+SHARE_SLACK = 1e-3  # of shares that were rounded, around their sum of 1
 
 
 def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int) -> torch.Tensor:
@@ -52,23 +56,34 @@ def tag_weights(
     weighting: str,
     known: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights of each item's tags that sum to 1.
+    """Weights of each item's tags.
 
     Args:
         tag_ids, weights: ``(n, T)``, tag 0 is padding.
-        weighting: ``matched`` takes the given weights, ``binary`` gives each tag the same.
+        weighting: ``matched`` takes the given weights as shares that sum to 1, ``raw`` takes them
+            as they are, ``binary`` gives each tag the same share.
         known: ``(n_tags,)`` bool, tags that have a vector, None for all; others do not count.
 
     Returns:
-        ``(n, T)``; an item without a tag that counts has 0 throughout.
+        ``(n, T)``; an item without a tag that counts has 0 throughout. That ``raw`` weights are
+        shares already is logged.
     """
     used = tag_ids > 0
     if known is not None:
         used = used & known[tag_ids]
-    if weights is None or weighting != "matched":
+    if weights is None or weighting == "binary":
         weights = torch.ones(())
     weights = torch.where(used, weights, 0.0)
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    sums = weights.sum(1, keepdim=True)
+    if weighting == "raw":
+        if bool((((sums - 1).abs() < SHARE_SLACK) | (sums == 0)).all()):
+            getLogger().warning(
+                "tag_weighting is raw, but the tag_weights (NAME.item) of each item sum to 1, so "
+                "that raw is matched: they were normalised when they were made; "
+                "'python -m dataset_tools tag NAME --force' stores raw scores, from kept answers"
+            )
+        return weights
+    return weights / torch.where(sums > 0, sums, 1.0)
 
 
 def tag_matrix(tag_ids: torch.Tensor, weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,8 @@ def test_tag_vectors_by_hand():
     vectors = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
     matched = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "matched"), vectors)
     assert torch.allclose(matched, torch.tensor([[0.0, 0.0], [0.75, 0.25], [0.0, 1.0]]))
+    raw = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "raw"), vectors)
+    assert torch.allclose(raw, torch.tensor([[0.0, 0.0], [0.9, 0.3], [0.0, 0.5]]))
     binary = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "binary"), vectors)
     assert torch.allclose(binary, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
@@ -78,6 +80,24 @@ def test_a_tag_without_a_vector_takes_no_share():
     known = torch.tensor([False, True, False])
     found = tag_weights(tag_ids, weights, "matched", known)
     assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_raw_scores_of_any_size_become_shares():
+    """The largest and least that `tag` stores."""
+    tag_ids, weights = torch.tensor([[1, 2]] * 2), torch.tensor([[3.0, 1.0]] * 2)
+    scale = torch.tensor([[5.5e34], [1.8e-35]])
+    found = tag_weights(tag_ids, weights * scale, "matched")
+    assert torch.allclose(found, torch.tensor([[0.75, 0.25]] * 2))
+
+
+@pytest.mark.parametrize(("first", "told"), [(0.7, True), (0.8, False)])
+def test_raw_weights_that_are_shares_are_told(first, told, caplog):
+    tag_ids = torch.tensor([[0, 0], [1, 2], [2, 0]])
+    weights = torch.tensor([[0.0, 0.0], [first, 0.3], [1.0, 0.0]])
+    tag_weights(tag_ids, weights, "matched")
+    assert not caplog.text
+    assert torch.equal(tag_weights(tag_ids, weights, "raw"), weights)
+    assert ("raw is matched" in caplog.text) == told
 
 
 def test_a_table_of_tags_is_one_hot_vectors_behind_a_projection():
