@@ -117,6 +117,13 @@ class TagOptions:
 
 
 @dataclass(frozen=True)
+class AugmentOptions:
+    """Of what `augment` makes texts."""
+
+    limit: int | None = option(None, "Only the first items of the file.", least=1)
+
+
+@dataclass(frozen=True)
 class ProfileOptions:
     """Numbers of the users' profiles."""
 
@@ -131,8 +138,9 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Where images come from and what encodes them."""
+    """What texts are of, where images come from and what encodes them."""
 
+    without_augmented: bool = option(False, "Leave the texts that `augment` wrote out.")
     image_encoder: str | None = option(
         None, "clip:... or open_clip:....  [default: that of the texts, if it can]"
     )

@@ -24,7 +24,7 @@ from dataset_tools.dataset.writer import (
 )
 from recbole_tema.data.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
-from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
+from recbole_tema.data.schema import FEATURE_FILES, GENERATED_FIELDS, types_of
 from recbole_tema.data.split import train_lengths
 from recbole_tema.errors import DataError
 
@@ -132,7 +132,7 @@ def update_dataset(
     cells, types = dataset.items, dataset.item_types
     jobs: dict[str, Any] = {}
     if items is not None:
-        cells, types = checked_items(where, items, {**types, **types_of(*TAG_FIELDS)})
+        cells, types = checked_items(where, items, {**types, **types_of(*GENERATED_FIELDS)})
         jobs[where.name] = partial(write_cells, cells, types)
     given = {**(features or {}), **({} if tags is None else {"tag": tags})}
     jobs |= feature_jobs(dataset.folder, dataset.name, cells, dataset.events, given)
