@@ -292,6 +292,8 @@ MODEL_RULES = {
     "fusion": exactly("sum", "gate", "concat"),
     "similarity": exactly("dot", "cosine"),
     "tag_weighting": exactly("matched", "raw", "binary"),
+    # The command line reads `none` as None, a YAML file as text.
+    "feature_whitening": Rule(lambda v: v in (None, "none", "centre", "pca"), "none, centre, pca"),
     "id_init": exactly("normal", "text_pca"),
     "train_rows": exactly("sequence", "prefix"),
 }

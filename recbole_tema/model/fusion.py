@@ -1,5 +1,6 @@
 """TEMA's item construction: id, tag, text and image vectors become one item vector."""
 
+from collections.abc import Sequence
 from logging import getLogger
 
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 SHARE_SLACK = 1e-3  # of shares that were rounded, around their sum of 1
+LEAST_VARIANCE = 1e-8  # of a principal component, in relation to the largest; less is rounding
+BLOCK_ROWS = 65_536  # that are float64 at once
 
 
 def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int) -> torch.Tensor:
@@ -48,6 +51,56 @@ def initial_vectors(
     """
     scores = principal_components(matrix, present, size)
     return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
+
+
+def whitened(matrix: torch.Tensor, present: torch.Tensor, kind: str) -> torch.Tensor:
+    """Frozen vectors without the mean of those that are there, and with equal variances.
+
+    Text vectors share one large direction, which says nothing of an item. Computed in float64; ties
+    of the spectrum and the signs of its vectors do not matter, as the result lies in the space of
+    ``matrix``.
+
+    Args:
+        matrix: ``(n, d)``. present: ``(n,)`` bool.
+        kind: ``centre`` takes the mean off. ``pca`` also divides each principal component by its
+            standard deviation, those of next to none left out, and scales all alike, so that the
+            mean squared length is 1, as that of the unit vectors which encoders give.
+
+    Returns:
+        ``(n, d)``; absent rows are 0.
+    """
+    rows = matrix[present]
+    result = torch.zeros_like(matrix)
+    if not len(rows):
+        return result
+    mean = rows.mean(0, dtype=torch.float64)
+    basis = None
+    if kind == "pca":
+        spread = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=matrix.device)
+        for block in rows.split(BLOCK_ROWS):
+            around = block.double() - mean
+            spread += around.T @ around / len(rows)
+        variances, vectors = torch.linalg.eigh(spread)
+        kept = variances > max(LEAST_VARIANCE * variances.max().item(), 0.0)
+        scaled = vectors[:, kept] / (variances[kept] * max(1, int(kept.sum()))).sqrt()
+        basis = scaled @ vectors[:, kept].T
+    blocks = (block.double() - mean for block in rows.split(BLOCK_ROWS))
+    done = [(block if basis is None else block @ basis).to(matrix.dtype) for block in blocks]
+    result[present] = torch.cat(done)
+    return result
+
+
+def whiten_parts(model: nn.Module, names: Sequence[str], kind: str | None) -> None:
+    """Apply `whitened` to buffers ``NAME (n, d)`` of a model, by their ``NAME_present (n,)``."""
+    if kind in (None, "none"):
+        return
+    if not names:
+        getLogger().warning(
+            f"keys without effect on {type(model).__name__}: feature_whitening (no frozen vectors)"
+        )
+    for name in names:
+        matrix, present = getattr(model, name), getattr(model, f"{name}_present")
+        model.register_buffer(name, whitened(matrix, present, kind), persistent=False)
 
 
 def tag_weights(

@@ -272,6 +272,7 @@ def test_a_wrong_list_of_config_files_is_named():
         ("TEMA", {"fusion": "product"}, r"fusion is 'product' \(config_dict\).*sum, gate, concat"),
         ("TEMA", {"similarity": 1}, "similarity is 1.*dot, cosine"),
         ("TEMA", {"id_init": "pca"}, "id_init is 'pca'.*normal, text_pca"),
+        ("TEMA", {"feature_whitening": "zca"}, "feature_whitening is 'zca'.*none, centre, pca"),
         ("TEMA", {"tag_weighting": "tfidf"}, "tag_weighting is 'tfidf'.*matched, raw, binary"),
         ("TEMA", {"train_rows": "prefixes"}, "train_rows is 'prefixes'.*sequence, prefix"),
         ("LLM4CDSR", {"train_rows": "x"}, "train_rows is 'x'.*sequence, prefix"),

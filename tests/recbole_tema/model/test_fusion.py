@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from recbole_tema.model import fusion
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.fusion import (
     Fusion,
@@ -13,6 +15,7 @@ from recbole_tema.model.fusion import (
     principal_components,
     tag_matrix,
     tag_weights,
+    whitened,
 )
 
 
@@ -43,6 +46,34 @@ def test_a_rotation_or_more_dimensions_change_no_component():
         assert torch.allclose(found[-1] @ found[-1].T, matrix @ matrix.T, atol=1e-10)
     assert torch.allclose(found[0], found[1], atol=1e-10)
     assert torch.allclose(found[0], found[2], atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [5, 8])
+def test_whitened_vectors_by_numpy(rank, monkeypatch):
+    """By the singular value decomposition; in blocks, as many items are."""
+    monkeypatch.setattr(fusion, "BLOCK_ROWS", 7)
+    rng = np.random.default_rng(rank)
+    given = (rng.normal(size=(40, rank)) @ rng.normal(size=(rank, 8)) + 3).astype(np.float32)
+    matrix, present = torch.from_numpy(given), torch.ones(40, dtype=torch.bool)
+    present[[0, 7]] = False
+    rows = given[present.numpy()].astype(np.float64)
+    rows -= rows.mean(0)
+    centre, pca = (whitened(matrix, present, kind) for kind in ("centre", "pca"))
+    np.testing.assert_allclose(centre[present], rows, atol=1e-6)
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    by_hand = left[:, :rank] @ right[:rank] * np.sqrt(len(rows) / rank)
+    np.testing.assert_allclose(pca[present], by_hand, atol=1e-4)
+    variances = np.linalg.eigvalsh(np.cov(pca[present].double().numpy(), rowvar=False, bias=True))
+    np.testing.assert_allclose(variances[-rank:], 1 / rank, rtol=1e-4)
+    assert pca.dtype == torch.float32 and not centre[~present].any() and not pca[~present].any()
+    assert torch.equal(pca, whitened(matrix, present, "pca"))
+
+
+def test_whitened_vectors_that_are_one_or_none():
+    matrix = torch.ones(3, 2)
+    for present in ([False] * 3, [True, False, False], [True] * 3):
+        for kind in ("centre", "pca"):
+            assert not whitened(matrix, torch.tensor(present), kind).any()
 
 
 def test_tag_vectors_by_hand():
@@ -121,15 +152,15 @@ def test_a_missing_row_gets_the_learned_vector():
 def test_fusions(kind):
     torch.manual_seed(0)
     parts = [torch.randn(5, 4) for _ in range(3)]
-    fusion = Fusion(kind, 3, 4)
-    out = fusion(parts)
+    joined = Fusion(kind, 3, 4)
+    out = joined(parts)
     assert out.shape == (5, 4)
     if kind == "sum":
         assert torch.allclose(out, parts[0] + parts[1] + parts[2])
     if kind == "gate":  # equal gates are the sum
-        fusion.gate.weight.data.zero_()
-        fusion.gate.bias.data.zero_()
-        assert torch.allclose(fusion(parts), sum(parts), atol=1e-6)
+        joined.gate.weight.data.zero_()
+        joined.gate.bias.data.zero_()
+        assert torch.allclose(joined(parts), sum(parts), atol=1e-6)
     assert torch.equal(Fusion(kind, 1, 4)([parts[0]]), parts[0])
 
 
