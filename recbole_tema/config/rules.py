@@ -286,6 +286,8 @@ MODEL_RULES = {
     **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
+    "sampled_softmax_power": NOT_NEGATIVE,
+    "sampled_softmax_domains": exactly("all", "balanced", "own"),
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense

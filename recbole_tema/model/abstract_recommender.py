@@ -98,6 +98,13 @@ class CrossDomainRecommender(SequentialRecommender):
         self.register_buffer(f"{name}_present", present[:rows], persistent=False)
         return True
 
+    def row_tables(self) -> list[nn.Embedding]:
+        """Tables of which a step of training reads single rows, by calling them with these.
+
+        Their gradients are of these rows, and so are the optimizer's steps (`trainer.lazy_rows`).
+        """
+        return []
+
     # ---------------------------------------------------------------- threads
 
     def domain_thread(

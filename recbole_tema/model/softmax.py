@@ -1,6 +1,5 @@
-"""Cross-entropy over a catalogue: exact without storing the logits, or sampled with log-q."""
+"""Exact cross-entropy over a catalogue, without storing the logits."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +75,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return None, None, None, None, grad * grad_bonus, *grads
 
 
+def float_blocks(blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """The blocks' tensors in one list, those of 16 bits as float32: sums over a catalogue have no
+    place in 16 bits, under mixed precision too."""
+    halves = (torch.float16, torch.bfloat16)
+    return [
+        tensor.float() if tensor.dtype in halves else tensor for block in blocks for tensor in block
+    ]
+
+
 def linear_cross_entropy(
     blocks: Sequence[tuple[torch.Tensor, torch.Tensor]],
     column: torch.Tensor,
@@ -92,12 +100,7 @@ def linear_cross_entropy(
         bonus: None, or (rows ``(m,)`` ascending, columns ``(m,)``, a number): what is added to
             the logits in these places, each named once.
     """
-    # In float32 under mixed precision too: sums over a catalogue have no place in 16 bits.
-    flat = [
-        tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for block in blocks
-        for tensor in block
-    ]
+    flat = float_blocks(blocks)
     if bonus is None:
         bonus = column.new_zeros(0), column.new_zeros(0), flat[0].new_zeros(())
     row, place, value = bonus
@@ -116,27 +119,3 @@ def _cross_entropy(
         logits[bonus[:2]] += bonus[2]
         return (weight * F.cross_entropy(logits, column, reduction="none")).sum()
     return _LinearCrossEntropy.apply(column, weight, *bonus, *flat)
-
-
-def sampled_cross_entropy(
-    target_logit: torch.Tensor,
-    negative_logits: torch.Tensor,
-    expected_count: torch.Tensor,
-    is_target: torch.Tensor,
-    weight: torch.Tensor,
-) -> torch.Tensor:
-    """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
-
-    Each negative's logit is lowered by the log of its expected count K * q (log-q correction), so
-    the estimate is unbiased and tends to the full softmax as K grows.
-
-    Args:
-        target_logit: ``(n,)``. negative_logits: ``(n, K)``.
-        expected_count: ``(K,)`` K * q of each drawn negative.
-        is_target: ``(n, K)`` true where the drawn negative is the row's own target; left out.
-        weight: ``(n,)``.
-    """
-    corrected = negative_logits - expected_count.log()
-    corrected = corrected.masked_fill(is_target, -math.inf)
-    partition = torch.logsumexp(torch.cat([target_logit[:, None], corrected], dim=1), dim=1)
-    return (weight * (partition - target_logit)).sum()

@@ -44,6 +44,7 @@ TEMA_SWITCHES = [
     {"selected_features": ["title", "domain"]},
     {"selected_features": ["tags"], "use_id": False, "use_tags": False, "use_text": False},
     {"selected_features": ["title"], "full_softmax_items": 5, "sampled_softmax_items": 20},
+    {"tag_table": True, "full_softmax_items": 5, "sampled_softmax_items": 20},
 ]
 
 
@@ -376,9 +377,10 @@ def test_the_sampled_loss_reads_only_the_drawn_items(settings, monkeypatch):
     model, prepared, _ = build(settings, full_softmax_items=1, sampled_softmax_items=3)
     model.eval()
     batch = next(iter(prepared.train_data))
-    drawn = torch.tensor([1, 2, model.n_items - 1])
-    monkeypatch.setattr(torch, "multinomial", lambda *args, **options: drawn)
-    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), drawn])
+    drawn = model.proposal.draw(torch.device("cpu"))
+    monkeypatch.setattr(model.proposal, "draw", lambda device: drawn)
+    negatives = model.by_domain[drawn.column]
+    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), negatives])
     unread = sorted(set(range(1, model.n_items)) - set(read.tolist()))
     before = [term.item() for term in model.calculate_loss(batch)]
     model.item_embedding.weight.data[unread] += 100.0

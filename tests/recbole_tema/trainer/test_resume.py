@@ -110,6 +110,11 @@ def interrupt_after(monkeypatch, model, n_batches):
         ("TEMA", {}, 10),
         ("TEMA", {"eval_step": 2}, 14),
         (
+            "TEMA",
+            {"full_softmax_items": 5, "sampled_softmax_items": 6, "learner": "adamw"},
+            10,
+        ),
+        (
             "LLM4CDSR",
             {
                 "loss_type": "BCE",
