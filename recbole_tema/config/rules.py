@@ -280,6 +280,7 @@ NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
+    **dict.fromkeys(("label_smoothing", "ema_decay"), PROBABILITY),
     **dict.fromkeys(
         ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
     ),
@@ -292,6 +293,9 @@ MODEL_RULES = {
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
     "fusion": exactly("sum", "gate", "concat"),
+    "block": exactly("post_norm", "pre_norm", "ligr"),
+    "domain_adapter": integer(0),
+    "preference": exactly("attention", "aligned"),
     "similarity": exactly("dot", "cosine"),
     "tag_weighting": exactly("matched", "raw", "binary"),
     # The command line reads `none` as None, a YAML file as text.

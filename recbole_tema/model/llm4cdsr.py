@@ -14,6 +14,7 @@ from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import initial_vectors, principal_components
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
@@ -44,7 +45,8 @@ class LLM4CDSR(CrossDomainRecommender):
     An item of domain ``d`` is scored by ``<g_t, A(v_i)> + <l_{d,t}, e_i>``: the global state times
     the adapted LLM vector of the item, plus the state of the domain's own thread times the item's
     own vector. Both states are taken at the user's last event; a domain that the user has not
-    visited yet has a learned state.
+    visited yet has a learned state. With ``repeat_bias`` a learned number is added
+    to the scores of the items that the user has had (not with BCE).
 
     Loss: BCE with one in-domain negative a step (``loss_type: BCE``), or the cross-entropy over
     the catalogue (``CE``), plus ``alpha`` times the contrastive regularisation between the items
@@ -58,6 +60,8 @@ class LLM4CDSR(CrossDomainRecommender):
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.loss_type = config["loss_type"]
+        if self.loss_type == "BCE":  # no negative is the user's own: a bias would only ever grow
+            self.repeat = None
         self.alpha, self.beta = config["alpha"], config["beta"]
         self.tau, self.tau_reg = config["tau"], config["tau_reg"]
         if not config["causal"]:
@@ -189,7 +193,8 @@ class LLM4CDSR(CrossDomainRecommender):
         own = place[: len(read)]
         shared, local = take_once(shared, own), take_once(local, own)
         if self.loss_type == "CE":
-            loss = self._cross_entropy(tables, shared, local, targets)
+            had = self.history(interaction, layout, items, read)
+            loss = self._cross_entropy(tables, shared, local, targets, had)
         else:
             drawn = interaction[self.NEGATIVE_SEQ][layout.row, layout.step][read]
             loss = self._binary_cross_entropy(tables, shared, local, targets, drawn)
@@ -203,13 +208,16 @@ class LLM4CDSR(CrossDomainRecommender):
         shared: torch.Tensor,
         local: torch.Tensor,
         targets: torch.Tensor,
+        had: History | None,
     ) -> torch.Tensor:
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)
         blocks = [
             (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
         ]
         weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
-        return linear_cross_entropy(blocks, self.column[targets], weight)
+        return linear_cross_entropy(
+            blocks, self.column[targets], weight, self.bonus(had), self.label_smoothing
+        )
 
     def _binary_cross_entropy(
         self,

@@ -141,6 +141,30 @@ def _cuts(row: torch.Tensor, ends: list[int]) -> list[int]:
     return torch.searchsorted(row, row.new_tensor(ends)).tolist() if len(row) else [0] * len(ends)
 
 
+def _above_mean(
+    own: torch.Tensor,
+    flat: Sequence[torch.Tensor],
+    correction: torch.Tensor,
+    left_out: tuple[torch.Tensor, torch.Tensor],
+    bonus: Bonus,
+) -> torch.Tensor:
+    """``(n,)`` how far the targets' logits are above the mean over all items.
+
+    The mean is estimated of the target and what was drawn, each by how rarely it is.
+    """
+    # In inverse proportion to how often an item is drawn on average, once for each draw.
+    share = (-correction).exp()
+    tables = zip(flat[0::2], flat[1::2], share.split([len(t) for t in flat[1::2]]), strict=True)
+    total = own + sum(state @ (part @ table) for state, table, part in tables)
+    row, column, value = bonus
+    total = total.index_add(0, row, value * share[column])
+    # A negative that is the row's own target has its logit, and is not counted twice.
+    row, column = left_out
+    total = total.index_add(0, row, -share[column] * own[row])
+    count = (1 + share.sum()).expand_as(own).index_add(0, row, -share[column])
+    return own - total / count
+
+
 def sampled_cross_entropy(
     own: torch.Tensor,
     blocks: Sequence[tuple[torch.Tensor, torch.Tensor]],
@@ -148,6 +172,7 @@ def sampled_cross_entropy(
     left_out: tuple[torch.Tensor, torch.Tensor],
     weight: torch.Tensor,
     bonus: Bonus | None = None,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
 
@@ -163,6 +188,7 @@ def sampled_cross_entropy(
             row's own target.
         weight: ``(n,)``, 1/n for the mean.
         bonus: None, or (rows ascending, columns, a number) added to the logits of negatives.
+        smoothing: share of each target that is spread evenly over all items.
     """
     empty = left_out[0].new_zeros(0)
     if not len(correction):  # no negative of a small domain
@@ -171,6 +197,11 @@ def sampled_cross_entropy(
     flat = float_blocks(blocks)
     own, weight, value = (part.to(flat[0].dtype) for part in (own, weight, value))
     with torch.autocast(own.device.type, enabled=False):
-        return _SampledCrossEntropy.apply(
-            own, correction.to(own.dtype), weight, left_out, (row, column), value, *flat
+        correction = correction.to(own.dtype)
+        loss = _SampledCrossEntropy.apply(
+            own, correction, weight, left_out, (row, column), value, *flat
         )
+        if smoothing:
+            above = _above_mean(own, flat, correction, left_out, (row, column, value))
+            loss = loss + smoothing * (weight * above).sum()
+        return loss

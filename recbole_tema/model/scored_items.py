@@ -19,6 +19,7 @@ class ScoredItems:
         rows: ``(N,)`` the item of each column, domain by domain. sizes: columns of each domain.
         correction: ``(N,)`` what the logits of drawn negatives are lowered by (`Drawn`); None
             where every item has a column, so that the softmax is exact.
+        smoothing: share of each target that is spread evenly over what it is scored among.
     """
 
     domain: torch.Tensor
@@ -26,13 +27,16 @@ class ScoredItems:
     rows: torch.Tensor
     sizes: list[int]
     correction: torch.Tensor | None = None
+    smoothing: float = 0.0
 
     @classmethod
-    def drawn(cls, domain: torch.Tensor, rows: torch.Tensor, drawn: Drawn) -> "ScoredItems":
+    def drawn(
+        cls, domain: torch.Tensor, rows: torch.Tensor, drawn: Drawn, smoothing: float = 0.0
+    ) -> "ScoredItems":
         """Args: domain: ``(k,)``. rows: ``(N,)`` of the negatives ``drawn``."""
         column = torch.full_like(domain, -1)
         column[rows] = torch.arange(len(rows), device=rows.device)
-        return cls(domain, column, rows, drawn.sizes, drawn.correction)
+        return cls(domain, column, rows, drawn.sizes, drawn.correction, smoothing)
 
     def of_domain(self, targets: torch.Tensor) -> list[torch.Tensor]:
         """``targets (n,)`` -> for each domain ``(n,)`` bool, whose target is in it."""
@@ -106,7 +110,8 @@ class ScoredItems:
         """Among the columns from ``first`` to ``end``."""
         bonus = self._bonus(first, end, had, bias)
         if self.correction is None:
-            return linear_cross_entropy(blocks, self.column[targets] - first, weight, bonus)
+            place = self.column[targets] - first
+            return linear_cross_entropy(blocks, place, weight, bonus, self.smoothing)
         logit = (own * scoring[targets]).sum(-1)
         if had is not None and bias is not None:
             logit = logit + bias * had.has(targets)
@@ -114,7 +119,7 @@ class ScoredItems:
         row = ((column >= first) & (column < end)).nonzero().squeeze(1)
         left_out = row, column[row] - first
         return sampled_cross_entropy(
-            logit, blocks, self.correction[first:end], left_out, weight, bonus
+            logit, blocks, self.correction[first:end], left_out, weight, bonus, self.smoothing
         )
 
     def _bonus(
@@ -122,8 +127,7 @@ class ScoredItems:
     ) -> Bonus | None:
         if had is None or bias is None:
             return None
-        row, column = had.row, self.column[had.item]
         if self.correction is not None:  # of most items no negative is drawn
-            there = (column >= first) & (column < end)
-            row, column = row[there], column[there]
-        return row, column - first, bias
+            had = had.only(slice(None), (self.column >= first) & (self.column < end))
+        row, item = had.pairs
+        return row, self.column[item] - first, bias

@@ -1,5 +1,7 @@
 """TEMA: tag-enriched multi-attention for cross-domain sequences (TEMA-LLM, arXiv 2510.09224)."""
 
+from collections.abc import Callable
+from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING, cast
 
@@ -22,17 +24,14 @@ from recbole_tema.model.fusion import (
     tag_weights,
     whiten_parts,
 )
-from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout
-from recbole_tema.model.preference import PreferenceAttention
+from recbole_tema.model.preference import AlignedPreference, DomainToken, PreferenceAttention
 from recbole_tema.model.sampled_softmax import Proposal
 from recbole_tema.model.scored_items import ScoredItems
 
 if TYPE_CHECKING:
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.cross_domain import CrossDomainMixin
-
-REPEAT_UNIT = 50.0
 
 
 class TEMA(CrossDomainRecommender):
@@ -46,8 +45,7 @@ class TEMA(CrossDomainRecommender):
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
     plain dot product (``similarity``).
 
-    A learned number is added to the scores of the items that the history has, its last
-    ``MAX_ITEM_LIST_LENGTH`` events (``repeat_bias``).
+    A learned number is added to the scores of the items that the user has had (``repeat_bias``).
 
     Loss: cross-entropy of the next item over the catalogue, plus ``intra_weight`` times the
     cross-entropy of the intra-domain state of the target's domain over that domain's items.
@@ -65,8 +63,6 @@ class TEMA(CrossDomainRecommender):
         self.proposal = self._proposal(config)
         self.negatives_from = "all" if self.proposal is None else config["sampled_softmax_domains"]
         self.use_intra, self.use_inter = config["use_intra"], config["use_inter"]
-        # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
-        self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
@@ -78,16 +74,18 @@ class TEMA(CrossDomainRecommender):
 
     def _proposal(self, config: "TemaConfig") -> Proposal | None:
         """Where negatives come from; None where the softmax is exact."""
-        keys = ("sampled_softmax_items", "sampled_softmax_power", "sampled_softmax_domains")
+        keys = {
+            "sampled_softmax_items": config["sampled_softmax_items"],
+            "sampled_softmax_power": config["sampled_softmax_power"],
+            "sampled_softmax_domains": config["sampled_softmax_domains"],
+        }
         if self.n_items > config["full_softmax_items"]:
             popularity = self.popularity[self.by_domain].numpy()
-            return Proposal(popularity, self.domain_sizes, *(config[key] for key in keys))
-        idle = [f"{key} ({config.sources[key]})" for key in keys if key in config.sources]
+            return Proposal(popularity, self.domain_sizes, *keys.values())
+        why = f"of {self.n_items} items the softmax is exact, up to full_softmax_items"
+        idle = [f"{key} ({config.sources[key]}; {why})" for key in keys if key in config.sources]
         if idle:
-            getLogger().warning(
-                f"keys without effect on TEMA: {', '.join(idle)}: of {self.n_items} items the "
-                f"softmax is exact, up to full_softmax_items"
-            )
+            getLogger().warning(f"keys without effect on TEMA: {', '.join(idle)}")
         return None
 
     def _item_parts(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
@@ -158,26 +156,35 @@ class TEMA(CrossDomainRecommender):
         self.projections[name] = TagTable(n_values, self.hidden_size)
 
     def _threads(self, config: "TemaConfig") -> None:
+        both = self.use_intra and self.use_inter
+        # All threads read one encoder, each by an adapter of its own, the merged one by the first.
+        rank = config["domain_adapter"] if both else 0
+        self.shares_encoder = rank > 0
         if self.use_inter:
-            self.inter_encoder = self.encoder(config)
+            self.inter_encoder = self.encoder(config, n_streams=1 + self.n_domains, rank=rank)
         if self.use_intra:
             n_encoders = 1 if config["share_intra"] else self.n_domains
+            n_encoders = 0 if self.shares_encoder else n_encoders
             self.intra_encoders = nn.ModuleList(self.encoder(config) for _ in range(n_encoders))
             self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
-        if self.use_intra and self.use_inter:
-            self.preference = PreferenceAttention(
-                self.hidden_size,
-                self.n_domains,
-                config["n_heads"],
-                config["hidden_dropout_prob"],
-                config["layer_norm_eps"],
-            )
+        hidden, domains = self.hidden_size, self.n_domains
+        dropout, eps = config["hidden_dropout_prob"], config["layer_norm_eps"]
+        self.preference: AlignedPreference | PreferenceAttention
+        if both and config["preference"] == "aligned":
+            inner = config["inner_size"]
+            self.preference = AlignedPreference(hidden, domains, inner, rank, dropout, eps)
+        elif both:
+            self.preference = PreferenceAttention(hidden, domains, config["n_heads"], dropout, eps)
+        wanted = config["domain_token"] and not self.use_intra
+        self.domain_token = DomainToken(hidden, domains, dropout) if wanted else None
         if self.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(1.0 / config["temperature"]).log())
 
     def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
         self.apply(lambda module: init_as_recbole(module, std))
+        if self.domain_token is not None:
+            self.domain_token.start()
         if self.use_intra:
             nn.init.normal_(self.empty, std=std)
         if self.item_embedding is not None and config["id_init"] == "text_pca":
@@ -254,7 +261,7 @@ class TEMA(CrossDomainRecommender):
                 layout,
                 domain,
                 d + 1,
-                self.intra_encoders[d % len(self.intra_encoders)],
+                self._intra_encoder(d),
                 self.empty[d],
                 read,
             )
@@ -262,10 +269,17 @@ class TEMA(CrossDomainRecommender):
         ]
         return inter, torch.stack(intra, dim=1)
 
+    def _intra_encoder(self, domain: int) -> Callable[..., torch.Tensor]:
+        if self.shares_encoder:
+            return partial(self.inter_encoder, stream=1 + domain)
+        return self.intra_encoders[domain % len(self.intra_encoders)]
+
     def join(self, inter: torch.Tensor | None, intra: torch.Tensor | None) -> torch.Tensor:
         """``inter (n, H)``, ``intra (n, D, H)`` -> scoring states ``(n, D, H)``, one a domain."""
         if inter is None:
             return self._scaled(cast(torch.Tensor, intra))  # one of the two is there
+        if self.domain_token is not None:
+            return self._scaled(self.domain_token(inter))
         if intra is None:
             return self._scaled(inter[:, None].expand(-1, self.n_domains, -1))
         return self._scaled(self.preference(inter, intra))
@@ -284,13 +298,6 @@ class TEMA(CrossDomainRecommender):
         last = layout.start + layout.length - 1
         return self.join(*self.threads(tables[0], items, layout, last))
 
-    def history_bias(self) -> torch.Tensor | None:
-        """What is added to the score of an item that the history has; None for nothing."""
-        if self.repeat is None:
-            return None
-        # The unit makes Adam's steps longer and leaves the gradient, which may be clipped, alone.
-        return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
-
     # ---------------------------------------------------------------- loss
 
     def calculate_loss(
@@ -304,16 +311,13 @@ class TEMA(CrossDomainRecommender):
         scored, rows, items, targets = self._scored_items(items, wanted[read])
         vectors, scoring = self.item_tables(rows)
         inter, intra = self.threads(vectors, items, layout, read, scored.domain)
-        had = None
-        if self.repeat is not None:
-            had = History.until(read, layout, items, len(scored.domain))
-        bias = self.history_bias()
+        had, bias = self.history(interaction, layout, items, read, rows), self.history_bias()
         states = self.join(inter, intra)
         if self.negatives_from == "own":
             own = [states[mine, d] for d, mine in enumerate(scored.of_domain(targets))]
             main = scored.in_domain_cross_entropy(scoring, own, targets, had, bias)
         else:
-            alike = intra is None  # one state for all domains
+            alike = intra is None and self.domain_token is None  # one state for all domains
             main = scored.cross_entropy(
                 scoring, states[:, 0] if alike else states, targets, had, bias
             )
@@ -331,10 +335,12 @@ class TEMA(CrossDomainRecommender):
         and ``targets`` by their numbers among these."""
         if self.proposal is None:
             everything = self.item_domain, self.column, self.by_domain, self.domain_sizes
-            return ScoredItems(*everything), None, items, targets
+            scored = ScoredItems(*everything, smoothing=self.label_smoothing)
+            return scored, None, items, targets
         drawn = self.proposal.draw(items.device)
         asked = items, targets, self.by_domain[drawn.column]
         rows, place = torch.unique(torch.cat(asked), return_inverse=True)
         items, targets, negatives = place.split([len(part) for part in asked])
-        scored = ScoredItems.drawn(self.item_domain[rows], negatives, drawn)
+        domain = self.item_domain[rows]
+        scored = ScoredItems.drawn(domain, negatives, drawn, self.label_smoothing)
         return scored, rows, items, targets

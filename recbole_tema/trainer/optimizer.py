@@ -56,6 +56,23 @@ def lazy_tables(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.E
     return []
 
 
+def step_by_rows(
+    model: nn.Module, optimizer: torch.optim.Optimizer, clip: dict[str, Any] | None
+) -> "LazyRows | None":
+    """`LazyRows` of the tables that a model reads by rows, None where there are none.
+
+    Args:
+        clip: arguments of ``clip_grad_norm_`` for the gradients before each step, or None.
+    """
+    tables = lazy_tables(model, optimizer)
+    if not tables:
+        return None
+    if clip:  # before the rows are stepped
+        parameters = list(model.parameters())
+        optimizer.register_step_pre_hook(lambda *_: clip_gradients(parameters, **clip))
+    return LazyRows(optimizer, tables)
+
+
 class LazyRows:
     """Takes the steps of Adam or AdamW on tables whose gradients are of single rows.
 

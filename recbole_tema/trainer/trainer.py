@@ -21,6 +21,7 @@ from recbole.utils import set_color
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
 from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
+from recbole_tema.trainer.average import WeightAverage
 from recbole_tema.trainer.checkpoint import (
     check_belongs,
     dataset_fingerprint,
@@ -43,7 +44,7 @@ from recbole_tema.trainer.distributed import (
     world_size,
 )
 from recbole_tema.trainer.epochs import EpochReport, Losses
-from recbole_tema.trainer.optimizer import LazyRows, clip_gradients, fused, lazy_tables
+from recbole_tema.trainer.optimizer import LazyRows, fused, step_by_rows
 from recbole_tema.trainer.seeding import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TrainerLayer(Base):
         single, config["single_spec"] = config["single_spec"], True
         self._train_data: Any = None
         self._shared: SharedGradients | None = None
+        self._average = WeightAverage(model, config["ema_decay"])
         self._lazy: LazyRows | None = None
         if not single and config["device"].type != "cpu":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -125,6 +127,7 @@ class TrainerLayer(Base):
         return {
             "cur_step": self.cur_step,
             "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
+            "average": self._average.state_dict(),
             **self._score_state(),
         }
 
@@ -138,7 +141,8 @@ class TrainerLayer(Base):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True) -> None:
         if is_main():
-            write_checkpoint(self.saved_model_file, self._state(epoch))
+            with self._average.in_place():
+                write_checkpoint(self.saved_model_file, self._state(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
         if not self._validates and epoch >= 0:
@@ -219,6 +223,7 @@ class TrainerLayer(Base):
     def _restore(self, state: dict[str, Any]) -> None:
         for name, values in state["optimizers"].items():
             getattr(self, name).load_state_dict(values)
+        self._average.load_state_dict(state["average"])
         self._set_scores(state)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -263,17 +268,14 @@ class TrainerLayer(Base):
         by the rows that a batch reads. Several processes average their gradients before each step.
         """
         optimizer = fused(super()._build_optimizer(**kwargs))
-        tables, clip = lazy_tables(self.model, optimizer), self.config["clip_grad_norm"]
-        # In the order in which they are to happen before a step.
+        self._average.after_steps_of(optimizer)
+        clip = self.config["clip_grad_norm"]
         if world_size() > 1:
             if self._shared is None:
                 self._shared = SharedGradients(self.model, self._own_share, clip)
             self._shared.before_steps_of(optimizer)
-        elif tables and clip:
-            parameters = list(self.model.parameters())
-            optimizer.register_step_pre_hook(lambda *_: clip_gradients(parameters, **clip))
-        if tables:
-            self._lazy = LazyRows(optimizer, tables)
+        if not self._average.decay:  # which is of whole tables
+            self._lazy = step_by_rows(self.model, optimizer, clip if world_size() == 1 else None)
         return optimizer
 
     def _own_share(self) -> float:
@@ -388,11 +390,11 @@ class TrainerLayer(Base):
             state = self._read(path)
             check_belongs(state, path, self.config["model"], self.fingerprint)
             load_weights(self.model, state, path, self.device)
+            self._average.forget()
             of_epoch = f" (epoch {state['epoch']})" if state["epoch"] >= 0 else ""
             SCREEN.info(f"Loading model structure and parameters from {path}{of_epoch}")
-        result, ranks = evaluate_model(
-            self.model, eval_data, self.config, self.dataset, show_progress
-        )
-        self.ranks[eval_data.plan.phase] = ranks
+        with self._average.in_place():
+            found = evaluate_model(self.model, eval_data, self.config, self.dataset, show_progress)
+        result, self.ranks[eval_data.plan.phase] = found
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result

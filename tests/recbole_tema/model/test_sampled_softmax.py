@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from recbole_tema.data.loader import EARLIER, N_EARLIER
 from recbole_tema.model import sampled_softmax
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.sampled_softmax import Proposal, sampled_cross_entropy
@@ -38,6 +39,41 @@ def test_value_and_gradients_equal_autograds(chunk, monkeypatch):
         torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_smoothed_targets_are_torchs_where_every_item_is_drawn(copies):
+    """Items drawn as often as they are on average, or some of them as several alike."""
+    torch.manual_seed(2)
+    first, table, second, other = (
+        torch.randn(*shape, dtype=torch.double, requires_grad=True)
+        for shape in ((9, 3), (8, 3), (9, 5), (6, 5))
+    )
+    value = torch.tensor(1.5, dtype=torch.double, requires_grad=True)
+    column, weight = torch.randint(14, (9,)), torch.rand(9, dtype=torch.double)
+    better = torch.rand(9, 14) < 0.3
+    logits = torch.cat([first @ table.T, second @ other.T], 1) + better * value
+    keys = {"reduction": "none", "label_smoothing": 0.3}
+    wanted = (weight * F.cross_entropy(logits, column, **keys)).sum()
+    drawn = torch.arange(14).repeat_interleave(copies)
+    own = logits.gather(1, column[:, None]).squeeze(1)
+    found = sampled_cross_entropy(
+        own,
+        [(first, table[drawn[drawn < 8]]), (second, other[drawn[drawn >= 8] - 8])],
+        torch.full((14 * copies,), float(copies)).log(),
+        (drawn == column[:, None]).nonzero(as_tuple=True),
+        weight,
+        (*better[:, drawn].nonzero(as_tuple=True), value),
+        0.3,
+    )
+    torch.testing.assert_close(found, wanted)
+    leaves = [first, table, second, other, value]
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves, retain_graph=True),
+        torch.autograd.grad(wanted, leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("domains", ["all", "balanced", "own"])
@@ -109,8 +145,10 @@ def dense_loss(model, batch, drawn):
     among = torch.full((model.n_items,), -torch.inf, dtype=table.dtype)
     among[model.by_domain[drawn.column]] = -drawn.correction.to(table.dtype)
     had = torch.zeros(len(read), model.n_items, dtype=table.dtype)
-    for number, step in enumerate(read.tolist()):
-        had[number, items[int(layout.start[layout.row[step]]) : step + 1]] = 1.0
+    for number, step in enumerate(read.tolist() if model.repeat is not None else []):
+        row = layout.row[step]
+        had[number, items[int(layout.start[row]) : step + 1]] = 1.0
+        had[number, batch[EARLIER][0].split(batch[N_EARLIER].tolist())[row]] = 1.0
     same = model.item_domain == model.item_domain[targets][:, None]
     bias = model.history_bias()
 
