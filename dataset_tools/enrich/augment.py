@@ -85,15 +85,24 @@ def _json_prompt(prompt: Prompt) -> Prompt:
 
 
 def labelled(text: str) -> dict[str, str]:
-    """The parts of a text by the labels of its lines, the first of each.
+    """The parts of a text by the labels of its lines, the first of each; a part may stand on the
+    line below its label, terms on several.
 
     >>> labelled("Key terms: tea, cup\\nSummary: Tea.\\nAs you like it\\nFor: all")
     {'key_terms': 'tea, cup', 'summary': 'Tea.', 'audience': 'all'}
+    >>> labelled("Key terms:\\n- tea\\n- cup\\nSummary:\\nTea.")
+    {'key_terms': 'tea; cup', 'summary': 'Tea.'}
     """
     parts: dict[str, str] = {}
-    for line in text.splitlines():
+    last = ""
+    for line in map(str.strip, text.splitlines()):
         if found := LINE.match(line):
-            parts.setdefault(LABELS[found[1].lower()], found[2].strip())
+            last = LABELS[found[1].lower()]
+            last = "" if last in parts else last  # a second one and what follows it
+            parts.setdefault(last, found[2].strip())
+        elif last and (not parts[last] or (last == "key_terms" and line[:1] in "-*")):
+            parts[last] = "; ".join(filter(None, (parts[last], line.strip("-* "))))
+    parts.pop("", None)
     return parts
 
 

@@ -133,7 +133,7 @@ def tag_weights(
             getLogger().warning(
                 "tag_weighting is raw, but the tag_weights (NAME.item) of each item sum to 1, so "
                 "that raw is matched: they were normalised when they were made; "
-                "'python -m dataset_tools tag NAME --force' stores raw scores, from kept answers"
+                "'python -m dataset_tools tag NAME --force' stores raw scores"
             )
         return weights
     return weights / torch.where(sums > 0, sums, 1.0)

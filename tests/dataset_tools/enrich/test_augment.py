@@ -173,6 +173,8 @@ def test_texts_of_json(tmp_path, value, text):
 AS_TEXT = [
     ("Key terms: tea, cup\nSummary: Good.\nFor: all", 9, "tea, cup. Good. For all."),
     ("**Key Terms**: tea\n- summary : Good\nchat\nSummary: no", 9, "tea. Good."),
+    ("Key terms:\n * tea\n * cup\nSummary:\nGood.\nFor:\n", 9, "tea, cup. Good."),
+    ("Summary: One.\nKey terms: a tea\nSummary: Two.\n- x\nFor: all", 9, "tea. One. For all."),
     ("Sure, here is what I know.", 9, ""),
     # The answer is as long as may be: its last part is cut.
     ("Key terms: tea, cup, pla", 90, "tea, cup."),
