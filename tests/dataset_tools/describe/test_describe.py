@@ -54,10 +54,12 @@ def test_tag_weights_by_pandas(tiny, tmp_path):
     assert found["median"] == pytest.approx(np.median(flat))
     assert found["shares"] == np.mean([abs(sum(row) - 1) < 1e-3 for row in given if row])
     path = folder / "tiny.item"
-    path.write_text(path.read_text().replace("0.7", "0.95"))
+    head, *rows = path.read_text().replace("0.7", "0.95").splitlines()
+    told = [f"{row}\t{'A text.' if place < 9 else ''}" for place, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head}\taugmented_text:token_seq", *told, ""]))
     raw = described(folder, "tiny", tmp_path / "b")
     assert raw.tag_weights["shares"] < 1 and "0.95, median" in text(raw)
-    assert "; raw scores" in text(raw) and "field: title" in text(raw)
+    assert "; raw scores" in text(raw) and f"augmented_text {9 / len(item):.1%}" in text(raw)
 
 
 def test_numbers_are_those_of_pandas(tiny, tmp_path):

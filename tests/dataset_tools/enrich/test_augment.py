@@ -5,10 +5,11 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dataset_tools.dataset.card import changed_files
-from dataset_tools.dataset.dataset import read_dataset
+from dataset_tools.dataset.dataset import read_dataset, update_dataset
 from dataset_tools.enrich import features
 from dataset_tools.enrich.augment import (
     MAX_SENTENCE,
@@ -110,6 +111,22 @@ def test_a_dry_run_a_trial_and_faults(tmp_path):
     sound = WordBackend(False)
     augment(dataset, sound, force=True)
     assert len(sound.asked) < 103 and dataset.column(FIELD).count("") == 1
+
+
+def test_what_another_command_wrote_meanwhile_stays(tmp_path):
+    dataset = write_shop(tmp_path)
+    other = read_dataset(dataset.folder, NAME)
+    items = other.items.assign(tags=[["tea"]] * 104, tag_weights=[[0.5]] * 104)
+    tags = pd.DataFrame({"tag_id": ["tea"], "tag_domain": [["food"]], "tag_emb": [[1.0]]})
+    made = {"tags": "words", "tag_weights": "words", "tag_emb": "words"}
+    update_dataset(other, items=items, tags=tags, generated=made)
+    augment(dataset, WordBackend(False))
+    assert set(dataset.column("tags")) == {"tea"} and all(dataset.column(FIELD))
+    fresh = read_dataset(dataset.folder, NAME)
+    assert fresh.items.equals(dataset.items) and fresh.item_types == dataset.item_types
+    update_dataset(other, items=items.assign(tag_weights=[[0.7]] * 104), generated=made)
+    fresh = read_dataset(dataset.folder, NAME)
+    assert set(fresh.column("tag_weights")) == {"0.7"} and all(fresh.column(FIELD))
 
 
 def test_where_a_model_says_nothing_the_dataset_stays(tmp_path):
