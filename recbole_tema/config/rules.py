@@ -297,7 +297,9 @@ MODEL_RULES = {
     "domain_adapter": integer(0),
     "preference": exactly("attention", "aligned"),
     "similarity": exactly("dot", "cosine"),
-    "tag_weighting": exactly("matched", "binary"),
+    "tag_weighting": exactly("matched", "raw", "binary"),
+    # The command line reads `none` as None, a YAML file as text.
+    "feature_whitening": Rule(lambda v: v in (None, "none", "centre", "pca"), "none, centre, pca"),
     "id_init": exactly("normal", "text_pca"),
     "train_rows": exactly("sequence", "prefix"),
 }

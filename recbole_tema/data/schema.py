@@ -40,12 +40,14 @@ FIELD_TYPES = (
         "tags": "token_seq",
         "tag_weights": "float_seq",
         "tag_domain": "token_seq",
+        "augmented_text": "token_seq",
     }
     | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()}
     | {value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()}
 )
 
 TAG_FIELDS = ("tags", "tag_weights")
+GENERATED_FIELDS = (*TAG_FIELDS, "augmented_text")  # columns of NAME.item that a model wrote
 
 # Columns of items that the data contract names besides; a dataset may give them other types.
 ITEM_TYPES = {

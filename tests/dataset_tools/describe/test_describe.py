@@ -12,7 +12,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.describe.checks import findings
 from dataset_tools.describe.measures import describe
-from dataset_tools.describe.text import page
+from dataset_tools.describe.text import page, text
 from tests.support.tiny_dataset import make_dataset
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -43,6 +43,23 @@ def gini(counts):
     """By its definition: mean difference of all pairs, over twice the mean."""
     counts = np.asarray(counts, float)
     return np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
+
+
+def test_tag_weights_by_pandas(tiny, tmp_path):
+    folder, _, item = tiny
+    given = [[float(w) for w in cell.split()] for cell in item["tag_weights"].fillna("")]
+    flat = [weight for row in given for weight in row]
+    found = described(folder, "tiny", tmp_path / "a").tag_weights
+    assert (found["least"], found["most"]) == (min(flat), max(flat))
+    assert found["median"] == pytest.approx(np.median(flat))
+    assert found["shares"] == np.mean([abs(sum(row) - 1) < 1e-3 for row in given if row])
+    path = folder / "tiny.item"
+    head, *rows = path.read_text().replace("0.7", "0.95").splitlines()
+    told = [f"{row}\t{'A text.' if place < 9 else ''}" for place, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head}\taugmented_text:token_seq", *told, ""]))
+    raw = described(folder, "tiny", tmp_path / "b")
+    assert raw.tag_weights["shares"] < 1 and "0.95, median" in text(raw)
+    assert "; raw scores" in text(raw) and f"augmented_text {9 / len(item):.1%}" in text(raw)
 
 
 def test_numbers_are_those_of_pandas(tiny, tmp_path):
