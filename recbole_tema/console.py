@@ -203,9 +203,10 @@ def _changed(config: "TemaConfig") -> list[str]:
     for key in config.sources:
         value = config.external_config_dict.get(key)
         default = config.internal_config_dict.get(key)
-        if key in NOT_IN_HEADLINE or config[key] == default:
+        of_preset = config.sources[key].startswith("preset ")  # whose name says it
+        if key in NOT_IN_HEADLINE or of_preset or config[key] == default:
             continue
-        text = str(value)
+        text = ",".join(value) if key == "preset" else str(value)
         changed.append(f"{key}={text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}")
     return changed
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from recbole_tema.config.files import PRESET_KEY, load_yaml, properties_dir
+from recbole_tema.config.files import CONVERT_KEY, load_yaml, properties_dir
 from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS, hint, recbole_models
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir
@@ -138,7 +138,7 @@ def general_keys() -> frozenset[str]:
     keys = RUN_KEYS | GENERAL_CODE_KEYS | _listed_arguments()
     for path in files:
         keys |= set(load_yaml(path))
-    derived = {PRESET_KEY, *DERIVED_KEYS, *RENAMED_KEYS}
+    derived = {CONVERT_KEY, *DERIVED_KEYS, *RENAMED_KEYS}
     return frozenset(keys - derived - TYPE_KEYS["knowledge"])
 
 

