@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from recbole_tema.config.presets import of_preset
 from recbole_tema.errors import ConfigError, TemaError
 
 if TYPE_CHECKING:
@@ -203,10 +204,11 @@ def _changed(config: "TemaConfig") -> list[str]:
     for key in config.sources:
         value = config.external_config_dict.get(key)
         default = config.internal_config_dict.get(key)
-        of_preset = config.sources[key].startswith("preset ")  # whose name says it
-        if key in NOT_IN_HEADLINE or of_preset or config[key] == default:
+        if key in NOT_IN_HEADLINE or config[key] == default:
             continue
-        text = ",".join(value) if key == "preset" else str(value)
+        if of_preset(config.sources[key]):
+            continue  # its name says it
+        text = ",".join(value or ()) if key == "preset" else str(value)
         changed.append(f"{key}={text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}")
     return changed
 

@@ -115,6 +115,8 @@ READ_IF_OURS = [
     ("intra_weight", "use_intra", bool),
     ("temperature", "similarity", lambda v: v == "cosine"),
     ("window_stride", "train_rows", lambda v: v == "sequence"),
+    ("initializer_range", "weight_init", lambda v: v == "normal"),
+    ("negative_domain", "loss_type", lambda v: v == "BCE"),
     ("tau_reg", "alpha", lambda v: v != 0),
     ("tau", "beta", lambda v: v != 0),
 ]

@@ -2,6 +2,7 @@
 
 A file ``properties/preset/NAME.yaml`` holds keys of a run, and beside them:
 
+- ``base``: a preset that this one changes, whose keys and parts it has where it has none itself;
 - ``model``: the one model that they are for; without it they are for every model;
 - ``requires``: what a dataset has to have (`REQUIREMENTS`);
 - ``datasets``: ``{dataset: keys}``, over the file's own keys on that dataset;
@@ -10,7 +11,7 @@ A file ``properties/preset/NAME.yaml`` holds keys of a run, and beside them:
 Its first line, a comment, is what ``--help`` says of it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,8 +89,9 @@ def read_preset(name: str, dataset: str | None = None) -> Preset:
         raise ConfigError(f"unknown preset '{name}'{close}")
     path = properties_dir() / KEY / f"{name}.yaml"
     keys = load_yaml(path)
-    model, requires = keys.pop("model", None), keys.pop("requires", None) or []
-    by_dataset, benchmark = (keys.pop(part, None) or {} for part in ("datasets", "benchmark"))
+    base = read_preset(keys.pop("base"), dataset) if "base" in keys else Preset("", "", {})
+    model, requires = keys.pop("model", base.model), keys.pop("requires", base.requires)
+    by_dataset, benchmark = keys.pop("datasets", {}), keys.pop("benchmark", base.benchmark)
     if not set(requires) <= set(REQUIREMENTS):
         raise ConfigError(f"{path}: requires is {requires}; allowed: {', '.join(REQUIREMENTS)}")
     if not set(benchmark) <= set(OF_BENCHMARKS):
@@ -97,7 +99,7 @@ def read_preset(name: str, dataset: str | None = None) -> Preset:
     return Preset(
         name,
         path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
-        merge_layer(keys, by_dataset.get(dataset) or {}),
+        merge_layer(merge_layer(base.keys, keys), by_dataset.get(dataset, {})),
         model,
         tuple(requires),
         benchmark,
@@ -117,7 +119,7 @@ def names_of(value: Any, source: str | None = None) -> list[str]:
     return list(dict.fromkeys(name for part in parts if (name := part.strip())))
 
 
-def presets_of(given: dict[str, Any], dataset: str | None = None) -> list[Preset]:
+def presets_of(given: Mapping[str, Any], dataset: str | None = None) -> list[Preset]:
     """The presets that a user's keys name, which do not contradict each other.
 
     Raises:
@@ -146,6 +148,11 @@ def _flat(preset: Preset) -> dict[str, Any]:
         else:
             said[key] = value
     return said
+
+
+def of_preset(source: str) -> bool:
+    """Whether a key's source (`over_presets`) is a preset."""
+    return source.startswith("preset '")
 
 
 def model_of(given: dict[str, Any]) -> str | None:

@@ -281,9 +281,8 @@ NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
-    **dict.fromkeys(
-        ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
-    ),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range", "id_scale", "temperature"), POSITIVE),
+    "local_scale": optional(POSITIVE),
     **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
@@ -294,7 +293,12 @@ MODEL_RULES = {
     "similarity": exactly("dot", "cosine"),
     "tag_weighting": exactly("matched", "binary"),
     "id_init": exactly("normal", "text_pca"),
-    "train_rows": exactly("sequence", "prefix"),
+    "train_rows": exactly("sequence", "prefix", "latest"),
+    "batch_unit": exactly("targets", "rows"),
+    "block": exactly("post_norm", "sasrec"),
+    "weight_init": exactly("normal", "xavier"),
+    "local_pca": exactly("joint", "domain"),
+    "negative_domain": exactly("target", "input"),
 }
 # Keys that mean the same in every model of RecBole that has them.
 RECBOLE_RULES = {

@@ -23,7 +23,7 @@ from recbole_tema.config.files import (
     parse_values,
 )
 from recbole_tema.config.keys import ALIAS_KEY, FILE_KEYS, class_files, unread_keys
-from recbole_tema.config.presets import model_of, over_presets
+from recbole_tema.config.presets import model_of, of_preset, over_presets
 from recbole_tema.config.registry import get_model_class
 from recbole_tema.config.validation import check_several, validate
 from recbole_tema.errors import ConfigError
@@ -194,6 +194,8 @@ class TemaConfig(Config):
         )
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))
+        # A preset's key that the user makes idle is no mistake of the user's.
+        idle = {k: why for k, why in idle.items() if not (why and of_preset(self.sources[k]))}
         if idle:
             named = (f"{k} ({self.sources[k]}{why and f'; {why}'})" for k, why in idle.items())
             getLogger().warning(f"keys without effect on {self.model}: {', '.join(named)}")

@@ -1,6 +1,6 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from recbole.data.interaction import Interaction
@@ -52,8 +52,8 @@ class CrossDomainRecommender(SequentialRecommender):
         self.register_buffer("popularity", popularity, persistent=False)
         self._tables: tuple[torch.Tensor, ...] | None = None
 
-    def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
-        """A `SequenceEncoder` with the sizes of the config."""
+    def encoder(self, config: "TemaConfig", **kind: Any) -> SequenceEncoder:
+        """A `SequenceEncoder` of some kind (its keyword arguments) with the sizes of the config."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -69,7 +69,7 @@ class CrossDomainRecommender(SequentialRecommender):
             attn_dropout=config["attn_dropout_prob"],
             act=config["hidden_act"],
             eps=config["layer_norm_eps"],
-            causal=causal,
+            **kind,
         )
 
     def frozen_feature(

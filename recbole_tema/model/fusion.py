@@ -32,17 +32,20 @@ def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int)
 
 
 def initial_vectors(
-    matrix: torch.Tensor, present: torch.Tensor, size: int, std: float
+    matrix: torch.Tensor, present: torch.Tensor, size: int, std: float | None
 ) -> torch.Tensor:
     """Starting values of learned vectors: principal components at a standard deviation of ``std``.
 
     Args:
-        matrix, present, size: As for `principal_components`. std: over all components.
+        matrix, present, size: As for `principal_components`.
+        std: over all components; None: as the components come.
 
     Returns:
         ``(n, size)``; absent rows are 0.
     """
     scores = principal_components(matrix, present, size)
+    if std is None:
+        return scores
     return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
 
 

@@ -11,7 +11,9 @@ from recbole_tema import run_recbole_tema
 from recbole_tema.benchmark.command import parse
 from recbole_tema.cli import main
 from recbole_tema.config.files import properties_dir
+from recbole_tema.config.keys import idle_keys
 from recbole_tema.config.presets import REQUIREMENTS, names_of, preset_names, read_preset
+from recbole_tema.config.registry import OUR_MODELS
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.config.validation import check_arguments
 from recbole_tema.data.schema import check_required
@@ -249,7 +251,26 @@ def test_every_preset_is_one_of_keys_that_its_models_read(name, caplog):
     for model in [read_preset(name).model] if read_preset(name).model else ["TEMA", "SASRec"]:
         config = TemaConfig(model, "x", config_dict={"preset": name})
         assert config["preset"] == [name]
-        assert "without effect" not in caplog.text
+        assert "without effect" not in caplog.text, "no key of another model"
+        assert idle_keys(config.final_config_dict, config.sources, model in OUR_MODELS) == {}
+
+
+def test_a_presets_key_that_the_user_makes_idle_is_no_mistake(presets, caplog):
+    presets(mine="model: LLM4CDSR\nbeta: 1\ntau: 2", other="model: LLM4CDSR\nfusion: sum")
+    TemaConfig("LLM4CDSR", "x", config_dict={"preset": "mine", "beta": 0})
+    assert "without effect" not in caplog.text
+    TemaConfig("LLM4CDSR", "x", config_dict={"preset": "other"})
+    assert "keys without effect on LLM4CDSR: fusion (preset 'other')" in caplog.text
+
+
+def test_a_preset_may_change_another(presets):
+    presets(
+        first="model: TEMA\nrequires: [text]\nepochs: 5\nseed: 5\ndatasets: {shop: {seed: 6}}",
+        second="base: first\nepochs: 7",
+    )
+    found = read_preset("second", "shop")
+    assert (found.model, tuple(found.requires)) == ("TEMA", ("text",))
+    assert found.keys == {"epochs": 7, "seed": 6}
 
 
 def test_help_lists_every_preset_with_its_first_line(tmp_path):
