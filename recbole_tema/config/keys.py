@@ -111,8 +111,17 @@ READ_IF_OURS = [
     ("id_init", "use_text", bool),
     ("id_scale", "use_id", bool),
     ("id_scale", "id_init", lambda v: v == "text_pca"),
+    ("hidden_act", "block", lambda v: v != "ligr"),
     ("share_intra", "use_intra", bool),
+    ("share_intra", "domain_adapter", lambda v: not v),
+    *(
+        (key, other, bool)
+        for key in ("domain_adapter", "preference")
+        for other in ("use_intra", "use_inter")
+    ),
+    ("domain_token", "use_intra", lambda v: not v),
     ("intra_weight", "use_intra", bool),
+    *((key, "loss_type", lambda v: v == "CE") for key in ("repeat_bias", "label_smoothing")),
     ("temperature", "similarity", lambda v: v == "cosine"),
     ("window_stride", "train_rows", lambda v: v == "sequence"),
     ("initializer_range", "weight_init", lambda v: v == "normal"),

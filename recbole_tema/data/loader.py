@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
 LOCAL_NEGATIVE_SEQ = "local_neg_item_id_list"
+# What was had before a window, for models that ask: the items of all rows, one row after another,
+# in a tensor (1, e), and how many each row has, (B,).
+EARLIER = "earlier_item_ids"
+N_EARLIER = "earlier_length"
 
 
 def pad_rows(
@@ -36,6 +40,22 @@ def pad_rows(
     return np.where(inside, flat[index], 0), inside
 
 
+def pack_rows(flat: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """``(sum(length),)`` slices of a flat array, one after another."""
+    shift = np.repeat(start - (np.cumsum(length) - length), length)
+    return flat[shift + np.arange(len(shift))]
+
+
+def earlier_events(flat: np.ndarray, start: np.ndarray, end: np.ndarray) -> dict[str, torch.Tensor]:
+    """The fields ``EARLIER`` and ``N_EARLIER`` of rows that had ``flat[start:end]``.
+
+    Memory is that of the events, however much longer than others one row's history is.
+    """
+    length = end - start
+    items = torch.from_numpy(pack_rows(flat, start, length))
+    return {EARLIER: items[None], N_EARLIER: torch.from_numpy(length)}
+
+
 class SequenceTrainLoader:
     """Windows of the training sequences in random batches of about ``train_batch_size`` targets.
 
@@ -43,8 +63,9 @@ class SequenceTrainLoader:
     right, ``item_length (B,)``, ``target_id_list (B, L)`` (the next item, 0 where none counts) and,
     where ``train_neg_sample_args`` asks for negatives, ``neg_item_id_list (B, L)`` of the targets'
     domains; with ``negative_domain: input`` of the inputs', and ``local_neg_item_id_list (B, L)``
-    of the targets'. Rows come longest first and are trimmed to the longest of the batch; a batch is
-    a random set of users, because batches of one length only trained worse.
+    of the targets'; with ``repeat_bias`` also the user's events before the window
+    (`earlier_events`). Rows come longest first and are trimmed to the longest of the batch; a batch
+    is a random set of users, because batches of one length only trained worse.
 
     Several processes each get a part of every batch, longest rows dealt out in turn; ``share`` is
     what a part's mean loss counts for in the mean over the processes, so that this is the mean
@@ -77,6 +98,7 @@ class SequenceTrainLoader:
         self.negatives = (
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
         )
+        self.wants_earlier = bool(config["repeat_bias"])
         self.share = 1.0
         self.fields = {
             name: config[key]
@@ -158,6 +180,9 @@ class SequenceTrainLoader:
                 drawn = np.zeros_like(targets)
                 drawn[counted] = self.negatives.draw(users, like[counted], rng)
                 batch[field] = torch.from_numpy(drawn)
+        if self.wants_earlier:
+            first = self.sequences.offsets[windows.user[rows]]
+            batch |= earlier_events(self.sequences.items, first, start)
         return Interaction(batch)
 
 
@@ -166,13 +191,15 @@ class SequenceEvalLoader:
 
     ``rows (B,)`` are row numbers of the phase's `EvalPlan`; the interaction has
     ``user_id``, ``item_id_list`` (the last ``MAX_ITEM_LIST_LENGTH`` items before the target),
-    ``item_length`` and ``item_id`` (the target, read by ``predict`` alone).
+    ``item_length`` and ``item_id`` (the target, read by ``predict`` alone); with ``repeat_bias``
+    also the events before those (`earlier_events`).
     """
 
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin", plan: "EvalPlan") -> None:
         self._dataset = dataset
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
+        self.wants_earlier = bool(config["repeat_bias"])
         users, positions = split_targets(dataset.sequences, plan.phase)
         ranked = np.isin(users, plan.users)
         self.users, self.positions = users[ranked], positions[ranked]
@@ -192,17 +219,17 @@ class SequenceEvalLoader:
         order = np.argsort(length, kind="stable")
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
-            target = sequences.offsets[self.users[rows]] + self.positions[rows]
-            history, _ = pad_rows(sequences.items, target - length[rows], length[rows])
+            start = sequences.offsets[self.users[rows]]
+            target = start + self.positions[rows]
+            first = target - length[rows]
+            history, _ = pad_rows(sequences.items, first, length[rows])
             user_field, item_field = self.fields
-            yield (
-                rows,
-                Interaction(
-                    {
-                        user_field: torch.from_numpy(self.users[rows]),
-                        item_field: torch.from_numpy(sequences.items[target]),
-                        self.list_field: torch.from_numpy(history),
-                        self.length_field: torch.from_numpy(length[rows]),
-                    }
-                ),
-            )
+            batch = {
+                user_field: torch.from_numpy(self.users[rows]),
+                item_field: torch.from_numpy(sequences.items[target]),
+                self.list_field: torch.from_numpy(history),
+                self.length_field: torch.from_numpy(length[rows]),
+            }
+            if self.wants_earlier:
+                batch |= earlier_events(sequences.items, start, first)
+            yield rows, Interaction(batch)

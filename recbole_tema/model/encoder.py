@@ -1,9 +1,8 @@
-"""Transformer encoders over item vectors, with the blocks of RecBole's SASRec or of the first one.
+"""Transformer encoders over item vectors, by default with the blocks of RecBole's SASRec.
 
-RecBole's: post-norm blocks (attention, then feed-forward, each followed by LayerNorm of the
-residual sum), LayerNorm and dropout on item + position. Trained on whole sequences they end where
-RecBole's end on prefix rows (``results/`` has the comparison). The first SASRec's
-(arXiv 1808.09781), as PyTorch code has it: `SASRecBlock`, and a LayerNorm at the end.
+Post-norm blocks (attention, then feed-forward, each followed by LayerNorm of the residual sum),
+LayerNorm and dropout on item + position. Trained on whole sequences they end where RecBole's end
+on prefix rows (``results/`` has the comparison). ``BLOCKS`` has the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +22,39 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+class SwiGLU(nn.Module):
+    """Feed-forward ``W_3 (silu(W_1 x) * W_2 x)`` without biases (arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(hidden_size, 2 * inner_size, bias=False)
+        self.outer = nn.Linear(inner_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``."""
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        return self.outer(F.silu(gate) * value)
+
+
+class LowRank(nn.Module):
+    """A low-rank map ``x A_s B_s`` for each of some streams; 0 to begin with (LoRA)."""
+
+    def __init__(self, n_streams: int, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(n_streams, hidden_size, rank).normal_(std=0.02))
+        self.up = nn.Parameter(torch.zeros(n_streams, rank, hidden_size))
+
+    def forward(self, x: torch.Tensor, stream: int) -> torch.Tensor:
+        """``x (n, H)`` of one stream -> ``(n, H)``."""
+        return x @ self.down[stream] @ self.up[stream]
+
+
 class Block(nn.Module):
     """Multi-head self-attention and feed-forward, post-norm.
 
-    With a ``width``, steps of padding are keys too, zero vectors, ``width`` keys a row.
+    With a ``width``, steps of padding are keys too, zero vectors, ``width`` keys a row. With a
+    ``rank``, each of the ``n_streams`` that share the block has a low-rank adapter beside
+    the feed-forward (ABXI, arXiv 2501.15118, where each has LayerNorms of its own too).
     """
 
     def __init__(
@@ -40,6 +68,8 @@ class Block(nn.Module):
         eps: float,
         *,
         width: int = 0,
+        n_streams: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.n_heads = n_heads
@@ -48,11 +78,15 @@ class Block(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
         self.attn_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.inner = nn.Linear(hidden_size, inner_size)
-        self.outer = nn.Linear(inner_size, hidden_size)
+        self._feed_forward(hidden_size, inner_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
         self.act = ACTIVATIONS[act]
+        self.adapter = LowRank(n_streams, hidden_size, rank) if rank else None
+
+    def _feed_forward(self, hidden_size: int, inner_size: int) -> None:
+        self.inner = nn.Linear(hidden_size, inner_size)
+        self.outer = nn.Linear(inner_size, hidden_size)
 
     def forward(
         self,
@@ -60,16 +94,36 @@ class Block(nn.Module):
         layout: Layout,
         masks: Sequence[torch.Tensor | None],
         read: torch.Tensor | None = None,
+        stream: int = 0,
     ) -> torch.Tensor:
         """``x (n, H)`` packed as ``layout`` says -> ``(n, H)``, or ``(r, H)`` at ``read (r,)``.
 
         ``masks`` has a ``(rows, 1, 1 or L, keys)`` bool for each group of the layout, or None for
-        causal.
+        causal; ``stream`` numbers the adapter that is read.
         """
-        attended = self.attended(self.qkv(x), layout, masks, read)
+        attended = self.mix(x, layout, masks, read)
         x = x if read is None else take_once(x, read)
-        x = self.attn_norm(x + self.dropout(self.out(attended)))
-        return self.norm(x + self.dropout(self.outer(self.act(self.inner(x)))))
+        x = self.attn_norm(x + attended)
+        return self.norm(x + self.feed(x, stream))
+
+    def feed(self, x: torch.Tensor, stream: int) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``: feed-forward, with the stream's adapter, and dropout."""
+        fed = self.dropout(self.transform(x))
+        return fed if self.adapter is None else fed + self.dropout(self.adapter(x, stream))
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``: the feed-forward alone."""
+        return self.outer(self.act(self.inner(x)))
+
+    def mix(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Self-attention and dropout: ``x (n, H)`` -> ``(n, H)``, or ``(r, H)`` at ``read``."""
+        return self.dropout(self.out(self.attended(self.qkv(x), layout, masks, read)))
 
     def attended(
         self,
@@ -117,12 +171,8 @@ class Block(nn.Module):
         return dropout(weight, self.attn_dropout, True) @ value
 
 
-class SASRecBlock(Block):
-    """The block of the first SASRec: queries are normalised, keys and values are not.
-
-    What was read is added to the normalised input, and the feed-forward's output to what it was
-    given, with dropout on both of its layers and on the attention weights.
-    """
+class PreNormBlock(Block):
+    """LayerNorm before attention and feed-forward, nothing on the residual path."""
 
     def forward(
         self,
@@ -130,26 +180,90 @@ class SASRecBlock(Block):
         layout: Layout,
         masks: Sequence[torch.Tensor | None],
         read: torch.Tensor | None = None,
+        stream: int = 0,
     ) -> torch.Tensor:
-        """As `Block`'s."""
+        """As `Block.forward`."""
+        attended = self.mix(self.attn_norm(x), layout, masks, read)
+        x = (x if read is None else take_once(x, read)) + attended
+        return x + self.feed(self.norm(x), stream)
+
+
+class LigrBlock(Block):
+    """Pre-norm with gates on what is added, and SwiGLU (LiGR, arXiv 2502.03417; eSASRec).
+
+    ``z = x + sigmoid(W_1 x) * attention(norm(x))``, ``z + sigmoid(W_2 z) * swiglu(norm(z))``.
+    """
+
+    def _feed_forward(self, hidden_size: int, inner_size: int) -> None:
+        self.swiglu = SwiGLU(hidden_size, inner_size)
+        self.attn_gate = nn.Linear(hidden_size, hidden_size)
+        self.gate = nn.Linear(hidden_size, hidden_size)
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``: the feed-forward alone."""
+        return self.swiglu(x)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None = None,
+        stream: int = 0,
+    ) -> torch.Tensor:
+        """As `Block.forward`."""
+        attended = self.mix(self.attn_norm(x), layout, masks, read)
+        x = x if read is None else take_once(x, read)
+        x = x + self.attn_gate(x).sigmoid() * attended
+        return x + self.gate(x).sigmoid() * self.feed(self.norm(x), stream)
+
+
+class SASRecBlock(Block):
+    """The block of the first SASRec (arXiv 1808.09781), as PyTorch code has it.
+
+    Queries are normalised, keys and values are not; what was read is added to the normalised input,
+    and the feed-forward to the normalised sum. There is dropout on the attention weights and on
+    both layers of the feed-forward.
+    """
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``: the feed-forward alone."""
+        return self.outer(self.act(self.dropout(self.inner(x))))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None = None,
+        stream: int = 0,
+    ) -> torch.Tensor:
+        """As `Block.forward`."""
         hidden = x.size(1)
         (of_query, of_memory), (query_bias, memory_bias) = (
             part.split([hidden, 2 * hidden]) for part in (self.qkv.weight, self.qkv.bias)
         )
         normed = self.attn_norm(x)
         query, memory = F.linear(normed, of_query, query_bias), F.linear(x, of_memory, memory_bias)
-        qkv = torch.cat([query, memory], dim=1)
-        attended = self.attended(qkv, layout, masks, read)
+        attended = self.attended(torch.cat([query, memory], dim=1), layout, masks, read)
         normed = normed if read is None else take_once(normed, read)
         x = self.norm(normed + self.out(attended))
-        return x + self.dropout(self.outer(self.act(self.dropout(self.inner(x)))))
+        return x + self.feed(x, stream)
 
 
-BLOCKS: dict[str, type[Block]] = {"post_norm": Block, "sasrec": SASRecBlock}
+BLOCKS: dict[str, type[Block]] = {
+    "post_norm": Block,
+    "pre_norm": PreNormBlock,
+    "ligr": LigrBlock,
+    "sasrec": SASRecBlock,
+}
 
 
 class SequenceEncoder(nn.Module):
     """Positions, LayerNorm, dropout and ``n_layers`` blocks over packed sequences.
+
+    Blocks that do not end with a LayerNorm are followed by one, after the last; the first SASRec's
+    have none before them.
 
     Where sequences are padded for the attention, they are padded on the right: with a causal mask
     no real step can see a padded one, so no key mask is needed. Without ``padding_mask`` every step
@@ -172,6 +286,8 @@ class SequenceEncoder(nn.Module):
         causal: bool = True,
         block: str = "post_norm",
         padding_mask: bool = True,
+        n_streams: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -181,17 +297,22 @@ class SequenceEncoder(nn.Module):
         self.dropout = Dropout(dropout)
         sizes = (hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps)
         self.blocks = nn.ModuleList(
-            BLOCKS[block](*sizes, width=self.width) for _ in range(n_layers)
+            BLOCKS[block](*sizes, width=self.width, n_streams=n_streams, rank=rank)
+            for _ in range(n_layers)
         )
         self.last_norm = None if block == "post_norm" else nn.LayerNorm(hidden_size, eps=eps)
 
     def forward(
-        self, vectors: torch.Tensor, layout: Layout, read: torch.Tensor | None = None
+        self,
+        vectors: torch.Tensor,
+        layout: Layout,
+        read: torch.Tensor | None = None,
+        stream: int = 0,
     ) -> torch.Tensor:
         """``vectors (n, H)``, packed as ``layout`` says -> states ``(n, H)``.
 
         With ``read (r,)``, packed steps without repetitions, only their states ``(r, H)``: the last
-        block leaves out what nobody reads.
+        block leaves out what nobody reads. ``stream`` numbers the blocks' adapters, if they have.
         """
         if not len(vectors):
             return vectors
@@ -200,8 +321,8 @@ class SequenceEncoder(nn.Module):
         masks = self.masks(layout)
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x, layout, masks)
-        x = last(x, layout, masks, read)
+            x = block(x, layout, masks, stream=stream)
+        x = last(x, layout, masks, read, stream)
         return x if self.last_norm is None else self.last_norm(x)
 
     def masks(self, layout: Layout) -> Sequence[torch.Tensor | None]:

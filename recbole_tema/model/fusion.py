@@ -74,11 +74,14 @@ def tag_weights(
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def tag_matrix(tag_ids: torch.Tensor, weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+def tag_matrix(
+    tag_ids: torch.Tensor, weights: torch.Tensor, vectors: torch.Tensor | nn.Embedding
+) -> torch.Tensor:
     """The tag vector of each item: ``sum_t w_it * e_t``.
 
     Args:
-        tag_ids, weights: ``(n, T)``. vectors: ``(n_tags, d)``.
+        tag_ids, weights: ``(n, T)``. vectors: ``(n_tags, d)``, or the table that is asked for the
+            vectors of these items' tags alone.
 
     Returns:
         ``(n, d)``.
@@ -87,8 +90,12 @@ def tag_matrix(tag_ids: torch.Tensor, weights: torch.Tensor, vectors: torch.Tens
     used = tag_ids > 0
     ends = used.sum(1).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])
+    ids = tag_ids[used]
+    if isinstance(vectors, nn.Embedding):
+        needed, ids = torch.unique(ids, return_inverse=True)
+        vectors = vectors(needed)
     return F.embedding_bag(
-        tag_ids[used],
+        ids,
         vectors,
         starts,
         per_sample_weights=weights[used],
@@ -106,12 +113,19 @@ class TagTable(nn.Module):
         self.missing = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(
-        self, tag_ids: torch.Tensor, weights: torch.Tensor, present: torch.Tensor
+        self,
+        tag_ids: torch.Tensor,
+        weights: torch.Tensor,
+        present: torch.Tensor,
+        by_row: bool = False,
     ) -> torch.Tensor:
-        """``tag_ids (n, T)``, ``weights (n, T)``, ``present (n,)`` -> ``(n, H)``."""
-        return torch.where(
-            present[:, None], tag_matrix(tag_ids, weights, self.vectors.weight), self.missing
-        )
+        """``tag_ids (n, T)``, ``weights (n, T)``, ``present (n,)`` -> ``(n, H)``.
+
+        Args:
+            by_row: read and train the vectors of these tags alone.
+        """
+        vectors = self.vectors if by_row else self.vectors.weight
+        return torch.where(present[:, None], tag_matrix(tag_ids, weights, vectors), self.missing)
 
 
 class Projection(nn.Module):

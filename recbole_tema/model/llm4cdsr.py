@@ -16,6 +16,7 @@ from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.encoder import SequenceEncoder, init_as_recbole, init_as_xavier
 from recbole_tema.model.fusion import initial_vectors, principal_components
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
@@ -46,7 +47,8 @@ class LLM4CDSR(CrossDomainRecommender):
     An item of domain ``d`` is scored by ``<g_t, A(v_i)> + <l_{d,t}, e_i>``: the global state times
     the adapted LLM vector of the item, plus the state of the domain's own thread times the item's
     own vector. Both states are taken at the user's last event; a domain that the user has not
-    visited yet has a learned state.
+    visited yet has a learned state. With ``repeat_bias`` a learned number is added
+    to the scores of the items that the user has had (not with BCE).
 
     Loss: BCE with one in-domain negative a step (``loss_type: BCE``), or the cross-entropy over
     the catalogue (``CE``), plus ``alpha`` times the contrastive regularisation between the items
@@ -73,6 +75,8 @@ class LLM4CDSR(CrossDomainRecommender):
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.loss_type = config["loss_type"]
+        if self.loss_type == "BCE":  # no negative is the user's own: a bias would only ever grow
+            self.repeat = None
         self.alpha, self.beta = config["alpha"], config["beta"]
         self.tau, self.tau_reg = config["tau"], config["tau_reg"]
         if not config["causal"]:
@@ -83,8 +87,7 @@ class LLM4CDSR(CrossDomainRecommender):
         self._item_vectors(config, dataset)
         self._profiles(config, dataset)
         self.causal = config["causal"]
-        kind = {"causal": self.causal, "block": config["block"]}
-        kind["padding_mask"] = config["padding_mask"]
+        kind = {"causal": self.causal, "padding_mask": config["padding_mask"]}
         self.global_encoder = self.encoder(config, **kind)
         self.local_encoders = nn.ModuleList(
             self.encoder(config, **kind) for _ in range(self.n_domains)
@@ -255,7 +258,8 @@ class LLM4CDSR(CrossDomainRecommender):
         own = place[: len(read)]
         shared, local = take_once(shared, own), take_once(local, own)
         if self.loss_type == "CE":
-            loss = self._cross_entropy(tables, shared, local, targets)
+            had = self.history(interaction, layout, items, read)
+            loss = self._cross_entropy(tables, shared, local, targets, had)
         else:
             both = LOCAL_NEGATIVE_SEQ if LOCAL_NEGATIVE_SEQ in interaction else self.NEGATIVE_SEQ
             drawn = [
@@ -273,13 +277,16 @@ class LLM4CDSR(CrossDomainRecommender):
         shared: torch.Tensor,
         local: torch.Tensor,
         targets: torch.Tensor,
+        had: History | None,
     ) -> torch.Tensor:
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)
         blocks = [
             (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
         ]
         weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
-        return linear_cross_entropy(blocks, self.column[targets], weight)
+        return linear_cross_entropy(
+            blocks, self.column[targets], weight, self.bonus(had), self.label_smoothing
+        )
 
     def _binary_cross_entropy(
         self,
