@@ -112,6 +112,7 @@ READ_IF_OURS = [
     ("id_scale", "use_id", bool),
     ("id_scale", "id_init", lambda v: v == "text_pca"),
     ("hidden_act", "block", lambda v: v != "ligr"),
+    ("late_encoder", "fusion", lambda v: v == "late"),
     ("share_intra", "use_intra", bool),
     ("share_intra", "domain_adapter", lambda v: not v),
     *(

@@ -292,7 +292,8 @@ MODEL_RULES = {
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
-    "fusion": exactly("sum", "gate", "concat"),
+    "fusion": exactly("sum", "gate", "concat", "late"),
+    "late_encoder": exactly("own", "shared"),
     "block": exactly("post_norm", "pre_norm", "ligr", "sasrec"),
     "domain_adapter": integer(0),
     "preference": exactly("attention", "aligned"),

@@ -1,5 +1,8 @@
 """TEMA's item construction: id, tag, text and image vectors become one item vector."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -142,11 +145,11 @@ class Projection(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins the parts of an item, each ``(n, H)``, into one ``(n, H)``.
+    """Joins the parts of an item, each ``(n, H)``, into one ``(n, H)``; ``late``: ``(n, P H)``.
 
-    ``sum`` adds them; ``gate`` weighs them item by item and dimension by dimension (softmax over
-    the parts, times their number, so that equal gates are the sum); ``concat`` maps their
-    concatenation to ``H``.
+    ``late`` leaves them apart, one beside the other (`InParts`). ``sum`` adds them; ``gate`` weighs
+    them item by item and dimension by dimension (softmax over the parts, times their number, so
+    that equal gates are the sum); ``concat`` maps their concatenation to ``H``.
     """
 
     def __init__(self, kind: str, n_parts: int, hidden_size: int) -> None:
@@ -165,7 +168,38 @@ class Fusion(nn.Module):
         if self.kind == "sum":
             return torch.stack(parts).sum(0)
         joined = torch.cat(parts, dim=-1)
+        if self.kind == "late":
+            return joined
         if self.kind == "concat":
             return self.join(joined)
         gates = self.gate(joined).view(len(joined), self.n_parts, -1).softmax(1) * self.n_parts
         return (gates * torch.stack(parts, dim=1)).sum(1)
+
+
+class InParts(nn.Module):
+    """A module of width H for vectors of P parts: each part passes the one for all, or its own."""
+
+    def __init__(self, modules: Sequence[nn.Module], n_parts: int) -> None:
+        """Args: modules: one, or one for each of the ``n_parts``."""
+        super().__init__()
+        self.of_parts = nn.ModuleList(modules)
+        self.n_parts = n_parts
+
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        """``(..., P H)`` -> ``(..., P H)``; other than floats each part gets as it is."""
+        each = [
+            one.chunk(self.n_parts, dim=-1)
+            if isinstance(one, torch.Tensor) and one.is_floating_point()
+            else [one] * self.n_parts
+            for one in inputs
+        ]
+        outputs = [
+            self.of_parts[part % len(self.of_parts)](*own, **options)
+            for part, own in enumerate(zip(*each, strict=True))
+        ]
+        return torch.cat(outputs, dim=-1)
+
+
+def normalised_parts(vectors: torch.Tensor, n_parts: int) -> torch.Tensor:
+    """``(..., P H)`` -> the same, the vector of each part at length 1."""
+    return F.normalize(vectors.unflatten(-1, (n_parts, -1)), dim=-1).flatten(-2)

@@ -88,7 +88,7 @@ def test_a_preset_of_one_model_chooses_it(presets):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("tema-papr", "unknown preset 'tema-papr'; did you mean tema-paper?"),
+        ("tema-papr", "unknown preset 'tema-papr'; did you mean tema-paper"),
         ("slow,quick", "epochs is 300 in 'slow' and 3 in 'quick'; leave one of them out"),
         ("full,sampled", "eval_args.mode is 'full' in 'full' and 'uni100' in 'sampled'"),
         ("ours,theirs", "model is 'TEMA' in 'ours' and 'LLM4CDSR' in 'theirs'"),
