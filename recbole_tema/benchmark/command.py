@@ -66,6 +66,9 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     note = (lambda text: None) if spec.keys.get("quiet") else say
     trials = _whole("tune", _own(arguments)["tune"], least=0)
     _ensure_dataset(spec.dataset, spec.data_path)
+    for entry in spec.entries:
+        keys = {**spec.keys, **entry.keys}
+        check_required(spec.data_path / spec.dataset, spec.dataset, keys)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
@@ -184,9 +187,6 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     check_folders(entries)
     for entry in entries:
         _check(entry, dataset, checked, sources)
-        if names_of({**common, **entry.keys}.get(PRESET)):
-            _ensure_dataset(dataset, data_path)
-            check_required(data_path / dataset, dataset, {**common, **entry.keys})
     target = common.get("target_domain")
     if target is not None:
         _ensure_dataset(dataset, data_path)

@@ -65,7 +65,7 @@ class LLM4CDSR(CrossDomainRecommender):
     - local items: PCA of each domain by itself (``local_pca``), unscaled (``local_scale: ~``),
       frozen (``freeze_local``).
 
-    What no key brings back, and why, stands in ``docs/running.md``.
+    The reasons, and what no key brings back, stand in ``docs/concepts.md``.
     """
 
     losses = LOSSES["LLM4CDSR"]

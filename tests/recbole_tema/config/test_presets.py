@@ -9,6 +9,7 @@ import yaml
 
 from recbole_tema import run_recbole_tema
 from recbole_tema.benchmark.command import parse
+from recbole_tema.benchmark.command import run as benchmark
 from recbole_tema.cli import main
 from recbole_tema.config.files import properties_dir
 from recbole_tema.config.keys import idle_keys
@@ -159,7 +160,7 @@ def test_the_commands_that_make_what_is_required_are_commands():
 
 
 def test_a_run_and_a_benchmark_end_before_training_where_something_is_lacking(
-    presets, settings, tmp_path, capsys
+    presets, settings, tmp_path
 ):
     presets(mine="requires: [images]")
     says = "requires images, and .*tiny.itemimage is not there; make them by .* clip tiny --images"
@@ -167,7 +168,8 @@ def test_a_run_and_a_benchmark_end_before_training_where_something_is_lacking(
         run_recbole_tema("TEMA", "tiny", config_dict={**settings, "preset": "mine"})
     words = {"models": "Pop,TEMA@mine", "dataset": "tiny", "data_path": settings["data_path"]}
     with pytest.raises(DataError, match=says):
-        parse(words)
+        benchmark({**words, "results_dir": str(tmp_path / "results")})
+    assert not (tmp_path / "results").exists()
 
 
 # Runs and checkpoints
