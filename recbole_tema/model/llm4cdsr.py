@@ -212,6 +212,8 @@ class LLM4CDSR(CrossDomainRecommender):
             items, wanted: ``(n,)`` packed items, and targets, 0 for none.
         """
         domain, of_target = self.item_domain[items], self.item_domain[wanted]
+        if self.causal and self.empty is not None:
+            return wanted, domain
         had = F.one_hot(domain, self.n_domains + 1).cumsum(0)
         had = torch.cat([torch.zeros_like(had[:1]), had])
         before = had[layout.start][layout.row]

@@ -72,6 +72,7 @@ def test_tema_trains_with_every_switch(settings, name, keys):
         {"loss_type": "BCE"},
         {"alpha": 0, "beta": 0},
         {"llm_size": 8},
+        {"preset": "llm4cdsr-official", "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.1},
     ],
     ids=str,
 )
