@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from logging import getLogger
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,17 +40,20 @@ def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int)
 
 
 def initial_vectors(
-    matrix: torch.Tensor, present: torch.Tensor, size: int, std: float
+    matrix: torch.Tensor, present: torch.Tensor, size: int, std: float | None
 ) -> torch.Tensor:
     """Starting values of learned vectors: principal components at a standard deviation of ``std``.
 
     Args:
-        matrix, present, size: As for `principal_components`. std: over all components.
+        matrix, present, size: As for `principal_components`.
+        std: over all components; None: as the components come.
 
     Returns:
         ``(n, size)``; absent rows are 0.
     """
     scores = principal_components(matrix, present, size)
+    if std is None:
+        return scores
     return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
 
 
@@ -207,11 +211,11 @@ class Projection(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins the parts of an item, each ``(n, H)``, into one ``(n, H)``.
+    """Joins the parts of an item, each ``(n, H)``, into one ``(n, H)``; ``late``: ``(n, P H)``.
 
-    ``sum`` adds them; ``gate`` weighs them item by item and dimension by dimension (softmax over
-    the parts, times their number, so that equal gates are the sum); ``concat`` maps their
-    concatenation to ``H``.
+    ``late`` leaves them apart, one beside the other (`InParts`). ``sum`` adds them; ``gate`` weighs
+    them item by item and dimension by dimension (softmax over the parts, times their number, so
+    that equal gates are the sum); ``concat`` maps their concatenation to ``H``.
     """
 
     def __init__(self, kind: str, n_parts: int, hidden_size: int) -> None:
@@ -230,7 +234,38 @@ class Fusion(nn.Module):
         if self.kind == "sum":
             return torch.stack(parts).sum(0)
         joined = torch.cat(parts, dim=-1)
+        if self.kind == "late":
+            return joined
         if self.kind == "concat":
             return self.join(joined)
         gates = self.gate(joined).view(len(joined), self.n_parts, -1).softmax(1) * self.n_parts
         return (gates * torch.stack(parts, dim=1)).sum(1)
+
+
+class InParts(nn.Module):
+    """A module of width H for vectors of P parts: each part passes the one for all, or its own."""
+
+    def __init__(self, modules: Sequence[nn.Module], n_parts: int) -> None:
+        """Args: modules: one, or one for each of the ``n_parts``."""
+        super().__init__()
+        self.of_parts = nn.ModuleList(modules)
+        self.n_parts = n_parts
+
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        """``(..., P H)`` -> ``(..., P H)``; other than floats each part gets as it is."""
+        each = [
+            one.chunk(self.n_parts, dim=-1)
+            if isinstance(one, torch.Tensor) and one.is_floating_point()
+            else [one] * self.n_parts
+            for one in inputs
+        ]
+        outputs = [
+            self.of_parts[part % len(self.of_parts)](*own, **options)
+            for part, own in enumerate(zip(*each, strict=True))
+        ]
+        return torch.cat(outputs, dim=-1)
+
+
+def normalised_parts(vectors: torch.Tensor, n_parts: int) -> torch.Tensor:
+    """``(..., P H)`` -> the same, the vector of each part at length 1."""
+    return F.normalize(vectors.unflatten(-1, (n_parts, -1)), dim=-1).flatten(-2)

@@ -66,9 +66,11 @@ class Layout:
             for (_, longest), length in zip(self.groups, self.group_lengths, strict=True)
         ]
 
-    def pad(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """``(n, C)`` -> a tensor ``(rows, longest, C)`` for each group, padded with 0."""
-        flat = packed.new_zeros(self.size, packed.size(1)).index_copy(0, self.place, packed)
+    def pad(self, packed: torch.Tensor, filling: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """``(n, C)`` -> a tensor ``(rows, longest, C)`` for each group, padded with 0, or with
+        ``filling (C,)``."""
+        empty = packed.new_zeros(packed.size(1)) if filling is None else filling
+        flat = empty.expand(self.size, -1).index_copy(0, self.place, packed)
         pieces = flat.split([rows * longest for rows, longest in self.groups])
         return [
             piece.view(rows, longest, -1)

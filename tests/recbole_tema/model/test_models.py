@@ -100,6 +100,7 @@ def test_whitening_changes_frozen_vectors_and_not_the_start_of_the_ids(settings,
         {"loss_type": "BCE"},
         {"alpha": 0, "beta": 0},
         {"llm_size": 8},
+        {"preset": "llm4cdsr-official", "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.1},
     ],
     ids=str,
 )
