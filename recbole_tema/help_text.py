@@ -24,6 +24,7 @@ USED_KEYS = (
     "eval_groups",
     "metrics",
     "topk",
+    "uncut_metrics",
     "valid_metric",
     "overlap_ratio",
     "resume",

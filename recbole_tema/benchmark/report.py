@@ -11,7 +11,7 @@ from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import ConfigError
-from recbole_tema.evaluation.metrics import PER_TARGET
+from recbole_tema.evaluation.metrics import PER_TARGET, metric_key
 
 FIGURES = (METRIC, K)
 
@@ -29,7 +29,7 @@ def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     results = read_results(folder, spec, statement)
     metrics = metrics_of(keys_of(results, statement))
     summary = results.summary(metrics, untested=[FIGURES])
-    asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
+    asked = summary[summary["metric"].isin([metric_key(*metric) for metric in metrics])]
     table = markdown(asked, spec.reference)
     svgs = drawn(results, summary)
     texts: dict[str, Callable[[], str]] = {
@@ -50,8 +50,8 @@ def keys_of(results: Results, statement: dict) -> dict:
     return statement["entries"][results.rows[0].label]["keys"]
 
 
-def metrics_of(keys: dict) -> list[tuple[str, int]]:
-    """(name, k) of the configured metrics that ranks give.
+def metrics_of(keys: dict) -> list[tuple[str, int | None]]:
+    """(name, k) of the configured metrics that ranks give; k None without a cut-off.
 
     Raises:
         ConfigError: there are none.
@@ -62,7 +62,9 @@ def metrics_of(keys: dict) -> list[tuple[str, int]]:
             f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
             f"choose of {', '.join(PER_TARGET)}"
         )
-    return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
+    cut = ((name, int(k)) for k in _listed(keys["topk"]) for name in names)
+    uncut = ((name.lower(), None) for name in _listed(keys.get("uncut_metrics") or []))
+    return list(dict.fromkeys([*cut, *uncut]))
 
 
 def _listed(value: Any) -> list:

@@ -88,7 +88,7 @@ class EvalPlan:
         self.left_out = np.empty(0, dtype=np.int64)
         if exclude_history:
             # After the draws, so that they are those of the same target without exclude_history.
-            repeated = self._repeated()
+            repeated = self.repeated()
             self.left_out = self.target_domain[repeated]
             self._keep(~repeated)
         self._log_empty_domains()
@@ -122,7 +122,7 @@ class EvalPlan:
             kept = np.repeat(wanted, counts)
             self._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
 
-    def _repeated(self) -> np.ndarray:
+    def repeated(self) -> np.ndarray:
         """``(n,)`` bool: the user had the target before."""
         rows, items = self.history_events()
         found = np.zeros(len(self), dtype=bool)
