@@ -11,6 +11,7 @@ from recbole_tema.config.rules import (
     check_parts,
     fail,
 )
+from recbole_tema.data.split import read_rule
 from recbole_tema.errors import ConfigError
 
 
@@ -21,8 +22,10 @@ def check_eval_args(value: Any, sources: dict[str, str]) -> None:
         ConfigError: names the part, its value, where it came from and what is allowed.
     """
     check_parts("eval_args", value, EVAL_ARGS, sources)
-    if value.get("split") not in (None, {"LS": "valid_and_test"}):
-        fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
+    try:
+        read_rule(value.get("split"))
+    except ValueError as error:
+        fail("eval_args.split", value["split"], str(error), sources)
     if value.get("order", "TO") != "TO":
         fail("eval_args.order", value["order"], "TO, by time", sources)
     if value.get("group_by") not in ("user", "none", None):

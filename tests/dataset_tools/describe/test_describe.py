@@ -80,7 +80,6 @@ def test_numbers_are_those_of_pandas(tiny, tmp_path):
 def test_the_split_is_the_trainers(tiny, tmp_path):
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.preparation import create_dataset
-    from recbole_tema.data.sequences import split_targets
 
     folder, inter, _ = tiny
     found = described(folder, "tiny", tmp_path / "work")
@@ -96,10 +95,9 @@ def test_the_split_is_the_trainers(tiny, tmp_path):
     )
     domain_of = inter.set_index("item_id")["domain"].to_dict()
     for phase, targets in found.targets.items():
-        users, places = split_targets(dataset.sequences, phase)
-        rows = dataset.sequences.offsets[users] + places
+        rows = dataset.targets(phase).events
         items = dataset.id2token("item_id", dataset.sequences.items[rows])
-        assert len(users) == found.split[phase]
+        assert len(rows) == found.split[phase]
         assert targets == pd.Series(items).map(domain_of).value_counts().to_dict()
 
 
