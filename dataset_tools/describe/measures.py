@@ -201,7 +201,7 @@ def describe(engine: Engine, folder: Path, name: str, rule: SplitRule | None = N
         engine.value(f"SELECT count(*) FROM ({several})"),
         _pairs(engine),
         float(switches or 0),
-        parts.words,
+        parts.rule.words,
         split,
         targets,
         {phase: parts.cold(phase) for phase in PHASES},

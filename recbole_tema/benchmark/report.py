@@ -10,6 +10,7 @@ from recbole_tema.benchmark.results import Results, read_results
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
 from recbole_tema.data.atomic import replace_file
+from recbole_tema.data.split import MERGED, read_rule
 from recbole_tema.errors import ConfigError
 from recbole_tema.evaluation.metrics import PER_TARGET, metric_key
 
@@ -81,6 +82,8 @@ def facts(results: Results, statement: dict) -> list[str]:
     domains = ", ".join(
         f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
     )
+    rule = read_rule((keys.get("eval_args") or {}).get("split"))
+    split = "the last event of each user" if rule.kind == MERGED else f"split {rule.words}"
     given = keys.get("exclude_history")
     records = results.rows[0].records
     excluded = next(iter(records.values()), {}).get("exclude_history", given is True)
@@ -111,7 +114,7 @@ def facts(results: Results, statement: dict) -> list[str]:
         again.append(f"keys were searched on validation data: {', '.join(shown)}")
     ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
     return [
-        f"{len(test):,} test targets ({domains}), the last event of each user; "
+        f"{len(test):,} test targets ({domains}), {split}; "
         f"{int(test['overlap'].sum()):,} of them with a history in several domains",
         f"candidates: {ranked} items "
         + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")

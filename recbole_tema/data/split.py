@@ -38,6 +38,18 @@ class SplitRule(NamedTuple):
     kind: str = MERGED
     cuts: tuple[float, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """The rule in words."""
+        if self.kind in (SHARES, MOMENTS):
+            shown = [f"{c:.3g}" if self.kind == SHARES else show_moment(c) for c in self.cuts]
+            return f"by time ({', '.join(shown)})"
+        return {
+            MERGED: "leave-one-out",
+            PER_DOMAIN: "leave-one-out in each domain",
+            GIVEN: f"as given (column '{SPLIT_FIELD}')",
+        }[self.kind]
+
 
 def read_rule(value: Any) -> SplitRule:
     """The rule of a value of ``eval_args.split``; None is the leave-one-out of each user.
@@ -236,7 +248,7 @@ class Split:
         Raises:
             DataError: says what is missing and what to do.
         """
-        events, said = self.events, f"eval_args.split {self.words}"
+        events, said = self.events, f"eval_args.split {self.rule.words}"
         if self.rule.kind == MERGED:
             return
         if not self.train.any():
@@ -272,23 +284,10 @@ class Split:
         return int(np.count_nonzero(~trained[items[self.held(phase)]]))
 
     @property
-    def words(self) -> str:
-        """The rule in words."""
-        kind, cuts = self.rule
-        if kind in (SHARES, MOMENTS):
-            shown = [f"{c:.3g}" if kind == SHARES else show_moment(c) for c in cuts]
-            return f"by time ({', '.join(shown)})"
-        return {
-            MERGED: "leave-one-out",
-            PER_DOMAIN: "leave-one-out in each domain",
-            GIVEN: f"as given (column '{SPLIT_FIELD}')",
-        }[kind]
-
-    @property
     def summary(self) -> str:
         """One line: the events of each part, targets by domain, and what is neither."""
         events = self.events
-        shown = [f"{self.words}: {int(self.train.sum()):,} training events"]
+        shown = [f"{self.rule.words}: {int(self.train.sum()):,} training events"]
         for phase in PHASES:
             held = self.held(phase)
             users = len(np.unique(events.users(held)))

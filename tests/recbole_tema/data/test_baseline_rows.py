@@ -7,7 +7,8 @@ from recbole.data.dataset import SequentialDataset
 
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.preparation import create_dataset, data_preparation
-from recbole_tema.errors import DataError
+from recbole_tema.errors import CheckpointError, ConfigError, DataError
+from recbole_tema.trainer.checkpoint import check_belongs, dataset_fingerprint
 from tests.support.tiny_dataset import make_dataset
 
 NAME = "tiny"
@@ -148,3 +149,45 @@ def test_a_user_between_two_parts_is_named(root, tmp_path):
     path.write_text("\n".join([head, *rows]) + "\n")
     with pytest.raises(DataError, match=rf"line {mine[0] + 2}: split is 'dev'; .*train, valid"):
         opened(tmp_path, "BPR", {"given": "split"})
+
+
+def test_what_was_made_for_another_split_is_refused(tmp_path):
+    """Profiles and models of other training events may know the targets of this split."""
+    folder = make_dataset(tmp_path, features=("userllm", "itemllm"))
+    _, merged = opened(tmp_path, "LLM4CDSR", RULES[0])
+    assert merged.feature("profile_uid") is not None
+    _, each = opened(tmp_path, "LLM4CDSR", RULES[1])
+    with pytest.raises(ConfigError, match=r"tiny.userllm was made .*profile tiny --force --split"):
+        each.feature("profile_uid")
+    card = "profiling: {options: {split: '{LS: per_domain}'}}\n"
+    (folder / f"{NAME}.yaml").write_text(card)
+    assert each.feature("profile_uid") is not None
+    with pytest.raises(ConfigError, match="was made of the training events of another split"):
+        merged.feature("profile_uid")
+    assert each.feature("llm_iid") is not None and merged.feature("llm_iid") is not None
+
+    former = {"model": "LLM4CDSR", "dataset": NAME}
+    former["fingerprint"] = dataset_fingerprint(each, ["users", "split"])
+    check_belongs(former, "x.pth", "LLM4CDSR", dataset_fingerprint(each, former["fingerprint"]))
+    for value in (RULES[0], TIMES):
+        _, other = opened(tmp_path, "LLM4CDSR", value)
+        now = dataset_fingerprint(other, former["fingerprint"])
+        with pytest.raises(CheckpointError, match="training events of another split"):
+            check_belongs(former, "x.pth", "LLM4CDSR", now)
+
+
+def test_marks_are_part_of_what_a_model_was_trained_on(root, tmp_path):
+    _, first = opened(root, "TEMA", {"given": "split"})
+    folder = tmp_path / NAME
+    folder.mkdir()
+    for suffix in ("inter", "item"):
+        text = (root / NAME / f"{NAME}.{suffix}").read_text()
+        # The events stay the same, and one user is no test user any more.
+        text = "\n".join(
+            row.replace("\ttest", "\tvalid") if row.startswith("u9\t") else row
+            for row in text.splitlines()
+        )
+        (folder / f"{NAME}.{suffix}").write_text(text + "\n")
+    _, second = opened(tmp_path, "TEMA", {"given": "split"})
+    marks = [dataset_fingerprint(dataset, ["split", "users"]) for dataset in (first, second)]
+    assert marks[0]["users"] == marks[1]["users"] and marks[0]["split"] != marks[1]["split"]
