@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from recbole_tema.config.files import parse_value
+from recbole_tema.data.split import SplitRule, read_rule
+from recbole_tema.errors import ConfigError
+
 STORE = "llm-answers"  # folder of kept answers, beside the dataset's files
 IMAGES_HELP = "Folder of images named by item id.  [default: the column image_url, if there is one]"
 
@@ -134,6 +138,11 @@ class ProfileOptions:
     part_items: int = option(8, "Most items of such a part, the newest ones.", least=1, most=40)
     seed: int = option(2020, "Of the clusters.")
     limit: int | None = option(None, "Only the first users in order of their ids.", least=1)
+    split: str | None = option(
+        None,
+        "Whose training events are told of, as a run's eval_args.split: '{LS: per_domain}', ...  "
+        "[default: {LS: valid_and_test}]",
+    )
 
 
 @dataclass(frozen=True)
@@ -185,3 +194,15 @@ class ConversionOptions:
     )
     memory: str = option("4GB", "Limit; beyond it the disk is used.")
     threads: int | None = option(None, "Of the work.  [default: all cores]", least=1)
+
+
+def split_rule(text: str | None) -> SplitRule:
+    """The rule that ``--split`` spells, as a run's ``eval_args.split``.
+
+    Raises:
+        ConfigError: it spells none.
+    """
+    try:
+        return read_rule(parse_value(text))
+    except ValueError as error:
+        raise ConfigError(f"--split is {text!r}; allowed: {error}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_tema.config.keys import may_read
 from recbole_tema.config.presets import REQUIREMENTS, presets_of
 from recbole_tema.data.atomic import read_header, require_fields
+from recbole_tema.data.split import SPLIT_FIELD
 from recbole_tema.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ FEATURE_FILES = {
     "userllm": ("profile_uid", "profile_emb", "user_id"),
     "tag": ("tag_id", "tag_emb", "tag_id"),
 }
-
-SPLIT_FIELD = "split"  # train, valid or test, where the split is given
 
 # The types that the data contract gives to the fields that this package reads.
 FIELD_TYPES = (
