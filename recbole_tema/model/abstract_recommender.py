@@ -1,7 +1,7 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from recbole.data.interaction import Interaction
@@ -62,10 +62,8 @@ class CrossDomainRecommender(SequentialRecommender):
         self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._tables: tuple[torch.Tensor, ...] | None = None
 
-    def encoder(
-        self, config: "TemaConfig", causal: bool = True, n_streams: int = 1, rank: int = 0
-    ) -> SequenceEncoder:
-        """A `SequenceEncoder` with the sizes of the config, and adapters for some streams."""
+    def encoder(self, config: "TemaConfig", **kind: Any) -> SequenceEncoder:
+        """A `SequenceEncoder` with the sizes and blocks of the config; ``kind``: its arguments."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -81,10 +79,8 @@ class CrossDomainRecommender(SequentialRecommender):
             attn_dropout=config["attn_dropout_prob"],
             act=config["hidden_act"],
             eps=config["layer_norm_eps"],
-            causal=causal,
             block=config["block"] or "post_norm",
-            n_streams=n_streams,
-            rank=rank,
+            **kind,
         )
 
     def frozen_feature(

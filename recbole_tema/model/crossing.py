@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from recbole_tema.errors import ConfigError
-from recbole_tema.model.encoder import Block, SequenceEncoder
+from recbole_tema.model.encoder import Block
 from recbole_tema.model.packing import Layout
 
 
@@ -34,9 +35,9 @@ def cross_domain_mass(
 
 @contextmanager
 def crossings(
-    encoder: SequenceEncoder, layout: Layout, domain: torch.Tensor
+    encoder: nn.Module, layout: Layout, domain: torch.Tensor
 ) -> Iterator[list[torch.Tensor]]:
-    """A list that gets `cross_domain_mass` of each block of ``encoder`` as it is called.
+    """A list that gets `cross_domain_mass` of each `Block` in ``encoder`` as it is called.
 
     Raises:
         ConfigError: the blocks have no attention that can be read so.
@@ -48,7 +49,7 @@ def crossings(
             cross_domain_mass(qkv, layout, domain, n_heads)
         )
 
-    blocks = (block for block in encoder.blocks if isinstance(block, Block))
+    blocks = (block for block in encoder.modules() if isinstance(block, Block))
     hooks = [block.qkv.register_forward_hook(add(block.n_heads)) for block in blocks]
     try:
         yield found
@@ -56,4 +57,7 @@ def crossings(
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ConfigError("cross_attention_weight is not 0, and this block's attention is not read")
+        raise ConfigError(
+            "cross_attention_weight is not 0, and the attention of this block cannot be read; set "
+            "block to post_norm, pre_norm or ligr"
+        )

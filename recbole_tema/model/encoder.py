@@ -52,7 +52,8 @@ class LowRank(nn.Module):
 class Block(nn.Module):
     """Multi-head self-attention and feed-forward, post-norm.
 
-    With a ``rank``, each of the ``n_streams`` that share the block has a low-rank adapter beside
+    With a ``width``, steps of padding are keys too, zero vectors, ``width`` keys a row. With a
+    ``rank``, each of the ``n_streams`` that share the block has a low-rank adapter beside
     the feed-forward (ABXI, arXiv 2501.15118, where each has LayerNorms of its own too).
     """
 
@@ -66,11 +67,13 @@ class Block(nn.Module):
         act: str,
         eps: float,
         *,
+        width: int = 0,
         n_streams: int = 1,
         rank: int = 0,
     ) -> None:
         super().__init__()
         self.n_heads = n_heads
+        self.width = width
         self.attn_dropout = attn_dropout
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
@@ -95,8 +98,8 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """``x (n, H)`` packed as ``layout`` says -> ``(n, H)``, or ``(r, H)`` at ``read (r,)``.
 
-        ``masks`` has a ``(rows, 1, 1, L)`` bool for each group of the layout, or None for causal;
-        ``stream`` numbers the adapter that is read.
+        ``masks`` has a ``(rows, 1, 1 or L, keys)`` bool for each group of the layout, or None for
+        causal; ``stream`` numbers the adapter that is read.
         """
         attended = self.mix(x, layout, masks, read)
         x = x if read is None else take_once(x, read)
@@ -120,21 +123,37 @@ class Block(nn.Module):
         read: torch.Tensor | None,
     ) -> torch.Tensor:
         """Self-attention and dropout: ``x (n, H)`` -> ``(n, H)``, or ``(r, H)`` at ``read``."""
-        hidden = x.size(1)
+        return self.dropout(self.out(self.attended(self.qkv(x), layout, masks, read)))
+
+    def attended(
+        self,
+        qkv: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``qkv (n, 3H)``, queries, keys and values -> what was read ``(n or r, H)``."""
+        bias = self.qkv.bias  # all that is left of the projection of zeros
+        hidden = self.out.in_features
         attended = []
-        for group, mask in zip(layout.pad(self.qkv(x)), masks, strict=True):
+        groups = layout.pad(qkv, bias if self.width else None)
+        for group, mask in zip(groups, masks, strict=True):
             rows, longest, _ = group.shape
             heads = group.view(rows, longest, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
             query, key, value = heads
+            if self.width:
+                zeros = bias.view(3, 1, self.n_heads, 1, -1)[1:]
+                zeros = zeros.expand(-1, rows, -1, self.width - longest, -1)
+                key, value = torch.cat([key, zeros[0]], 2), torch.cat([value, zeros[1]], 2)
             attended.append(
                 self.attend(query, key, value, mask).transpose(1, 2).reshape(-1, hidden)
             )
-        return self.dropout(self.out(layout.unpad(attended, read)))
+        return layout.unpad(attended, read)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Each ``(B, n_heads, L, C)`` -> ``(B, n_heads, L, C)``."""
+        """``(B, n_heads, L, C)``, keys and values ``(B, n_heads, K, C)`` -> as the queries."""
         if not (self.training and self.attn_dropout and query.device.type == "cpu"):
             return F.scaled_dot_product_attention(
                 query,
@@ -199,20 +218,57 @@ class LigrBlock(Block):
         return x + self.gate(x).sigmoid() * self.feed(self.norm(x), stream)
 
 
+class SASRecBlock(Block):
+    """The block of the first SASRec (arXiv 1808.09781), as PyTorch code has it.
+
+    Queries are normalised, keys and values are not; what was read is added to the normalised input,
+    and the feed-forward to the normalised sum. There is dropout on the attention weights and on
+    both layers of the feed-forward.
+    """
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, H)`` -> ``(n, H)``: the feed-forward alone."""
+        return self.outer(self.act(self.dropout(self.inner(x))))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        layout: Layout,
+        masks: Sequence[torch.Tensor | None],
+        read: torch.Tensor | None = None,
+        stream: int = 0,
+    ) -> torch.Tensor:
+        """As `Block.forward`."""
+        hidden = x.size(1)
+        (of_query, of_memory), (query_bias, memory_bias) = (
+            part.split([hidden, 2 * hidden]) for part in (self.qkv.weight, self.qkv.bias)
+        )
+        normed = self.attn_norm(x)
+        query, memory = F.linear(normed, of_query, query_bias), F.linear(x, of_memory, memory_bias)
+        attended = self.attended(torch.cat([query, memory], dim=1), layout, masks, read)
+        normed = normed if read is None else take_once(normed, read)
+        x = self.norm(normed + self.out(attended))
+        return x + self.feed(x, stream)
+
+
 BLOCKS: dict[str, type[Block]] = {
     "post_norm": Block,
     "pre_norm": PreNormBlock,
     "ligr": LigrBlock,
+    "sasrec": SASRecBlock,
 }
 
 
 class SequenceEncoder(nn.Module):
     """Positions, LayerNorm, dropout and ``n_layers`` blocks over packed sequences.
 
-    Blocks that do not end with a LayerNorm are followed by one, after the last.
+    Blocks that do not end with a LayerNorm are followed by one, after the last; the first SASRec's
+    have none before them.
 
     Where sequences are padded for the attention, they are padded on the right: with a causal mask
-    no real step can see a padded one, so no key mask is needed.
+    no real step can see a padded one, so no key mask is needed. Without ``padding_mask`` every step
+    sees ``max_length`` keys, those of padding being zero vectors, as in code that pads all
+    sequences to one length and masks no keys.
     """
 
     def __init__(
@@ -229,17 +285,20 @@ class SequenceEncoder(nn.Module):
         eps: float = 1e-12,
         causal: bool = True,
         block: str = "post_norm",
+        padding_mask: bool = True,
         n_streams: int = 1,
         rank: int = 0,
     ) -> None:
         super().__init__()
         self.causal = causal
+        self.width = 0 if padding_mask else max_length
         self.position = nn.Embedding(max_length, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.norm = None if block == "sasrec" else nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
         sizes = (hidden_size, inner_size, n_heads, dropout, attn_dropout, act, eps)
         self.blocks = nn.ModuleList(
-            BLOCKS[block](*sizes, n_streams=n_streams, rank=rank) for _ in range(n_layers)
+            BLOCKS[block](*sizes, width=self.width, n_streams=n_streams, rank=rank)
+            for _ in range(n_layers)
         )
         self.last_norm = None if block == "post_norm" else nn.LayerNorm(hidden_size, eps=eps)
 
@@ -257,13 +316,32 @@ class SequenceEncoder(nn.Module):
         """
         if not len(vectors):
             return vectors
-        x = self.dropout(self.norm(vectors + self.position(layout.step)))
-        masks = [None] * len(layout.groups) if self.causal else layout.key_masks()
+        x = vectors + self.position(layout.step)
+        x = self.dropout(x if self.norm is None else self.norm(x))
+        masks = self.masks(layout)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, layout, masks, stream=stream)
         x = last(x, layout, masks, read, stream)
         return x if self.last_norm is None else self.last_norm(x)
+
+    def masks(self, layout: Layout) -> Sequence[torch.Tensor | None]:
+        """For each group, which keys a step sees, as `Block` takes it."""
+        if not self.width:
+            return [None] * len(layout.groups) if self.causal else layout.key_masks()
+        step = torch.arange(self.width, device=layout.length.device)
+        if not self.causal:
+            return [step[None, None, None] >= 0] * len(layout.groups)
+        return [
+            (step >= length[:, None, None]).logical_or(step <= step[:longest, None])[:, None]
+            for (_, longest), length in zip(layout.groups, layout.group_lengths, strict=True)
+        ]
+
+    def of_nothing(self) -> torch.Tensor:
+        """``(H,)``: what is left where there is no step, only padding."""
+        if self.last_norm is None:
+            return torch.zeros_like(self.position.weight[0])
+        return self.last_norm.bias
 
 
 def init_as_recbole(module: nn.Module, std: float = 0.02) -> None:
@@ -275,3 +353,15 @@ def init_as_recbole(module: nn.Module, std: float = 0.02) -> None:
     if isinstance(module, nn.LayerNorm):
         module.bias.data.zero_()
         module.weight.data.fill_(1.0)
+
+
+def init_as_xavier(module: nn.Module) -> None:
+    """The initialisation of LLM4CDSR's authors: Xavier normal for all matrices, PyTorch's biases.
+
+    PyTorch's own attention starts with biases of 0, and so does the one here.
+    """
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.xavier_normal_(module.weight)
+    if isinstance(module, Block):
+        nn.init.zeros_(module.qkv.bias)
+        nn.init.zeros_(module.out.bias)

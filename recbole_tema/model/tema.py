@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from logging import getLogger
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from recbole.data.interaction import Interaction
@@ -18,11 +18,14 @@ from recbole_tema.model.dropout import Dropout
 from recbole_tema.model.encoder import init_as_recbole
 from recbole_tema.model.fusion import (
     Fusion,
+    InParts,
     Projection,
     TagTable,
     initial_vectors,
+    normalised_parts,
     tag_matrix,
     tag_weights,
+    whiten_parts,
 )
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import AlignedPreference, DomainToken, PreferenceAttention
@@ -37,12 +40,18 @@ if TYPE_CHECKING:
 class TEMA(CrossDomainRecommender):
     """Stages 3 and 4 of TEMA-LLM: item construction and tag-enriched multi-attention.
 
-    Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, projected text vector,
-    projected image vector, mean of the learned vectors of each of ``selected_features``).
+    Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, learned vectors of the tags
+    weighted alike (``tag_table``), projected text vector, projected image vector, mean of the
+    learned vectors of each of ``selected_features``).
     Sequence: causal self-attention over the merged sequence (inter-domain) and over each domain's
     subsequence (intra-domain); a second attention level joins these states into one preference
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
     plain dot product (``similarity``).
+
+    With ``fusion: late`` the parts of an item stay apart: each has states of its own, of one
+    encoder for all parts or of its own (``late_encoder``), and the score is ``sum_p w_p
+    cosine(preference_p, item_p) / temperature`` with learned weights that sum to 1. Vectors and
+    states are those of the parts side by side, so all of the above holds with ``P H`` for ``H``.
 
     A learned number is added to the scores of the items that the user has had (``repeat_bias``).
 
@@ -71,6 +80,9 @@ class TEMA(CrossDomainRecommender):
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
+        # After the start of the ids, whose components are those of the vectors as they came.
+        frozen = [name for name, part in self.projections.items() if isinstance(part, Projection)]
+        whiten_parts(self, frozen, config["feature_whitening"])
 
     # ---------------------------------------------------------------- construction
 
@@ -115,10 +127,12 @@ class TEMA(CrossDomainRecommender):
                 "use_text, use_image)"
             )
         self.fusion = Fusion(self.fusion_kind, n_parts, self.hidden_size)
+        self.n_parts = n_parts if self.fusion_kind == "late" else 1
+        self.part_weights = nn.Parameter(torch.zeros(n_parts)) if self.n_parts > 1 else None
         self.item_dropout = Dropout(config["item_dropout_prob"])
 
     def _tag_part(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
-        """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
+        """The frozen tag vector of each item; learned ones of tags beside it or instead."""
         if dataset.tags is None:
             SCREEN.info("TEMA: no tags in this dataset, trained without")
             return
@@ -133,25 +147,29 @@ class TEMA(CrossDomainRecommender):
         untagged = int((~present[1:]).sum())
         if untagged:
             SCREEN.info(f"TEMA: {untagged} of {self.n_items - 1} items have no tag to use")
-        self.register_buffer("tag_present", present, persistent=False)
         if vectors is None:
             SCREEN.info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
-            self.register_buffer("tag_ids", tag_ids, persistent=False)
-            self.register_buffer("tag_weights", weights, persistent=False)
-            self.projections["tag"] = TagTable(int(tag_ids.max()) + 1, self.hidden_size)
-        else:
-            self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
-            self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+            self._learned_part("tag", tag_ids, weights, int(tag_ids.max()) + 1)
+            return
+        self.register_buffer("tag_present", present, persistent=False)
+        self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
+        self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+        if config["tag_table"]:
+            self._learned_part("tag_table", tag_ids, weights, int(tag_ids.max()) + 1)
 
     def _field_part(self, name: str, field: str, dataset: "CrossDomainMixin") -> None:
         """Learned vectors for the values of an item field, such as the words of its title."""
         values = dataset.item_feat[field][: self.n_items].cpu()
         values = values.view(self.n_items, -1)
-        weights = tag_weights(values, None, "binary")
-        self.register_buffer(f"{name}_ids", values, persistent=False)
+        self._learned_part(name, values, tag_weights(values, None, "binary"), dataset.num(field))
+
+    def _learned_part(
+        self, name: str, ids: torch.Tensor, weights: torch.Tensor, n_values: int
+    ) -> None:
+        self.register_buffer(f"{name}_ids", ids, persistent=False)
         self.register_buffer(f"{name}_weights", weights, persistent=False)
         self.register_buffer(f"{name}_present", weights.sum(1) > 0, persistent=False)
-        self.projections[name] = TagTable(dataset.num(field), self.hidden_size)
+        self.projections[name] = TagTable(n_values, self.hidden_size)
 
     def _threads(self, config: "TemaConfig") -> None:
         both = self.use_intra and self.use_inter
@@ -159,30 +177,46 @@ class TEMA(CrossDomainRecommender):
         rank = config["domain_adapter"] if both else 0
         self.shares_encoder = rank > 0
         if self.use_inter:
-            self.inter_encoder = self.encoder(config, n_streams=1 + self.n_domains, rank=rank)
+            streams = {"n_streams": 1 + self.n_domains, "rank": rank}
+            self.inter_encoder = self._in_parts(config, self.encoder, config, **streams)
         if self.use_intra:
             n_encoders = 1 if config["share_intra"] else self.n_domains
             n_encoders = 0 if self.shares_encoder else n_encoders
-            self.intra_encoders = nn.ModuleList(self.encoder(config) for _ in range(n_encoders))
-            self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
+            self.intra_encoders = nn.ModuleList(
+                self._in_parts(config, self.encoder, config) for _ in range(n_encoders)
+            )
+            width = self.n_parts * self.hidden_size
+            self.empty = nn.Parameter(torch.empty(self.n_domains, width))
         hidden, domains = self.hidden_size, self.n_domains
         dropout, eps = config["hidden_dropout_prob"], config["layer_norm_eps"]
-        self.preference: AlignedPreference | PreferenceAttention
         if both and config["preference"] == "aligned":
             inner = config["inner_size"]
-            self.preference = AlignedPreference(hidden, domains, inner, rank, dropout, eps)
+            sizes = (hidden, domains, inner, rank, dropout, eps)
+            self.preference = self._in_parts(config, AlignedPreference, *sizes)
         elif both:
-            self.preference = PreferenceAttention(hidden, domains, config["n_heads"], dropout, eps)
-        wanted = config["domain_token"] and not self.use_intra
-        self.domain_token = DomainToken(hidden, domains, dropout) if wanted else None
+            sizes = (hidden, domains, config["n_heads"], dropout, eps)
+            self.preference = self._in_parts(config, PreferenceAttention, *sizes)
+        self.domain_token = None
+        if config["domain_token"] and not self.use_intra:
+            self.domain_token = self._in_parts(config, DomainToken, hidden, domains, dropout)
         if self.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(1.0 / config["temperature"]).log())
+
+    def _in_parts(
+        self, config: "TemaConfig", make: Callable[..., nn.Module], *sizes: Any, **kind: Any
+    ) -> nn.Module:
+        """What ``make`` makes; in late fusion for each part, or once for all of them."""
+        if self.n_parts == 1:
+            return make(*sizes, **kind)
+        n_made = self.n_parts if config["late_encoder"] == "own" else 1
+        return InParts([make(*sizes, **kind) for _ in range(n_made)], self.n_parts)
 
     def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
         self.apply(lambda module: init_as_recbole(module, std))
-        if self.domain_token is not None:
-            self.domain_token.start()
+        for module in self.modules():
+            if isinstance(module, DomainToken):
+                module.start()
         if self.use_intra:
             nn.init.normal_(self.empty, std=std)
         if self.item_embedding is not None and config["id_init"] == "text_pca":
@@ -204,7 +238,7 @@ class TEMA(CrossDomainRecommender):
             rows: ``(k,)`` the items needed, each once, or None for all.
 
         Returns:
-            ``(k, H)``, ``(n_items, H)`` for all.
+            ``(k, H)``, ``(n_items, H)`` for all; in late fusion ``P H`` wide.
         """
         everything = slice(None) if rows is None else rows
         parts = []
@@ -221,8 +255,9 @@ class TEMA(CrossDomainRecommender):
     def item_tables(self, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """(input ``(n_items, H)``, scoring ``(n_items, H)``), or of ``rows (k,)`` ``(k, H)``."""
         vectors = self.item_vectors(rows)
-        scoring = F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
-        return vectors, scoring
+        if self.similarity == "cosine":
+            return vectors, normalised_parts(vectors, self.n_parts)
+        return vectors, vectors
 
     def row_tables(self) -> list[nn.Embedding]:
         """Where the softmax is sampled: a step reads the rows of its own items and tags."""
@@ -289,8 +324,10 @@ class TEMA(CrossDomainRecommender):
 
     def _scaled(self, states: torch.Tensor) -> torch.Tensor:
         if self.similarity == "cosine":
-            return F.normalize(states, dim=-1) * self.log_scale.exp()
-        return states
+            states = normalised_parts(states, self.n_parts) * self.log_scale.exp()
+        if self.part_weights is None:
+            return states
+        return states * self.part_weights.softmax(0).repeat_interleave(self.hidden_size)
 
     def last_states(
         self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor, item_seq_len: torch.Tensor

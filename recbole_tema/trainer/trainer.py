@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from recbole.utils import set_color
 
+from recbole_tema.config.rules import result_key
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
 from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
@@ -89,8 +90,8 @@ class TrainerLayer(Base):
         self.saved_model_file = str(folder / f"{name}.pth")
         self.last_file = folder / f"{name}.last.pth"
         self.events = events_fingerprint(dataset)
-        self.dataset = dataset
-        self.finished = False
+        self.dataset, self.finished = dataset, False
+        self.valid_metric = result_key(config["valid_metric"])
         self.ranks: dict[str, np.ndarray] = {}
         self.epoch_seconds: list[float] = []
         self.report = EpochReport(self)
@@ -264,9 +265,7 @@ class TrainerLayer(Base):
         self.last_file.unlink(missing_ok=True)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """RecBole's optimizer, which on a CPU takes Adam's steps in one call, and those of tables
-        by the rows that a batch reads. Several processes average their gradients before each step.
-        """
+        """RecBole's optimizer, quicker; several processes average their gradients before a step."""
         if self.learner.lower() == "adamw" and getattr(self.model, "sequence_level", False):
             kwargs.setdefault("params", decay_groups(self.model, self.weight_decay))
         optimizer = fused(super()._build_optimizer(**kwargs))

@@ -42,7 +42,9 @@ def test_an_attention_that_is_not_read_is_refused():
     assert not encoder.blocks[0].qkv._forward_hooks
 
 
-@pytest.mark.parametrize("keys", [{}, {"domain_adapter": 2}, {"use_intra": False}], ids=str)
+@pytest.mark.parametrize(
+    "keys", [{}, {"domain_adapter": 2}, {"use_intra": False}, {"fusion": "late"}], ids=str
+)
 def test_the_penalty_is_learned_and_changes_no_score(settings, keys):
     plain, prepared, _ = build(settings, name="three", **keys)
     model, _, _ = build(settings, name="three", cross_attention_weight=2.0, **keys)

@@ -147,3 +147,25 @@ def test_an_adapter_is_a_low_rank_map_beside_the_feed_forward(block):
         vectors @ (wanted - inside.adapter.down[0] @ inside.adapter.up[0]),
     )
     assert not torch.allclose(adapted(vectors, layout, None, 1), plain(vectors, layout))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_that_is_not_masked_is_keys_of_zeros(causal):
+    """By PyTorch's own attention over rows that are filled up with zero vectors."""
+    module = encoder(block="sasrec", causal=causal, padding_mask=False)
+    block, length = module.blocks[0], torch.tensor([9, 4, 1])
+    block.qkv.bias.data.normal_()
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    attention.in_proj_weight, attention.in_proj_bias = block.qkv.weight, block.qkv.bias
+    attention.out_proj = block.out
+    layout = Layout(length)
+    x = torch.randn(len(layout.row), 16)
+    found = block.out(block.attended(block.qkv(x), layout, module.masks(layout), None))
+    for row, n in enumerate(length.tolist()):
+        own = x[layout.row == row]
+        keys = torch.cat([own, torch.zeros(9 - n, 16)])[None]
+        later = torch.ones(n, 9, dtype=torch.bool).triu(1)
+        later[:, n:] = False  # padding, which each step sees
+        mask = later if causal else None
+        expected = attention(own[None], keys, keys, attn_mask=mask, need_weights=False)[0][0]
+        torch.testing.assert_close(found[layout.row == row], expected)
