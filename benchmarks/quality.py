@@ -8,7 +8,9 @@ keys that differ, and maybe seeds or a dataset of its own. The suite and a run m
 model is trained once a seed and evaluated under two protocols, the full in-domain ranking and 100
 sampled ones, overall, per domain and for the least popular third of the targets. A run that is
 already in the file is not repeated, so an interrupted suite goes on where it was. With
-``search: true`` only validation metrics are computed and shown.
+``search: true`` only validation metrics are computed and shown. A suite may name other
+``protocols`` (name: mode) and ``domain_metrics``, which are then shown for each domain and their
+mean in place of the columns above.
 """
 
 import argparse
@@ -83,7 +85,7 @@ def run_one(suite: dict, label: str, seed: int, data_path: str | None) -> dict:
         result = run_recbole_tema(run["model"], run["dataset"], config_dict=keys)
         phases = ("valid",) if suite.get("search") else ("valid", "test")
         metrics = {}
-        for name, mode in PROTOCOLS.items():
+        for name, mode in suite.get("protocols", PROTOCOLS).items():
             keys_of_mode = {"eval_args": {"mode": mode}, "eval_groups": ["popularity"]}
             ranked = rank_checkpoint(result["model_file"], keys_of_mode, phases)
             metrics[name] = {phase: found[0] for phase, found in ranked.items()}
@@ -125,8 +127,20 @@ def start(args, label, seed):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(records: list, phases) -> str:
-    """Mean and standard deviation over seeds, one row a label."""
+def shown_columns(suite: dict, records: list, phases) -> list:
+    """(heading, phase, protocol, key of the metric) of each column of the table."""
+    if "domain_metrics" in suite:
+        keys = {
+            key for record in records for key in next(iter(record["metrics"].values()))["valid"]
+        }
+        slices = sorted({key.split("/")[0] for key in keys if "/" in key and "=" not in key})
+        return [
+            (f"{phase} {part} {metric}", phase, name, f"{part}/{metric.lower()}")
+            for phase in phases
+            for name in suite["protocols"]
+            for part in slices
+            for metric in suite["domain_metrics"]
+        ]
     columns = [
         (f"{phase} {name} {metric}", phase, name, key)
         for phase in phases
@@ -138,12 +152,18 @@ def table(records: list, phases) -> str:
             key.split("/")[0]
             for record in records
             for key in record["metrics"]["full"][phases[-1]]
-            if "/" in key and "=" not in key
+            if "/" in key and "=" not in key and not key.startswith("macro/")
         }
     )
     for part in [*domains, "popularity=low"]:
         for name in PROTOCOLS:
             columns.append((f"{phases[-1]} {name} {part}", phases[-1], name, f"{part}/ndcg@10"))
+    return columns
+
+
+def table(suite: dict, records: list, phases) -> str:
+    """Mean and standard deviation over seeds, one row a label."""
+    columns = shown_columns(suite, records, phases)
     lines = [
         "| run | seeds | s/epoch | epochs | " + " | ".join(c[0] for c in columns) + " |",
         "| --- " * (4 + len(columns)) + "|",
@@ -184,6 +204,15 @@ def write_report(args, suite, records):
     first = records[0]
     held = next((record["thirds"] for record in records if "thirds" in record), None)
     held = f" ({'; '.join(held)})" if held else ""
+    said = (
+        '"full" ranks all items of the target\'s domain, "sampled" 100 of them drawn at random; '
+        "the columns\nwithout a metric's name are NDCG@10, `popularity=low` is the least popular "
+        f"third of the\ntargets{held}."
+    )
+    if "protocols" in suite:
+        said = (
+            f"Candidates: {', '.join(suite['protocols'].values())}. `macro`: mean of the domains."
+        )
     text = f"""# {args.suite.stem}
 
 {suite.get("about", "").strip()}
@@ -191,12 +220,10 @@ def write_report(args, suite, records):
 `python benchmarks/quality.py benchmarks/suites/{args.suite.name}`: dataset `{suite["dataset"]}`,
 seeds {", ".join(str(s) for s in suite["seeds"])}; {first["date"]}, {platform.machine()},
 {first["threads"]} thread(s) a run, torch {first["torch"]}, Python {first["python"]}.
-"full" ranks all items of the target's domain, "sampled" 100 of them drawn at random; the columns
-without a metric's name are NDCG@10, `popularity=low` is the least popular third of the
-targets{held}.
+{said}
 Mean ± standard deviation over seeds. Raw records: `{args.suite.stem}.jsonl`.
 
-{table(records, phases)}
+{table(suite, records, phases)}
 """
     (RESULTS / f"{args.suite.stem}.md").write_text(text)
 
