@@ -12,6 +12,21 @@ CHUNK_ELEMENTS = 1 << 22
 FADED = 512
 
 
+def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Groups of AdamW: matrices and tables decay; biases, LayerNorms and single numbers do not.
+
+    A decay pulls towards 0, which for a gain, a temperature or a bias of scores is no small size.
+    """
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        parts[parameter.dim() > 1].append(parameter)
+    return [
+        {"params": part, "weight_decay": decay if matrices else 0.0}
+        for matrices, part in parts.items()
+        if part
+    ]
+
+
 def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """RecBole's optimizer; on a CPU, Adam takes all its steps in one call instead of hundreds.
 

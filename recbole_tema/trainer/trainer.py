@@ -44,7 +44,7 @@ from recbole_tema.trainer.distributed import (
     world_size,
 )
 from recbole_tema.trainer.epochs import EpochReport, Losses
-from recbole_tema.trainer.optimizer import LazyRows, fused, step_by_rows
+from recbole_tema.trainer.optimizer import LazyRows, decay_groups, fused, step_by_rows
 from recbole_tema.trainer.seeding import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class TrainerLayer(Base):
     def _restore(self, state: dict[str, Any]) -> None:
         for name, values in state["optimizers"].items():
             getattr(self, name).load_state_dict(values)
-        self._average.load_state_dict(state["average"])
+        self._average.load_state_dict(state.get("average", {}))
         self._set_scores(state)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -267,19 +267,19 @@ class TrainerLayer(Base):
         """RecBole's optimizer, which on a CPU takes Adam's steps in one call, and those of tables
         by the rows that a batch reads. Several processes average their gradients before each step.
         """
+        if self.learner.lower() == "adamw" and getattr(self.model, "sequence_level", False):
+            kwargs.setdefault("params", decay_groups(self.model, self.weight_decay))
         optimizer = fused(super()._build_optimizer(**kwargs))
         self._average.after_steps_of(optimizer)
         clip = self.config["clip_grad_norm"]
         if world_size() > 1:
             if self._shared is None:
-                self._shared = SharedGradients(self.model, self._own_share, clip)
+                share = lambda: getattr(self._train_data, "share", 1.0)  # noqa: E731
+                self._shared = SharedGradients(self.model, share, clip)
             self._shared.before_steps_of(optimizer)
         if not self._average.decay:  # which is of whole tables
             self._lazy = step_by_rows(self.model, optimizer, clip if world_size() == 1 else None)
         return optimizer
-
-    def _own_share(self) -> float:
-        return getattr(self._train_data, "share", 1.0)
 
     def fit(
         self,

@@ -95,3 +95,12 @@ def test_a_row_is_trained_as_it_is_scored(settings, keys):
     assert (states[:, 0] - states[:, 1]).abs().max() > 1e-3  # each domain has its own
     if "full_softmax_items" not in keys:
         torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_of_threads_that_are_not_there_are_told(settings, caplog):
+    keys = {"preference": "aligned", "domain_token": True, "share_intra": True}
+    build(settings, **keys, domain_adapter=2)
+    for told in ("domain_token (config_dict; use_intra is True)", "domain_adapter is 2)"):
+        assert told in caplog.text
+    build(settings, **keys, use_intra=False)
+    assert "preference (config_dict; use_intra is False)" in caplog.text
