@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from recbole_tema.config.files import parse_value
+from recbole_tema.data.split import SplitRule, read_rule
+from recbole_tema.errors import ConfigError
+
 STORE = "llm-answers"  # folder of kept answers, beside the dataset's files
 IMAGES_HELP = "Folder of images named by item id.  [default: the column image_url, if there is one]"
 
@@ -106,8 +110,21 @@ class TagOptions:
     threshold: float = option(
         0.2, "Least score of a tag, in relation to the item's best one.", least=0, most=1
     )
+    min_score: float = option(
+        0.0,
+        "Least score of a tag: a server's rating from 0 to 1; of a local model, how many times as "
+        "likely the tag is for the item as for an item on average.",
+        least=0,
+    )
     limit: int | None = option(None, "Only the first items of the file.", least=1)
     seed: int = option(2020, "Of what is sampled.")
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Of what `augment` makes texts."""
+
+    limit: int | None = option(None, "Only the first items of the file.", least=1)
 
 
 @dataclass(frozen=True)
@@ -121,12 +138,18 @@ class ProfileOptions:
     part_items: int = option(8, "Most items of such a part, the newest ones.", least=1, most=40)
     seed: int = option(2020, "Of the clusters.")
     limit: int | None = option(None, "Only the first users in order of their ids.", least=1)
+    split: str | None = option(
+        None,
+        "Whose training events are told of, as a run's eval_args.split: '{LS: per_domain}', ...  "
+        "[default: {LS: valid_and_test}]",
+    )
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Where images come from and what encodes them."""
+    """What texts are of, where images come from and what encodes them."""
 
+    without_augmented: bool = option(False, "Leave the texts that `augment` wrote out.")
     image_encoder: str | None = option(
         None, "clip:... or open_clip:....  [default: that of the texts, if it can]"
     )
@@ -171,3 +194,15 @@ class ConversionOptions:
     )
     memory: str = option("4GB", "Limit; beyond it the disk is used.")
     threads: int | None = option(None, "Of the work.  [default: all cores]", least=1)
+
+
+def split_rule(text: str | None) -> SplitRule:
+    """The rule that ``--split`` spells, as a run's ``eval_args.split``.
+
+    Raises:
+        ConfigError: it spells none.
+    """
+    try:
+        return read_rule(parse_value(text))
+    except ValueError as error:
+        raise ConfigError(f"--split is {text!r}; allowed: {error}") from None

@@ -25,6 +25,7 @@ USED_KEYS = (
     "eval_groups",
     "metrics",
     "topk",
+    "uncut_metrics",
     "valid_metric",
     "overlap_ratio",
     "resume",

@@ -124,7 +124,7 @@ def run_recbole_tema(
     data = _load_dataset(config)
     logger.info(data)
     prepared = _prepare(config, data)
-    eval_data = evaluation_data(config, data, prepared)
+    eval_data = evaluation_data(config, data, prepared, validates=True)
 
     init_seed(config["seed"], config["reproducibility"])
     with named_missing_package(config["model"]):

@@ -36,6 +36,8 @@ def test_a_table_is_what_trec_eval_makes_of_the_ranks(folder):
     assert {line["model"] for line in table} == models
     for line in table:
         own = [column for column in ranks if column.rpartition(" ")[0] == line["model"]]
+        if line["slice"] == "macro":  # the mean over the domains, whose lines are judged
+            continue
         inside = slice(None) if line["slice"] == "overall" else ranks["domain"] == line["slice"]
         value = np.array([found[str(rank)][MEASURES[line["metric"]]] for rank in range(1, 12)])
         values = value[np.minimum(ranks.loc[inside, own].to_numpy(dtype=int), 11) - 1]

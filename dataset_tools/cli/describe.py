@@ -13,6 +13,7 @@ from dataset_tools.cli.options import data_path_option, dataset_folder, one_line
     epilog="""\b
 Examples:
   python -m dataset_tools describe ml-100k-genre
+  python -m dataset_tools describe ml-100k-genre --split "{TO: [0.8, 0.1, 0.1]}"
   python -m dataset_tools describe food-kitchen --html food-kitchen.html --png food-kitchen.png"""
 )
 @click.argument("name")
@@ -30,6 +31,11 @@ Examples:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Page with tables, figure and checks, in one file.",
 )
+@click.option(
+    "--split",
+    help="How to split, as a run's eval_args.split: '{LS: per_domain}', '{TO: [0.8, 0.1, 0.1]}', "
+    "'{given: split}'.  [default: {LS: valid_and_test}]",
+)
 @click.option("--memory", default="4GB", show_default=True, help="Limit of the work.")
 @one_line_errors
 def describe(
@@ -38,6 +44,7 @@ def describe(
     json_file: Path | None,
     png_file: Path | None,
     html_file: Path | None,
+    split: str | None,
     memory: str,
 ) -> None:
     """Print users, items, events, overlap, split, coverage of dataset NAME, and check it.
@@ -49,6 +56,7 @@ def describe(
     from dataset_tools.describe.figure import png
     from dataset_tools.describe.measures import describe as measured
     from dataset_tools.describe.text import page, text
+    from dataset_tools.options import split_rule
     from recbole_tema.data.atomic import replace_file
     from recbole_tema.errors import DataError
 
@@ -61,7 +69,7 @@ def describe(
         tempfile.TemporaryDirectory(prefix="describe-") as work,
         engine(Path(work), memory) as database,
     ):
-        found = measured(database, folder, name)
+        found = measured(database, folder, name, split_rule(split))
         found.checks = findings(database)
     plain = json.dumps(found.plain(), indent=1, ensure_ascii=False)
     printed = json_file is not None and str(json_file) == "-"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -24,8 +25,8 @@ from dataset_tools.dataset.writer import (
 )
 from recbole_tema.data.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
-from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
-from recbole_tema.data.split import train_lengths
+from recbole_tema.data.schema import FEATURE_FILES, GENERATED_FIELDS, types_of
+from recbole_tema.data.split import PARTS, SPLIT_FIELD, Events, Split, SplitRule
 from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Dataset:
         name: Of the dataset and its files.
         items: One row an item, every cell as text; columns without their types.
         item_types: Type of each column of `items`.
-        events: user_id, item_id, timestamp, in the order of the file.
+        events: user_id, item_id, timestamp and, where the file has it, split, in its order.
         card: The provenance card; a minimal one where the folder has none.
     """
 
@@ -92,7 +93,10 @@ def read_dataset(folder: str | Path, name: str) -> Dataset:
         raise DataError(f"{where}, line 1: no column 'title'; prompts are made of titles: add it")
     items, types = checked_items(where, items, types)
     needed = types_of("user_id", "item_id", "timestamp")
-    events = read_table(folder / f"{name}.inter", needed, list(needed))
+    columns = list(needed)
+    if SPLIT_FIELD in {field.name for field in read_header(folder / f"{name}.inter")}:
+        columns.append(SPLIT_FIELD)
+    events = read_table(folder / f"{name}.inter", needed, columns)
     card = read_card(folder, name) or {"source": "not stated: the folder had no card"}
     return Dataset(folder, name, items, types, events, card)
 
@@ -132,8 +136,7 @@ def update_dataset(
     cells, types = dataset.items, dataset.item_types
     jobs: dict[str, Any] = {}
     if items is not None:
-        cells, types = checked_items(where, items, {**types, **types_of(*TAG_FIELDS)})
-        jobs[where.name] = partial(write_cells, cells, types)
+        cells, types = checked_items(where, items, {**types, **types_of(*GENERATED_FIELDS)})
     given = {**(features or {}), **({} if tags is None else {"tag": tags})}
     jobs |= feature_jobs(dataset.folder, dataset.name, cells, dataset.events, given)
     for file, text in (reports or {}).items():
@@ -141,10 +144,13 @@ def update_dataset(
     folder, name = dataset.folder, dataset.name
     lock = FileLock(folder / f".{name}.lock")
     with naming_folder(folder), lock, staging_folder(folder, name) as staging:
-        for file, write in jobs.items():
-            write(staging / file)
         _move_in(folder, name)
         # Read again: another command may have written its part since the dataset was read.
+        if items is not None:
+            cells, types = _with_latest(where, cells, types, dataset.items)
+            jobs[where.name] = partial(write_cells, cells, types)
+        for file, write in jobs.items():
+            write(staging / file)
         card = read_card(folder, name) or dataset.card
         made_by = {**(card.get("generated") or {}), **generated}
         card = {**card, **(notes or {}), "generated": made_by}
@@ -155,6 +161,25 @@ def update_dataset(
     dataset.items, dataset.item_types = cells, types
     dataset.card = read_card(folder, name) or card
     return card_path(folder, name)
+
+
+def _with_latest(
+    where: Path, cells: pd.DataFrame, types: dict[str, str], before: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The items with those columns that models wrote as they are on the disk now that are as in
+    the items `before`, so not what the update is about; and the types of all columns."""
+    old, new = (
+        [list(items[f]) if f in items else None for f in GENERATED_FIELDS]
+        for items in (before, cells)
+    )
+    others = [f for f, was, is_now in zip(GENERATED_FIELDS, old, new, strict=True) if was == is_now]
+    there = [field.name for field in read_header(where) if field.name in others]
+    wanted = types_of("item_id", *there)
+    former = read_table(where, wanted, list(wanted)).drop_duplicates("item_id")
+    rows = former.set_index("item_id").reindex(cells["item_id"]).fillna("")
+    kept = cells.drop(columns=[field for field in others if field in cells and field not in there])
+    kept = kept.assign(**{field: rows[field].tolist() for field in there})
+    return kept, {column: types.get(column) or wanted[column] for column in kept}
 
 
 def _write_text(text: str, path: Path) -> None:
@@ -213,13 +238,43 @@ def _move_in(folder: Path, name: str) -> None:
     sync_folder(folder)
 
 
-def training_events(events: pd.DataFrame) -> pd.DataFrame:
+def training_events(
+    events: pd.DataFrame, rule: SplitRule | None = None, domain_of: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Each user's training events, in the order of time, ties in file order.
 
-    Nothing generated for a user may come from the validation or the test target.
+    Nothing generated for a user may come from the validation or the test targets.
+
+    Args:
+        events: As of `Dataset`. rule: Of the split; None for leave-one-out on each user's events.
+        domain_of: Item -> domain; None where the rule asks for no domains.
+
+    Raises:
+        DataError: the rule does not fit the events.
     """
     ordered = events.sort_values("timestamp", kind="stable")
-    of_user = ordered.groupby("user_id")
-    place = of_user.cumcount().to_numpy()
-    lengths = of_user["timestamp"].transform("size").to_numpy()
-    return ordered[place < train_lengths(lengths)]
+    users, names = pd.factorize(ordered["user_id"])
+    by_user = users.argsort(kind="stable")
+    of_user = ordered.iloc[by_user]
+    items, tokens = pd.factorize(of_user["item_id"])
+    domains, domain_names = pd.factorize([(domain_of or {}).get(token, "") for token in tokens])
+    marks = None
+    if SPLIT_FIELD in of_user:
+        marks = of_user[SPLIT_FIELD].map(dict(zip(PARTS, range(len(PARTS)), strict=True)))
+        if marks.isna().any():
+            raise DataError(f"column '{SPLIT_FIELD}': an event is marked {', '.join(PARTS)}")
+    split = Split(
+        rule or SplitRule(),
+        Events(
+            items,
+            np.searchsorted(users[by_user], np.arange(len(names) + 1)),
+            domains + 1,
+            list(domain_names),
+            of_user["timestamp"].to_numpy(np.float64),
+            None if marks is None else marks.to_numpy(np.int64),
+            lambda user: str(names[user]),
+        ),
+    )
+    train = np.empty(len(ordered), dtype=bool)
+    train[by_user] = split.train
+    return ordered[train]

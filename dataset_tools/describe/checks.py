@@ -64,7 +64,7 @@ CHECKS = (  # level, what is found, the query of examples of it
         "test targets that the user had before, in training or validation",
         "SELECT a.user || ', ' || a.item AS example FROM ev a WHERE a.part = 'test' "
         "AND EXISTS (SELECT 1 FROM ev b WHERE b.user = a.user AND b.item = a.item "
-        "AND b.fromend > 0)",
+        "AND b.place < a.place)",
     ),
     (
         NOTE,
@@ -74,8 +74,8 @@ CHECKS = (  # level, what is found, the query of examples of it
     ),
     (
         NOTE,
-        "training events later than half of the test targets: leave-one-out splits each user, "
-        "not time, so models see what was popular later",
+        "training events later than half of the test targets: the split is of each user, not of "
+        "time, so models see what was popular later",
         "SELECT 'row ' || row AS example FROM ev WHERE part = 'train' AND t > "
         "(SELECT median(t) FROM ev WHERE part = 'test') "
         f"AND (SELECT min(t) FROM ev) > {LOOKS_LIKE_SECONDS}",

@@ -1,7 +1,7 @@
 """Numbers of a dataset, by SQL over its atomic files.
 
 Sequences are as the trainer sees them: a user's events by time, ties in the order of the file, and
-their targets are those of `recbole_tema.data.split` (RecBole's `LS: valid_and_test`).
+their targets are those of a rule of `recbole_tema.data.split`.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.engine import Engine, identifier
 from dataset_tools.convert.sources.recbole import load_atomic
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.split import PHASES, target_positions
+from recbole_tema.data.split import GIVEN, PARTS, PHASES, SPLIT_FIELD, Events, Split, SplitRule
+from recbole_tema.errors import DataError
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 LENGTH_EDGES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
@@ -66,12 +68,17 @@ class Description:
         pairs: "A & B" -> users with events in both.
         switches: Of the steps from one event to the user's next, the share that changes domain,
             over users of several domains; 0 if there are none.
-        split: "train", "valid", "test" -> events; "evaluated" and "unevaluated" users.
+        rule: How the events are split, in words.
+        split: "train" -> events, "valid" and "test" -> targets, "held" -> other events that are
+            held out, which are histories alone; "evaluated" and "unevaluated" users, by the test.
         targets: "valid", "test" -> domain -> targets.
+        cold: "valid", "test" -> targets of items without a training event.
         coverage: Field -> share of items (of profiles: users) that have it.
         length_counts: (least length of a bin, users in it).
         popularity_curve: Share of items, most popular first -> share of events, per domain.
         checks: What `checks.findings` found.
+        tag_weights: Least, median and most of them, and `shares`, the share of the items with tags
+            whose weights sum to 1; empty where there are none.
     """
 
     name: str
@@ -80,24 +87,30 @@ class Description:
     overlapping: int
     pairs: dict[str, int]
     switches: float
+    rule: str
     split: dict[str, int]
     targets: dict[str, dict[str, int]]
+    cold: dict[str, int]
     coverage: dict[str, float]
     length_counts: dict[str, list[tuple[int, int]]]
     popularity_curve: dict[str, list[tuple[float, float]]]
     checks: list[dict[str, Any]] = field(default_factory=list)
+    tag_weights: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Everything as dicts, lists, texts and numbers."""
         return asdict(self)
 
 
-def load(engine: Engine, folder: Path, name: str) -> None:
+def load(engine: Engine, folder: Path, name: str, rule: SplitRule | None = None) -> Split:
     """Make the tables of the files: `it`, as NAME.item, and `ev`, the events (user, item, domain,
-    t, row, n of the user's events, fromend, part: train, valid or test).
+    t, row, part: train, valid, test or, of events that are histories alone, held).
+
+    Args:
+        rule: Of the split; None for leave-one-out on each user's events.
 
     Raises:
-        DataError: a file or column is missing, or a line is broken.
+        DataError: a file or column is missing, a line is broken, or the rule does not fit.
     """
     engine.broken = Broken(strict=True)
     for suffix, table, needed in (
@@ -106,41 +119,75 @@ def load(engine: Engine, folder: Path, name: str) -> None:
     ):
         path = folder / f"{name}.{suffix}"
         load_atomic(engine, path, table, needed)
+    marked = SPLIT_FIELD in [row[0] for row in engine.rows("DESCRIBE raw")]
     engine.do(
         "CREATE TABLE one AS SELECT item_id, first(domain ORDER BY _number) AS domain FROM it "
         "GROUP BY item_id;"
-        "CREATE TABLE ev AS SELECT raw.user_id AS user, raw.item_id AS item, domain, "
-        "try_cast(timestamp AS DOUBLE) AS t, raw._number AS row, row_number() OVER "
-        "(PARTITION BY raw.user_id ORDER BY try_cast(timestamp AS DOUBLE) DESC, raw._number DESC) "
-        "- 1 AS fromend, count(*) OVER (PARTITION BY raw.user_id) AS n, "
-        f"{_part_of(engine)} AS part "
-        "FROM (SELECT _number, user_id, item_id, timestamp FROM raw) raw "
-        "LEFT JOIN one ON one.item_id = raw.item_id"
+        "CREATE TABLE sorted AS SELECT raw.user_id AS user, raw.item_id AS item, domain, "
+        "try_cast(timestamp AS DOUBLE) AS t, raw._number AS row, "
+        f"{identifier(SPLIT_FIELD) if marked else 'NULL::VARCHAR'} AS mark, row_number() OVER "
+        "(ORDER BY raw.user_id, try_cast(timestamp AS DOUBLE), raw._number) - 1 AS place "
+        "FROM raw LEFT JOIN one ON one.item_id = raw.item_id ORDER BY place"
     )
     engine.drop("raw")
+    split = _split_of(engine, rule or SplitRule(), marked)
+    names = np.array([*PARTS, "held"], dtype=object)
+    kinds = names[np.where((split.part > 0) & ~split.target, len(PARTS), split.part)]
+    engine.sql.register("kinds", pd.DataFrame({"place": np.arange(len(kinds)), "part": kinds}))
+    engine.do(
+        "CREATE TABLE ev AS SELECT sorted.* EXCLUDE (mark), part FROM sorted JOIN kinds "
+        "USING (place); DROP TABLE sorted"
+    )
+    engine.sql.unregister("kinds")
+    return split
 
 
-def _part_of(engine: Engine) -> str:
-    """SQL for the part of an event: of its user's `n` events the one `fromend` from the end."""
-    counts = engine.rows("SELECT DISTINCT count(*) AS n FROM raw GROUP BY user_id ORDER BY n")
-    lengths = np.array([n for (n,) in counts], np.int64)
-    cases = []
-    for phase in PHASES:
-        rows, places = target_positions(lengths, phase)
-        pairs = np.stack([lengths[rows], lengths[rows] - 1 - places], 1).tolist()
-        if pairs:
-            held = ", ".join(f"({n}, {fromend})" for n, fromend in pairs)
-            cases.append(f"WHEN (n, fromend) IN ({held}) THEN '{phase}'")
-    return f"CASE {' '.join(cases)} ELSE 'train' END" if cases else "'train'"
+def _split_of(engine: Engine, rule: SplitRule, marked: bool) -> Split:
+    """The split of the table `sorted`."""
+    found = engine.run(
+        "SELECT dense_rank() OVER (ORDER BY user) - 1 AS user, dense_rank() OVER (ORDER BY item) "
+        "- 1 AS item, coalesce(domain, '') AS domain, t, mark FROM sorted ORDER BY place"
+    ).fetchnumpy()
+    users, items = (np.asarray(found[name], dtype=np.int64) for name in ("user", "item"))
+    domains, names = pd.factorize(np.asarray(found["domain"], dtype=object), sort=True)
+    item_domain = np.zeros(int(items.max(initial=-1)) + 1, dtype=np.int64)
+    nameless = int("" in names)  # of items without a row: the checks tell of them
+    item_domain[items] = domains + 1 - nameless
+    marks = None
+    if marked:
+        numbers = {part: number for number, part in enumerate(PARTS)}
+        marks = np.array([numbers.get(mark, -1) for mark in found["mark"]], dtype=np.int64)
+        if rule.kind == GIVEN and (marks < 0).any():
+            wrong = found["mark"][int(np.argmin(marks))]
+            raise DataError(f"{SPLIT_FIELD} is '{wrong}'; an event is marked {', '.join(PARTS)}")
+    n_users = int(users.max(initial=-1)) + 1
+    events = Events(
+        items,
+        np.searchsorted(users, np.arange(n_users + 1)),
+        item_domain,
+        list(names[nameless:]),
+        np.ma.filled(np.ma.asarray(found["t"], dtype=np.float64), np.nan),
+        marks,
+        lambda user: engine.value(
+            f"SELECT user FROM (SELECT DISTINCT user FROM sorted) "
+            f"ORDER BY user LIMIT 1 OFFSET {user}"
+        ),
+    )
+    split = Split(rule, events)
+    split.check()
+    return split
 
 
-def describe(engine: Engine, folder: Path, name: str) -> Description:
+def describe(engine: Engine, folder: Path, name: str, rule: SplitRule | None = None) -> Description:
     """All measures, without the checks.
+
+    Args:
+        rule: Of the split; None for leave-one-out on each user's events.
 
     Raises:
         DataError: a file or column is missing, or a line is broken.
     """
-    load(engine, folder, name)
+    parts = load(engine, folder, name, rule)
     names = [d for (d,) in engine.rows("SELECT DISTINCT domain FROM it ORDER BY domain")]
     names = [d for d in names if d is not None]
     several = "SELECT user FROM ev GROUP BY user HAVING count(DISTINCT domain) > 1"
@@ -157,12 +204,30 @@ def describe(engine: Engine, folder: Path, name: str) -> Description:
         engine.value(f"SELECT count(*) FROM ({several})"),
         _pairs(engine),
         float(switches or 0),
+        parts.rule.words,
         split,
         targets,
+        {phase: parts.cold(phase) for phase in PHASES},
         coverage(engine, folder, name),
         {d: _length_counts(engine, d) for d in [None, *names] if d} | {"": _length_counts(engine)},
         {domain: _curve(engine, domain) for domain in names},
+        tag_weights=_tag_weights(engine),
     )
+
+
+def _tag_weights(engine: Engine) -> dict[str, float]:
+    """See `Description.tag_weights`."""
+    if "tag_weights" not in [row[0] for row in engine.rows("DESCRIBE it")]:
+        return {}
+    least, median, most, shares = engine.rows(
+        "WITH flat AS (SELECT _number, try_cast(part AS DOUBLE) AS w FROM (SELECT _number, "
+        "unnest(string_split(tag_weights, ' ')) AS part FROM it) WHERE w IS NOT NULL) "
+        "SELECT min(w), median(w), max(w), (SELECT avg((abs(total - 1) < 0.001)::INT) FROM "
+        "(SELECT sum(w) AS total FROM flat GROUP BY _number)) FROM flat"
+    )[0]
+    if shares is None:
+        return {}
+    return {"least": least, "median": median, "most": most, "shares": shares}
 
 
 def _where(domain: str | None) -> str:
@@ -221,12 +286,14 @@ def _pairs(engine: Engine) -> dict[str, int]:
 
 
 def _split(engine: Engine, domains: Sequence[str]) -> tuple[dict, dict]:
-    rows = engine.rows("SELECT part, domain, count(*) FROM ev WHERE part != 'train' GROUP BY ALL")
+    rows = engine.rows(
+        "SELECT part, domain, count(*) FROM ev WHERE part IN ('valid', 'test') GROUP BY ALL"
+    )
     targets = {part: dict.fromkeys(domains, 0) for part in ("valid", "test")}
     for part, domain, count in rows:
         if domain is not None:
             targets[part][domain] = count
-    split = dict.fromkeys(("train", "valid", "test"), 0)
+    split = dict.fromkeys((*PARTS, "held"), 0)
     split |= dict(engine.rows("SELECT part, count(*) FROM ev GROUP BY part"))
     evaluated = engine.value("SELECT count(DISTINCT user) FROM ev WHERE part = 'test'")
     users = engine.value("SELECT count(DISTINCT user) FROM ev")

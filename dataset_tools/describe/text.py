@@ -65,12 +65,19 @@ def facts(found: Description) -> list[str]:
         f"{found.overlapping:,} of {whole.users:,} users ({found.overlapping / whole.users:.1%}) "
         f"have events in several domains{f': {pairs}' if pairs else ''}",
         f"{found.switches:.1%} of the steps in their sequences change the domain",
-        f"leave-one-out: {split['train']:,} training events, {split['valid']:,} validation and "
-        f"{split['test']:,} test targets; {split['unevaluated']:,} users have too few events for "
-        "a test target and are trained on only",
+        f"{found.rule}: {split['train']:,} training events, {split['valid']:,} validation and "
+        f"{split['test']:,} test targets ({found.cold['valid']:,} and {found.cold['test']:,} of "
+        f"items without a training event); {split['unevaluated']:,} users have no test target",
     ]
+    if split["held"]:
+        lines.append(f"{split['held']:,} held-out events are histories alone, no targets")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found.coverage.items())
-    return [*lines, f"items (users for profile_emb) that have a field: {shares or 'none'}"]
+    lines.append(f"items (users for profile_emb) that have a field: {shares or 'none'}")
+    if weights := found.tag_weights:
+        spread = "{least:.3g} to {most:.3g}, median {median:.3g}".format(**weights)
+        kind = "shares that sum to 1 for each item" if weights["shares"] == 1 else "raw scores"
+        lines.append(f"tag_weights: {spread}; {kind}")
+    return lines
 
 
 def text(found: Description) -> str:

@@ -25,7 +25,7 @@ from dataset_tools.encoders.loading import load_encoder
 from dataset_tools.llm.prompts import MAX_FIELD, field_text
 from dataset_tools.llm.requests import Answer, Completion, Embedding
 from dataset_tools.llm.session import NotAsked, Session
-from dataset_tools.options import ProfileOptions
+from dataset_tools.options import ProfileOptions, split_rule
 from recbole_tema.data.feature_file import FeatureTable
 from recbole_tema.errors import DataError
 
@@ -35,9 +35,11 @@ MAX_TITLE = 80  # characters of a title in a list of titles
 MAX_PROFILE = 600  # characters of a profile
 
 
-def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
+def profile_digest(
+    dataset: Dataset, table: FeatureTable, options: ProfileOptions | None = None
+) -> str:
     """Digest of all that profiles are made of: training events, titles, item vectors."""
-    events = training_events(dataset.events)
+    events = training_of(dataset, options)
     return digest(
         events["user_id"],
         events["item_id"],
@@ -46,6 +48,13 @@ def profile_digest(dataset: Dataset, table: FeatureTable) -> str:
         table.tokens,
         np.ascontiguousarray(table.values, np.float32).tobytes(),
     )
+
+
+def training_of(dataset: Dataset, options: ProfileOptions | None = None) -> pd.DataFrame:
+    """The training events of the split that the options name."""
+    domain_of = dict(zip(dataset.column("item_id"), dataset.column("domain"), strict=True))
+    rule = split_rule(options.split if options else None)
+    return training_events(dataset.events, rule, domain_of)
 
 
 def cluster_items(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -145,7 +154,7 @@ def profile_dataset(
         DataError: there are no item vectors to cluster, or no profile came out.
     """
     table = dataset.feature("itemllm") or dataset.feature("itemtext")
-    inputs = profile_digest(dataset, table) if table is not None else ""
+    inputs = profile_digest(dataset, table, options) if table is not None else ""
     n_users = dataset.events["user_id"].nunique()
     maker = f"{BY_MODEL}{session.backend.identity},"
     skip = reason_to_skip(dataset, "profile_emb", maker, inputs, options.limit)
@@ -164,7 +173,7 @@ def profile_dataset(
     cluster_of = {
         item: int(c) for item, c in zip(table.tokens, clusters, strict=True) if item in titled
     }
-    training = training_events(dataset.events)
+    training = training_of(dataset, options)
     parts = user_parts(training, cluster_of, options)
     if not parts:
         raise DataError(

@@ -21,7 +21,8 @@ from recbole_tema.config.registry import (
     hint,
     nearest,
 )
-from recbole_tema.config.validation import check_values, fail
+from recbole_tema.config.rules import fail
+from recbole_tema.config.validation import check_values
 from recbole_tema.data.schema import check_required
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path

@@ -12,8 +12,9 @@ from recbole_tema.benchmark.tables import csv_text, latex, markdown
 from recbole_tema.config.presets import KEY as PRESET
 from recbole_tema.config.presets import names_of
 from recbole_tema.data.atomic import replace_file
+from recbole_tema.data.split import MERGED, read_rule
 from recbole_tema.errors import ConfigError
-from recbole_tema.evaluation.metrics import PER_TARGET
+from recbole_tema.evaluation.metrics import PER_TARGET, metric_key
 
 FIGURES = (METRIC, K)
 
@@ -31,7 +32,7 @@ def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     results = read_results(folder, spec, statement)
     metrics = metrics_of(keys_of(results, statement))
     summary = results.summary(metrics, untested=[FIGURES])
-    asked = summary[summary["metric"].isin([f"{name}@{k}" for name, k in metrics])]
+    asked = summary[summary["metric"].isin([metric_key(*metric) for metric in metrics])]
     presets = names_of(spec.keys.get(PRESET))
     table = markdown(asked, spec.reference, presets)
     svgs = drawn(results, summary)
@@ -53,8 +54,8 @@ def keys_of(results: Results, statement: dict) -> dict:
     return statement["entries"][results.rows[0].label]["keys"]
 
 
-def metrics_of(keys: dict) -> list[tuple[str, int]]:
-    """(name, k) of the configured metrics that ranks give.
+def metrics_of(keys: dict) -> list[tuple[str, int | None]]:
+    """(name, k) of the configured metrics that ranks give; k None without a cut-off.
 
     Raises:
         ConfigError: there are none.
@@ -65,7 +66,9 @@ def metrics_of(keys: dict) -> list[tuple[str, int]]:
             f"metrics are {keys['metrics']}: none of them comes from ranks alone; "
             f"choose of {', '.join(PER_TARGET)}"
         )
-    return list(dict.fromkeys((name, int(k)) for k in _listed(keys["topk"]) for name in names))
+    cut = ((name, int(k)) for k in _listed(keys["topk"]) for name in names)
+    uncut = ((name.lower(), None) for name in _listed(keys.get("uncut_metrics") or []))
+    return list(dict.fromkeys([*cut, *uncut]))
 
 
 def _listed(value: Any) -> list:
@@ -82,6 +85,8 @@ def facts(results: Results, statement: dict) -> list[str]:
     domains = ", ".join(
         f"{int(mask.sum()):,} in {name}" for name, mask in list(results.slices.items())[1:]
     )
+    rule = read_rule((keys.get("eval_args") or {}).get("split"))
+    split = "the last event of each user" if rule.kind == MERGED else f"split {rule.words}"
     given = keys.get("exclude_history")
     records = results.rows[0].records
     excluded = next(iter(records.values()), {}).get("exclude_history", given is True)
@@ -112,7 +117,7 @@ def facts(results: Results, statement: dict) -> list[str]:
         again.append(f"keys were searched on validation data: {', '.join(shown)}")
     ranked = "all" if mode == "full" else f"{str(mode).removeprefix('uni')} sampled"
     return [
-        f"{len(test):,} test targets ({domains}), the last event of each user; "
+        f"{len(test):,} test targets ({domains}), {split}; "
         f"{int(test['overlap'].sum()):,} of them with a history in several domains",
         f"candidates: {ranked} items "
         + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")

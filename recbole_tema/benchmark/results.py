@@ -14,6 +14,7 @@ from recbole_tema.benchmark.statistics import (
     LEVEL,
     above_by_seed,
     bootstrap_interval,
+    by_user,
     holm,
     paired_p,
     shown,
@@ -23,7 +24,7 @@ from recbole_tema.benchmark.worker import CURVE, read_curve
 from recbole_tema.config.registry import OUR_MODELS
 from recbole_tema.errors import DataError
 from recbole_tema.evaluation.groups import group_masks, popularity_notes
-from recbole_tema.evaluation.metrics import OVERALL, per_target
+from recbole_tema.evaluation.metrics import MACRO, OVERALL, metric_key, per_target
 
 TARGET = ["user", "item", "domain", "candidates", "history", "overlap", "popularity"]
 # The groups of the evaluation -> what a report calls them.
@@ -66,7 +67,7 @@ class Row:
         """Of overlapping users in its training data, where rows differ in that; else None."""
         return self.keys.get(SHARE)
 
-    def values(self, metric: str, k: int, phase: str = "test") -> np.ndarray:
+    def values(self, metric: str, k: int | None, phase: str = "test") -> np.ndarray:
         """``(seeds, n_targets)`` of a metric."""
         return np.stack([per_target(metric, ranks, k) for ranks in self.ranks[phase]])
 
@@ -96,6 +97,16 @@ class Results:
         return found
 
     @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Name -> ``(n,)`` what a test target counts in a slice, on average 1 where it does: all,
+        `macro`, in which each domain counts alike, then each domain."""
+        overall, *domains = self.slices.values()
+        sizes = sum(mask / mask.sum() for mask in domains)
+        macro = sizes * len(overall) / len(domains)
+        names = [OVERALL, MACRO, *list(self.slices)[1:]]
+        return dict(zip(names, [overall, macro, *domains], strict=True))
+
+    @cached_property
     def groupings(self) -> dict[str, dict[str, np.ndarray]]:
         """Grouping -> bucket -> ``(n,)`` bool of the test targets, empty buckets left out."""
         test = self.targets["test"]
@@ -114,22 +125,23 @@ class Results:
 
     def summary(
         self,
-        metrics: Iterable[tuple[str, int]],
-        untested: Iterable[tuple[str, int]] = (),
+        metrics: Iterable[tuple[str, int | None]],
+        untested: Iterable[tuple[str, int | None]] = (),
         seed: int = 2020,
     ) -> pd.DataFrame:
         """One line for each row of the table, slice and metric.
 
         Args:
-            metrics: (name, k) of each metric that a table can show: those that it does
-                (`metrics.shown`) are tested, and corrected by Holm, together.
+            metrics: (name, k) of each metric that a table can show, k None without a cut-off:
+                those that it does (`metrics.shown`) are tested, and corrected by Holm, together.
             untested: (name, k) of more metrics. seed: Of the bootstrap.
 
         Returns:
             model, slice, metric (`ndcg@10`), targets, seeds, mean (over seeds), std (over seeds,
             NaN for one), low, high (95 % bootstrap interval over users of their mean over seeds),
             reference (the best baseline of the slice and metric, or the row that all are tested
-            against), p_alone (paired test against it; NaN for itself and where there is none), p
+            against), p_alone (paired test against it; NaN for itself, for the slice `macro` and
+            where there is none), p
             (corrected by Holm over all cells of the metrics shown; NaN for other metrics), better,
             worse (p < 0.05, and the means of the seeds are, `metrics.above_by_seed`). In a study
             of shares of overlapping users also overlap_ratio, the share: rows are compared with
@@ -139,12 +151,12 @@ class Results:
         lines = [
             line
             for metric, k in wanted
-            for name, mask in self.slices.items()
+            for name, weights in self.weights.items()
             for rows in self.by_share.values()
-            for line in self._of_slice(rows, name, mask, metric, k, seed)
+            for line in self._of_slice(rows, name, weights, metric, k, seed)
         ]
         found = pd.DataFrame(lines)
-        in_table = found["metric"].isin(shown([f"{name}@{k}" for name, k in metrics]))
+        in_table = found["metric"].isin(shown([metric_key(*metric) for metric in metrics]))
         family = in_table & found["p_alone"].notna()
         found.loc[family, "p"] = holm(found.loc[family, "p_alone"].tolist())
         for side in ("better", "worse"):  # of every seed so far
@@ -160,28 +172,33 @@ class Results:
         return found
 
     def _of_slice(
-        self, rows: list[Row], name: str, mask: np.ndarray, metric: str, k: int, seed: int
+        self, rows: list[Row], name: str, weights: np.ndarray, metric: str, k: int | None, seed: int
     ) -> list[dict]:
         """The lines of some rows, of which `p`, and `better` and `worse` by it, are left open."""
-        values = {row.label: row.values(metric, k)[:, mask] for row in rows}
+        mask = weights > 0
+        who = self.targets["test"]["user"].to_numpy()[mask]
+        values = {row.label: row.values(metric, k)[:, mask] * weights[mask] for row in rows}
         means = {label: float(found.mean()) for label, found in values.items()}
         by_seed = {label: found.mean(axis=1) for label, found in values.items()}
         baselines = [row.label for row in rows if not row.ours]
         best = self.reference or max(baselines, key=means.__getitem__, default="")
         best = best if best in means else ""
-        others = [label for label in values if best and label != best]
-        # A user's value is the mean over the seeds, so that a user counts once.
-        users = {label: found.mean(axis=0) for label, found in values.items()}
+        # The mean of the domains is told, and each domain tested for itself.
+        others = [label for label in values if best and label != best and name != MACRO]
+        # A user's value is of all its targets, the mean over the seeds: a user counts once.
+        users, counts = {}, np.empty(0)
+        for label, found in values.items():
+            users[label], counts = by_user(found.mean(axis=0), who)
         alone = {label: paired_p(users[label], users[best]) for label in others}
         lines = []
         for row in rows:
             label, found = row.label, values[row.label]
-            low, high = bootstrap_interval(users[label], seed)
+            low, high = bootstrap_interval(users[label], seed, counts=counts)
             lines.append(
                 {
                     "model": label,
                     "slice": name,
-                    "metric": f"{metric}@{k}",
+                    "metric": metric_key(metric, k),
                     "targets": int(mask.sum()),
                     "seeds": len(found),
                     "mean": means[label],
@@ -238,14 +255,16 @@ def read_results(folder: Path, spec: Spec, statement: dict) -> Results:
 
 
 def _targets(paths: list[Path]) -> pd.DataFrame:
-    """The targets of runs that each have some, by user: a phase has one target a user."""
+    """The targets of runs that each have some, by user, a user's by what is before them."""
     table = pd.concat([read_targets(path) for path in paths], ignore_index=True)
     if absent := [name for name in TARGET if name not in table]:
         raise DataError(
             f"{paths[0]} has no {' and no '.join(absent)}, as ranks that were published without "
             "ids; a report is made of runs as they were done, so give another --results_dir"
         )
-    return table.sort_values("user", ignore_index=True, kind="stable")
+    return table.sort_values(
+        ["user", "history", "domain", "item"], ignore_index=True, kind="stable"
+    )
 
 
 def _finished(

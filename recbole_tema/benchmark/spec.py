@@ -22,6 +22,7 @@ CONTENT = (
 EVALUATION = (
     *("eval_args", "eval_neg_seed", "eval_groups", "eval_batch_size"),
     *("candidates", "exclude_history", "metrics", "topk", "metric_decimal_place"),
+    "uncut_metrics",
 )
 # By which keys two rows would have other targets, candidates or metrics.
 ALIKE = {

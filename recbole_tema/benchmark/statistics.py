@@ -7,26 +7,48 @@ import numpy as np
 
 LEVEL = 0.05  # of a test that holds
 SHOWN = ("hit@10", "ndcg@10", "mrr@10")
+UNCUT = ("mrr", "ndcg")  # without a cut-off: shown where they are asked for
 
 
 def shown(names: Sequence[str]) -> list[str]:
-    """The metrics that fit a page: those at 10 where there are, else the first three."""
+    """The metrics that fit a page: those at 10 where there are, else the first three; and those
+    without a cut-off."""
     there = list(dict.fromkeys(names))
-    return [name for name in SHOWN if name in there] or there[:3]
+    found = [name for name in SHOWN if name in there] or there[:3]
+    return found + [name for name in UNCUT if name in there and name not in found]
+
+
+def by_user(values: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sums, counts), both ``(n_users,)``, of the ``(n,)`` values of each user.
+
+    A user's targets are no independent observations: users are what is drawn and compared. With
+    one target each, the sums are the values.
+    """
+    _, place, counts = np.unique(users, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=values), counts
 
 
 def bootstrap_interval(
-    values: np.ndarray, seed: int = 2020, draws: int = 2000, level: float = 0.95
+    values: np.ndarray,
+    seed: int = 2020,
+    draws: int = 2000,
+    level: float = 0.95,
+    counts: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of ``(n,)`` values, users drawn with replacement."""
+    """Percentile interval of the mean of ``(n,)`` values, users drawn with replacement.
+
+    Args:
+        counts: ``(n,)`` how many values each one is the sum of; None: one.
+    """
     values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
+    counts = np.ones(len(values), dtype=np.int64) if counts is None else counts
+    if len(values) < 2 or np.ptp(values / counts) == 0:
+        return (float(values.sum() / counts.sum()),) * 2
     rng = np.random.default_rng(seed)
     # Drawing n users with replacement is drawing how often each distinct value comes.
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = rng.multinomial(len(values), counts / len(values), size=draws)
-    means = drawn @ distinct / len(values)
+    distinct, often = np.unique(np.stack([values, counts]), axis=1, return_counts=True)
+    drawn = rng.multinomial(len(values), often / len(values), size=draws)
+    means = (drawn @ distinct[0]) / (drawn @ distinct[1])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -11,6 +11,8 @@ OVERLAP = ", overlap "  # between an entry's label and its share
 NEEDS = {
     "use_tags": ("tag",),
     "tag_weighting": ("tag",),
+    "tag_table": ("tag",),
+    "feature_whitening": ("tag", "itemtext", "itemimage"),
     "use_text": ("itemtext",),
     "use_image": ("itemimage",),
     "beta": ("userllm",),

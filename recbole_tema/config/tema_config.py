@@ -33,6 +33,7 @@ OUR_CATEGORIES = {
     "General": ["threads", "resume", "verbose", "quiet"],
     "Evaluation": [
         *("target_domain", "candidates", "exclude_history", "eval_groups", "eval_neg_seed"),
+        "uncut_metrics",
     ],
     "Training": ["train_on"],
     "Dataset": ["DOMAIN_FIELD", "overlap_ratio"],

@@ -2,15 +2,14 @@
 
 import copy
 import os
-import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any
 
 from recbole_tema.config.files import INTERVALS, merge_layer, our_defaults, recbole_defaults
 from recbole_tema.config.keys import check_keys, class_keys, idle_keys
 from recbole_tema.config.presets import over_presets
+from recbole_tema.config.protocol import check_eval_args, check_valid_metric
 from recbole_tema.config.registry import (
     CDR_MODELS,
     OUR_MODELS,
@@ -21,23 +20,22 @@ from recbole_tema.config.registry import (
 from recbole_tema.config.rules import (
     BOOL,
     CLIP_ARGS,
-    EVAL_ARGS,
     FIELD_NAMES,
     GROUP_KEYS,
     KINDS,
     LOSSES,
     NEGATIVE_PARTS,
     NONE,
-    PART_RULES,
     RULES,
     SAMPLED_LOSSES,
+    check_parts,
+    fail,
     interval_text,
     is_int,
     is_real,
     model_rules,
     read_lists,
 )
-from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
 
 
@@ -112,13 +110,6 @@ def validate(
     return final, dict.fromkeys(foreign, "") | idle_keys(final, sources, is_ours)
 
 
-def fail(key: str, value: Any, allowed: str, sources: dict[str, str]) -> NoReturn:
-    """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
-    source = sources.get(key.split(".")[0])
-    where = f" ({source})" if source else ""
-    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
-
-
 def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> None:
     """Check the values that this package or RecBole reads in every run.
 
@@ -145,14 +136,14 @@ def check_values(values: dict, sources: dict[str, str], rules: dict = RULES) -> 
             allowed = f"no value, training runs in one process (or a group with {lacking[0]} too)"
             fail("local_rank", values["local_rank"], allowed, sources)
     if "eval_args" in values:
-        _check_eval_args(values["eval_args"], sources)
+        check_eval_args(values["eval_args"], sources)
     _check_clip_grad_norm(values.get("clip_grad_norm"), sources)
     _check_negatives(values.get("train_neg_sample_args"), sources)
     _check_field_names(values, sources)
     if values.get("log_wandb") and find_spec("wandb") is None:
         fail("log_wandb", True, "False, as wandb is not installed (pip install wandb)", sources)
     if {"valid_metric", "metrics", "topk"} <= set(values):
-        _check_valid_metric(values, sources)
+        check_valid_metric(values, sources)
 
 
 def check_kinds(
@@ -187,23 +178,10 @@ def check_kinds(
             fail(key, value, f"a number, as the default {default}", sources)
 
 
-def _check_parts(key: str, value: Any, parts: Sequence[str], sources: dict[str, str]) -> None:
-    if not isinstance(value, dict):
-        fail(key, value, f"a dict of {', '.join(parts)}", sources)
-    source = sources.get(key.split(".")[0])
-    for part in value:
-        if part not in parts:
-            where = f" ({source})" if source else ""
-            raise ConfigError(f"{key} has no part {part!r}{where}; it has {', '.join(parts)}")
-        rule = PART_RULES.get(key, {}).get(part)
-        if rule and not rule.holds(value[part]):
-            fail(f"{key}.{part}", value[part], rule.allowed, sources)
-
-
 def _check_clip_grad_norm(value: Any, sources: dict[str, str]) -> None:
     if value in NONE:
         return
-    _check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
+    check_parts("clip_grad_norm", value, CLIP_ARGS, sources)
     if "max_norm" not in value:
         fail("clip_grad_norm", value, "a dict with max_norm, as {'max_norm': 5}", sources)
 
@@ -212,7 +190,7 @@ def _check_negatives(value: Any, sources: dict[str, str]) -> None:
     if isinstance(value, dict) and value.get("distribution", "uniform") in NONE:
         return
     if value not in NONE:
-        _check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
+        check_parts("train_neg_sample_args", value, tuple(NEGATIVE_PARTS), sources)
 
 
 def _check_field_names(values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -221,37 +199,6 @@ def _check_field_names(values: dict[str, Any], sources: dict[str, str]) -> None:
         same = [other for other in given if other != key and values[other] == values[key]]
         if key in sources and same:
             fail(key, values[key], f"a name of its own, {same[0]} is that column", sources)
-
-
-def _check_eval_args(value: Any, sources: dict[str, str]) -> None:
-    _check_parts("eval_args", value, EVAL_ARGS, sources)
-    if value.get("split") not in (None, {"LS": "valid_and_test"}):
-        fail("eval_args.split", value["split"], "{'LS': 'valid_and_test'}, leave-one-out", sources)
-    if value.get("order", "TO") != "TO":
-        fail("eval_args.order", value["order"], "TO, by time", sources)
-    if value.get("group_by") not in ("user", "none", None):
-        fail("eval_args.group_by", value["group_by"], "user or none", sources)
-    mode = value.get("mode", "full")
-    if isinstance(mode, dict):
-        _check_parts("eval_args.mode", mode, ("valid", "test"), sources)
-    for phase, one in (mode if isinstance(mode, dict) else {"": mode}).items():
-        if not isinstance(one, str) or not re.fullmatch(r"full|uni[1-9]\d*", one):
-            name = f"eval_args.mode.{phase}".rstrip(".")
-            fail(name, one, "full, or uniN for N negatives as uni100", sources)
-
-
-def _check_valid_metric(values: dict[str, Any], sources: dict[str, str]) -> None:
-    offered = [f"{metric}@{k}" for metric in values["metrics"] for k in values["topk"]]
-    chosen = values["valid_metric"]
-    if isinstance(chosen, str) and chosen.lower() in [name.lower() for name in offered]:
-        return
-    changed = [f"{key} ({sources[key]})" for key in ("metrics", "topk") if key in sources]
-    if "valid_metric" not in sources and changed:
-        raise ConfigError(
-            f"valid_metric is {chosen!r} by default, which {' and '.join(changed)} leaves out; "
-            f"set valid_metric to one of {', '.join(offered)}"
-        )
-    fail("valid_metric", chosen, f"a pair of metrics and topk: {', '.join(offered)}", sources)
 
 
 def _check_together(values: dict, sources: dict[str, str]) -> None:

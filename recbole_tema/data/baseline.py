@@ -8,12 +8,12 @@ import recbole_tema.compat  # noqa: F401  before RecBole
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.data.interaction import Interaction, cat_interactions
+from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
-from recbole_tema.data.dataset import rows_of, split_indices
-from recbole_tema.data.sequences import split_targets
+from recbole_tema.data.dataset import rows_of
+from recbole_tema.data.split import PHASES
 from recbole_tema.errors import ConfigError, DataError
 
 RECBOLE_CLASS = {
@@ -30,108 +30,98 @@ class _FlatBaseline(CrossDomainMixin):
 
     def build(self) -> list[Dataset]:
         self._change_feat_format()
-        train, *held_out = split_indices(self)
+        train, *held_out = self.split_indices()
         if self.config["train_on"] == "target":
-            held_out = [index[self._in_target(index)] for index in held_out]
+            inside = self.item_domain[self.sequences.items] == self.target_domain
+            held_out = [index[inside[index]] for index in held_out]
         parts = [self.copy(rows_of(self.inter_feat, index)) for index in (train, *held_out)]
         self._drop_unused_col()
         return parts
 
-    def _in_target(self, index: np.ndarray) -> np.ndarray:
-        return self.item_domain[self.sequences.items[index]] == self.target_domain
-
 
 class _SequentialBaseline(CrossDomainMixin):
-    """Sequential models: every prefix is a padded row, as RecBole trains them."""
+    """Sequential models: a padded row for each target, with its history, as RecBole trains them."""
 
     def build(self) -> list[Dataset]:
-        plain, rows = None, {}
-        if self.config["train_on"] == "target":
-            rows = {phase: self._target_rows(phase) for phase in ("valid", "test")}
-        if self.train_mask is not None:
-            plain = self.copy(self.inter_feat)  # still a frame: the thinned events are cut here
-        train, valid, test = super().build()
-        if plain is not None:
-            Dataset._change_feat_format(plain)
-            plain.inter_feat = rows_of(plain.inter_feat, split_indices(self)[0])
-            if not (np.bincount(plain.inter_feat[self.uid_field].numpy()) > 1).any():
-                raise DataError(self._no_pair())
-            plain.data_augmentation()
-            train = self.copy(plain.inter_feat)
-        if self.config["train_on"] == "target":
-            valid, test = (self._joined(*rows[phase], train) for phase in ("valid", "test"))
-        return [train, valid, test]
+        """The parts of the split: ``[train, valid, test]``; rows of a phase are in the order of
+        its targets.
+
+        Raises:
+            DataError: no user has two training events.
+        """
+        Dataset._change_feat_format(self)
+        self._aug_presets()
+        train = self.split_indices()[0]
+        rows = [self._augmented(train, train, histories=True)]
+        if not len(rows[0]):
+            raise DataError(self._no_pair())
+        for phase in PHASES:
+            readable = self.split.readable(phase)
+            if self.config["train_on"] == "target":
+                inside = self.item_domain[self.sequences.items] == self.target_domain
+                readable = inside if readable is None else inside & readable
+            seen = np.arange(len(self.sequences.items))
+            seen = seen if readable is None else seen[readable]
+            rows.append(self._augmented(self.split.held(phase), seen))
+        self._drop_unused_col()
+        return [self.copy(part) for part in rows]
 
     def _no_pair(self) -> str:
-        if self.config["train_on"] != "target":
+        if self.config["train_on"] == "target":
             return (
-                f"overlap_ratio {self.config['overlap_ratio']} leaves no user of dataset "
-                f"'{self.dataset_name}' two training events to learn from"
+                f"no user of dataset '{self.dataset_name}' has two training events in "
+                f"'{self.config['target_domain']}', so with train_on target nothing can be learnt"
             )
-        return (
-            f"no user of dataset '{self.dataset_name}' has two training events in "
-            f"'{self.config['target_domain']}', so with train_on target nothing can be learnt"
-        )
+        kept = f"overlap_ratio {self.config['overlap_ratio']} leaves"
+        kept = kept if self.train_mask is not None else "the split leaves"
+        return f"{kept} no user of dataset '{self.dataset_name}' two training events to learn from"
 
-    def _target_rows(self, phase: str) -> tuple[Dataset, Interaction | None, Interaction]:
-        """The rows of a phase's targets in the target domain, with their histories there.
-
-        Returns:
-            (a copy of the dataset, its rows of targets with a history there, None for none, the
-            events of targets without one)
-        """
-        sequences = self.sequences
-        users, positions = split_targets(sequences, phase)
-        last = np.full(len(sequences.offsets) - 1, -1)
-        last[users] = positions
-        # Of users whose target is in another domain nothing is left.
-        own = self.item_domain[sequences.items[sequences.offsets[users] + positions]]
-        last[users[own != self.target_domain]] = -1
-        inside = (sequences.positions <= last[sequences.users()]) & (
-            self.item_domain[sequences.items] == self.target_domain
-        )
-        plain = self.copy(self.inter_feat)
-        Dataset._change_feat_format(plain)
-        plain.inter_feat = rows_of(plain.inter_feat, np.flatnonzero(inside))
-        of_user = plain.inter_feat[self.uid_field].numpy()
-        alone = plain.inter_feat[np.flatnonzero(np.bincount(of_user)[of_user] == 1)]
-        if len(alone) == len(of_user):  # RecBole's augmentation needs a pair
-            return plain, None, alone
-        plain.data_augmentation()
-        found = plain.inter_feat
-        # RecBole makes a row of every prefix; a user's longest comes last.
-        of_user = found[self.uid_field].numpy()
-        found = found[np.flatnonzero(np.append(of_user[1:] != of_user[:-1], len(of_user) > 0))]
-        return plain, found, alone
-
-    def _joined(
-        self, plain: Dataset, found: Interaction | None, alone: Interaction, train: Dataset
-    ) -> Dataset:
-        """A phase's rows as a dataset.
-
-        A history that is empty is the padding item by itself, the least that RecBole's models
-        read.
+    def _augmented(
+        self, targets: np.ndarray, seen: np.ndarray, histories: bool = False
+    ) -> Interaction:
+        """The rows that RecBole's augmentation would make of some events.
 
         Args:
-            plain, found, alone: Of `_target_rows`. train: For the form of augmented rows.
+            targets: ``(n,)`` events that are predicted. seen: the events that histories may hold,
+                ascending. histories: drop the targets without a history; without it that is the
+                padding item by itself, the least that RecBole's models read.
         """
-        if found is None:
-            return plain.copy(_without_history(alone, train))
-        if len(alone):
-            found = cat_interactions([found, _without_history(alone, train)])
-        return plain.copy(found)
+        events = self.split.events
+        last = np.searchsorted(seen, targets)
+        start = np.searchsorted(seen, events.offsets[events.users(targets)])
+        if histories:
+            targets, last, start = (a[last > start] for a in (targets, last, start))
+            if self.train_mask is None:
+                order = self._by_first_row(targets)
+                targets, last, start = (a[order] for a in (targets, last, start))
+        width = self.max_item_list_len
+        start = np.maximum(start, last - width)
+        length = last - start
+        step = np.arange(width)
+        inside = torch.from_numpy(step < length[:, None])
+        place = np.where(inside, start[:, None] + step, len(seen))
+        index = torch.from_numpy(np.append(seen, 0)[place])
+        columns = {}
+        for name, values in self.inter_feat.interaction.items():
+            columns[name] = values[torch.from_numpy(targets)]
+            if name != self.uid_field:
+                rows = values[index]
+                rows[~inside] = 0
+                columns[getattr(self, f"{name}_list_field")] = rows
+        columns[self.item_list_length_field] = torch.from_numpy(np.maximum(length, 1))
+        negatives = getattr(self, "neg_item_list", None)
+        if negatives is not None:  # DIEN's, an item beside each event
+            columns[self.neg_item_list_field] = torch.as_tensor(negatives)[index] * inside
+        return Interaction(columns)
 
-
-def _without_history(events: Interaction, dataset: Dataset) -> Interaction:
-    """Rows of events in the form of an augmented dataset, each with the padding item before it."""
-    columns = {name: events[name] for name in events}
-    for name, like in dataset.inter_feat.interaction.items():
-        if name not in columns:
-            columns[name] = torch.zeros((len(events), *like.shape[1:]), dtype=like.dtype)
-    columns[dataset.item_list_length_field] = torch.ones(
-        len(events), dtype=dataset.inter_feat[dataset.item_list_length_field].dtype
-    )
-    return Interaction({name: columns[name] for name in dataset.inter_feat.interaction})
+    def _by_first_row(self, targets: np.ndarray) -> np.ndarray:
+        """The order in which RecBole leaves the rows: by the time of their users' second events,
+        in its single precision. A seed's batches follow from it."""
+        events = self.split.events
+        second = np.minimum(events.offsets[:-1] + 1, len(self.sequences.items) - 1)
+        times = self.inter_feat[self.time_field].numpy()[second]
+        users = events.users(targets)
+        return np.lexsort((targets, users, times[users]))
 
 
 def baseline_class(model_name: str, model_type: ModelType) -> type[CrossDomainMixin]:

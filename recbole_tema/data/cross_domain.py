@@ -5,6 +5,7 @@ models and RecBole's own see the same users, items, order of events and split.
 """
 
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import recbole_tema.compat  # noqa: F401  before RecBole
@@ -16,17 +17,12 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
-from recbole_tema.console import SCREEN
+from recbole_tema.config.files import load_yaml, parse_value
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.sequences import (
-    build_sequences,
-    count_repeats,
-    split_targets,
-    thin_overlap,
-    training_part,
-)
+from recbole_tema.data.split import PARTS, SPLIT_FIELD, read_rule
+from recbole_tema.data.split_sequences import SplitMixin
 from recbole_tema.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,22 +31,17 @@ else:
     Base = object
 
 PROFILE_ID = FEATURE_FILES["userllm"][0]
-# exclude_history auto: True where fewer than this share of the training events are repeats.
-FEW_REPEATS = 0.001
+RESERVED = ("overall", "macro")  # slices of the evaluation, beside the domains
 TAGS, ITEM_FIELDS = "tags", "item fields"  # as `asked` calls them
 
 
-class CrossDomainMixin(Base):
+class CrossDomainMixin(SplitMixin, Base):
     """Domains, exactly ordered sequences and features on top of a RecBole dataset class.
 
     Attributes:
         item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
         domain_names: names of the domains 1..D, in the order of the ``.item`` file.
         target_domain: number of the one domain that is recommended in; None: all.
-        sequences: every user's merged sequence (`Sequences`).
-        train_sequences: its training part, thinned where ``overlap_ratio`` is below 1, and of the
-            target domain alone where ``train_on`` is ``target``.
-        exclude_history: what the key of this name comes to, True or False.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
         asked: names of the features that were asked for since the data were prepared, found or
             not: what the model reads beside ids and domains. The parts of the split share it.
@@ -91,6 +82,13 @@ class CrossDomainMixin(Base):
             if "float" in kind:
                 self.field2bucketnum[name] = 2
         self._refuse_names(filepath, frame)
+        if source == FeatureSource.INTERACTION and SPLIT_FIELD in frame:
+            bad = ~frame[SPLIT_FIELD].isin(PARTS)
+            if bad.any():
+                raise DataError(
+                    f"{filepath}, line {bad.idxmax() + 2}: {SPLIT_FIELD} is "
+                    f"'{frame[SPLIT_FIELD][bad].iloc[0]}'; an event is marked {', '.join(PARTS)}"
+                )
         if source == FeatureSource.ITEM and self.domain_field in frame:
             self._check_item_rows(filepath, frame)
         return frame
@@ -100,12 +98,12 @@ class CrossDomainMixin(Base):
         for field in {self.uid_field, self.iid_field, self.domain_field} & set(frame):
             bad = frame[field] == "[PAD]"
             if field == self.domain_field:
-                bad |= frame[field].str.contains(r"[/=\s]")
+                bad |= frame[field].str.contains(r"[/=\s]") | frame[field].isin(RESERVED)
             if bad.any():
                 raise DataError(
                     f"{filepath}, line {bad.idxmax() + 2}: {field} '{frame[field][bad].iloc[0]}' "
                     f"cannot be a name; rename it ([PAD] is RecBole's padding, and a domain is "
-                    f"part of its metrics' names: no blank, '/' or '=')"
+                    f"part of its metrics' names: no blank, '/' or '=', nor {', '.join(RESERVED)})"
                 )
 
     def _check_item_rows(self, filepath: str, frame: pd.DataFrame) -> None:
@@ -207,63 +205,6 @@ class CrossDomainMixin(Base):
                 f"two or more"
             )
 
-    def _set_sequences(self) -> None:
-        split = self.config["eval_args"]["split"]
-        if split != {"LS": "valid_and_test"}:
-            raise ConfigError(
-                f"eval_args.split is {split}; this package evaluates leave-one-out on the merged "
-                f"sequence: set it to {{'LS': 'valid_and_test'}}"
-            )
-        order, self.sequences = build_sequences(
-            self.inter_feat[self.uid_field].to_numpy(),
-            self.inter_feat[self.iid_field].to_numpy(),
-            # Float64 here: RecBole's float32 tensors merge times that are a minute apart.
-            self.inter_feat[self.time_field].to_numpy(dtype=np.float64),
-            self.user_num,
-        )
-        # Column by column, each let go as it is copied: the events are never there twice.
-        columns = list(self.inter_feat)
-        self.inter_feat = pd.DataFrame(
-            {name: self.inter_feat.pop(name).to_numpy()[order] for name in columns}, copy=False
-        )
-        self.train_sequences = training_part(self.sequences)
-        self._set_exclude_history()
-        ratio = self.config["overlap_ratio"]
-        self.train_mask, self.thinned_users = None, None
-        if ratio is not None and ratio < 1.0:
-            full = self.train_sequences
-            self.train_sequences, self.train_mask = thin_overlap(
-                full, self.item_domain, len(self.domain_names), ratio, self.config["eval_neg_seed"]
-            )
-            self.thinned_users = np.bincount(full.users()[~self.train_mask]).nonzero()[0]
-            SCREEN.info(
-                f"overlap_ratio {ratio}: {len(full.items) - len(self.train_sequences.items)} of "
-                f"{len(full.items)} training events left out"
-            )
-        if self.config["train_on"] == "target":
-            full = training_part(self.sequences)
-            mask = self.item_domain[full.items] == self.target_domain
-            if self.train_mask is not None:
-                mask &= self.train_mask
-            self.train_sequences, self.train_mask = full.keep(mask), mask
-            SCREEN.info(
-                f"train_on target: {mask.sum()} of {len(mask)} training events are in "
-                f"{self.config['target_domain']}"
-            )
-
-    def _set_exclude_history(self) -> None:
-        """Resolve ``exclude_history: auto``; before training data is thinned, alike for all."""
-        wanted, events = self.config["exclude_history"], len(self.train_sequences.items)
-        repeats = count_repeats(self.train_sequences, self.item_num)
-        few = repeats < FEW_REPEATS * events
-        self.exclude_history = few if wanted == "auto" else wanted
-        why = "fewer than one in a thousand" if few else "one in a thousand or more"
-        SCREEN.info(
-            f"exclude_history is {self.exclude_history} "
-            + (f"(auto): {why}, " if wanted == "auto" else "(as given): ")
-            + f"{repeats} of {events} training events, repeat an item of the user's own past"
-        )
-
     def _set_tags(self) -> None:
         self._tags = None
         if "tags" not in self.item_feat:
@@ -345,6 +286,25 @@ class CrossDomainMixin(Base):
                 self.feat_name_list.remove(f"{suffix}_feat")
                 setattr(self, f"{suffix}_feat", None)
 
+    def _check_profiles(self) -> None:
+        """Refuse profiles that were made of other events than this split's training events.
+
+        Raises:
+            ConfigError: they were, by the card; where it says nothing, they are of leave-one-out.
+        """
+        path = Path(self.dataset_path) / f"{self.dataset_name}.yaml"
+        card = load_yaml(path) if path.is_file() else {}
+        options = (card.get("profiling") or {}).get("options") or {}
+        made = read_rule(parse_value(options.get("split")))
+        if made != self.split.rule:
+            wanted = self.config["eval_args"]["split"]
+            raise ConfigError(
+                f"{self.dataset_name}.userllm was made of the training events of another split "
+                f"than eval_args.split {wanted}, so profiles may tell of its targets; make them "
+                f"anew (python -m dataset_tools profile {self.dataset_name} --force --split "
+                f'"{wanted}") or leave them out (move the file away)'
+            )
+
     def feature(self, id_field: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The matrix of a feature file and which rows it has.
 
@@ -361,6 +321,8 @@ class CrossDomainMixin(Base):
         self.asked.add(id_field)
         if id_field not in self._feature_rows:
             return None
+        if id_field == PROFILE_ID:
+            self._check_profiles()
         matrix = torch.from_numpy(self._preloaded_weight[id_field])
         present = torch.from_numpy(self._feature_rows[id_field])
         needed = self.num(id_field)
@@ -370,27 +332,8 @@ class CrossDomainMixin(Base):
             matrix[self.thinned_users], present[self.thinned_users] = 0.0, False
         return matrix, present
 
-    def training_popularity(self) -> np.ndarray:
-        """``(n_items,)`` int64 number of training events of each item, as a model learns from."""
-        return np.bincount(self.train_sequences.items, minlength=self.item_num)
-
-    def split_popularity(self) -> np.ndarray:
-        """``(n_items,)`` int64 number of events of each item in the training part of the split.
-
-        Whatever ``overlap_ratio`` and ``train_on`` take out of it: for the evaluation, in which it
-        is the same for every model.
-        """
-        return np.bincount(training_part(self.sequences).items, minlength=self.item_num)
-
     def _log_summary(self) -> None:
-        lengths = self.sequences.lengths[1:]
-        tested, validated = (len(split_targets(self.sequences, p)[0]) for p in ("test", "valid"))
-        few = int((lengths > 0).sum()) - tested
-        if few:
-            SCREEN.info(f"{few} users with fewer than 3 events are trained on but not evaluated")
-        three = tested - validated
-        if three:
-            SCREEN.info(f"{three} users with 3 events have a test target but no validation target")
+        self._log_split()
         absent = [
             f"{self.dataset_name}.{suffix}"
             for suffix, (id_field, _, _) in FEATURE_FILES.items()

@@ -9,8 +9,6 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_tema.data.cross_domain import CrossDomainMixin
-from recbole_tema.data.sequences import split_targets
-from recbole_tema.data.split import train_lengths
 from recbole_tema.errors import ConfigError
 
 
@@ -26,7 +24,7 @@ class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):
         Dataset._change_feat_format(self)
 
     def build(self) -> list[Dataset]:
-        """Split leave-one-out: ``[train, valid, test]``, the same targets as RecBole's.
+        """The parts of the split: ``[train, valid, test]``.
 
         Raises:
             ConfigError: ``eval_args.order`` is not ``TO``.
@@ -36,29 +34,8 @@ class CrossDomainSequentialDataset(CrossDomainMixin, SequentialDataset):
         self._change_feat_format()
         return [self.copy(rows_of(self.inter_feat, index)) for index in self.split_indices()]
 
-    def split_indices(self) -> list[np.ndarray]:
-        """Row numbers of ``inter_feat`` (user by user, oldest first) in each part of the split."""
-        return split_indices(self)
-
 
 def rows_of(interaction: Interaction, index: np.ndarray) -> Interaction:
     """Rows of an Interaction, without the Python list that RecBole's own indexing makes."""
     index = torch.from_numpy(index)
     return Interaction({name: interaction[name][index] for name in interaction})
-
-
-def split_indices(dataset: CrossDomainMixin) -> list[np.ndarray]:
-    """Rows of the events of training, validation and test: three int64 arrays.
-
-    The rows of ``dataset.inter_feat`` must be in the order of ``dataset.sequences``.
-    """
-    sequences = dataset.sequences
-    in_train = sequences.positions < np.repeat(train_lengths(sequences.lengths), sequences.lengths)
-    train = np.flatnonzero(in_train)
-    if dataset.train_mask is not None:
-        train = train[dataset.train_mask]
-    parts = [train]
-    for phase in ("valid", "test"):
-        users, positions = split_targets(sequences, phase)
-        parts.append(sequences.offsets[users] + positions)
-    return parts

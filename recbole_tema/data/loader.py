@@ -12,7 +12,6 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema.data.negatives import InDomainNegatives
-from recbole_tema.data.sequences import split_targets
 from recbole_tema.data.windows import Windows, cut_windows, latest_windows, prefix_windows
 from recbole_tema.trainer.distributed import rank, world_size
 
@@ -200,36 +199,35 @@ class SequenceEvalLoader:
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
         self.wants_earlier = bool(config["repeat_bias"])
-        users, positions = split_targets(dataset.sequences, plan.phase)
-        ranked = np.isin(users, plan.users)
-        self.users, self.positions = users[ranked], positions[ranked]
+        self.plan = plan
         self.fields = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
         self.list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
         self.length_field = config["ITEM_LIST_LENGTH_FIELD"]
-        if not len(self.users):
+        if not len(plan):
             getLogger().warning(f"no user has a {plan.phase} target")
 
     def __len__(self) -> int:
-        return -(-len(self.users) // self.batch_size)
+        return -(-len(self.plan) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Interaction]]:
-        sequences = self._dataset.sequences
-        length = np.minimum(self.positions, self.max_length)
+        plan = self.plan
+        items, offsets = plan.histories
+        length = np.minimum(plan.history_lengths, self.max_length)
         # Rows of like length together: short histories are not padded to the longest.
         order = np.argsort(length, kind="stable")
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
-            start = sequences.offsets[self.users[rows]]
-            target = start + self.positions[rows]
-            first = target - length[rows]
-            history, _ = pad_rows(sequences.items, first, length[rows])
+            start = offsets[plan.users[rows]]
+            target = start + plan.history_lengths[rows]
+            begin = target - length[rows]
+            history, _ = pad_rows(items, begin, length[rows])
             user_field, item_field = self.fields
             batch = {
-                user_field: torch.from_numpy(self.users[rows]),
-                item_field: torch.from_numpy(sequences.items[target]),
+                user_field: torch.from_numpy(plan.users[rows]),
+                item_field: torch.from_numpy(plan.targets[rows]),
                 self.list_field: torch.from_numpy(history),
                 self.length_field: torch.from_numpy(length[rows]),
             }
             if self.wants_earlier:
-                batch |= earlier_events(sequences.items, start, first)
+                batch |= earlier_events(items, start, begin)
             yield rows, Interaction(batch)

@@ -23,8 +23,8 @@ from recbole_tema.data.baseline_loader import BaselineEvalLoader
 from recbole_tema.data.dataset import CrossDomainSequentialDataset
 from recbole_tema.data.loader import SequenceEvalLoader, SequenceTrainLoader
 from recbole_tema.data.negatives import within
-from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES, SPLIT_FIELD, detect
-from recbole_tema.data.sequences import split_targets
+from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES, detect
+from recbole_tema.data.split import GIVEN, SPLIT_FIELD, read_rule
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation.plan import EvalPlan
 
@@ -61,7 +61,7 @@ def create_dataset(config: "TemaConfig", model_class: type) -> "CrossDomainMixin
         DataError: a file is missing or malformed. ConfigError: the model cannot be run here.
     """
     found = detect(config["data_path"], config["dataset"], config)
-    _tell_given_split(config)
+    _load_given_split(config, found["load_col"]["inter"])
     _leave_out_unloaded(config, found)
     attributes = _attribute_defaults(config, found["load_col"]["item"])
     stated = {key: config[key] for key in attributes}
@@ -84,12 +84,17 @@ def create_dataset(config: "TemaConfig", model_class: type) -> "CrossDomainMixin
     return dataset
 
 
-def _tell_given_split(config: "TemaConfig") -> None:
+def _load_given_split(config: "TemaConfig", columns: list[str]) -> None:
+    """Add the column of the given split to those that are loaded, where the run splits by it."""
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
-    if SPLIT_FIELD in {field.name for field in read_header(path)}:
+    there = SPLIT_FIELD in {field.name for field in read_header(path)}
+    if read_rule(config["eval_args"]["split"]).kind == GIVEN:
+        columns += [SPLIT_FIELD] if there else []
+    elif there:
         getLogger().warning(
             f"{path.name} tells a split in its column '{SPLIT_FIELD}', which is not read: this run "
-            f"splits leave-one-out, by each user's last events"
+            f"splits by {config['eval_args']['split']} (eval_args.split; {{'given': "
+            f"'{SPLIT_FIELD}'}} takes the column)"
         )
 
 
@@ -117,8 +122,11 @@ def _check_needed_columns(config: "TemaConfig", load: Mapping[str, Any]) -> None
         "inter": ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"),
         "item": ("ITEM_ID_FIELD", "DOMAIN_FIELD"),
     }
+    given = read_rule(config["eval_args"]["split"]).kind == GIVEN
     for source, keys in fields.items():
-        for needed in (config[key] for key in keys):
+        columns = [config[key] for key in keys]
+        columns += [SPLIT_FIELD] if given and source == "inter" else []
+        for needed in columns:
             if load.get(source) != "*" and needed not in load.get(source, ()):
                 raise ConfigError(
                     f"load_col leaves out '{needed}' of {config['dataset']}.{source}, which every "
@@ -263,10 +271,10 @@ def data_preparation(
         if is_sequence_level(model_class):
             eval_data[phase] = SequenceEvalLoader(config, part, plan)
         else:
-            eval_data[phase] = BaselineEvalLoader(config, part, plan.users, plan.targets)
+            eval_data[phase] = BaselineEvalLoader(config, part, plan)
     if getattr(model_class, "validates_source", False):
         plans[SOURCE_VALID] = plan = eval_plan(config, dataset, "valid", of_source=True)
-        eval_data[SOURCE_VALID] = BaselineEvalLoader(config, built[1], plan.users, plan.targets)
+        eval_data[SOURCE_VALID] = BaselineEvalLoader(config, built[1], plan)
     dataset.asked.clear()  # by the preparation; from here on it is the model that asks
     return PreparedData(train_data, eval_data, plans, built[0])
 
@@ -279,17 +287,18 @@ def eval_plan(
     Args:
         of_source: take the targets outside ``target_domain`` in place of those inside.
     """
-    sequences = dataset.sequences
-    users, positions = split_targets(sequences, phase)
+    sequences, targets = dataset.sequences, dataset.targets(phase)
     plan = EvalPlan(
-        users,
-        sequences.items[sequences.offsets[users] + positions],
+        targets.users,
+        sequences.items[targets.events],
+        targets.positions,
         dataset.item_domain,
         dataset.domain_names,
         candidates=config["candidates"],
         mode=config["eval_args"]["mode"][phase],
         neg_seed=config["eval_neg_seed"],
         sequences=(sequences.items, sequences.offsets),
+        histories=(targets.histories.items, targets.histories.offsets),
         exclude_history=dataset.exclude_history,
         phase=phase,
     )

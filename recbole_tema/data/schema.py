@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_tema.config.keys import may_read
 from recbole_tema.config.presets import REQUIREMENTS, presets_of
 from recbole_tema.data.atomic import read_header, require_fields
+from recbole_tema.data.split import SPLIT_FIELD
 from recbole_tema.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ FEATURE_FILES = {
     "tag": ("tag_id", "tag_emb", "tag_id"),
 }
 
-SPLIT_FIELD = "split"  # train, valid or test, where the split is given
-
 # The types that the data contract gives to the fields that this package reads.
 FIELD_TYPES = (
     {
@@ -41,12 +40,14 @@ FIELD_TYPES = (
         "tags": "token_seq",
         "tag_weights": "float_seq",
         "tag_domain": "token_seq",
+        "augmented_text": "token_seq",
     }
     | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()}
     | {value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()}
 )
 
 TAG_FIELDS = ("tags", "tag_weights")
+GENERATED_FIELDS = (*TAG_FIELDS, "augmented_text")  # columns of NAME.item that a model wrote
 
 # Columns of items that the data contract names besides; a dataset may give them other types.
 ITEM_TYPES = {

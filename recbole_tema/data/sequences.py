@@ -1,10 +1,8 @@
-"""Every user's merged sequence as flat arrays, split by the rule of `recbole_tema.data.split`."""
+"""Every user's merged sequence as flat arrays."""
 
 from dataclasses import dataclass
 
 import numpy as np
-
-from recbole_tema.data.split import target_positions, train_lengths
 
 
 @dataclass(frozen=True)
@@ -65,26 +63,6 @@ def build_sequences(
     counts = np.bincount(users, minlength=n_users)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return order, Sequences(np.ascontiguousarray(items[order], dtype=np.int64), offsets)
-
-
-def split_targets(sequences: Sequences, phase: str) -> tuple[np.ndarray, np.ndarray]:
-    """Users that have a target in a phase, and the position of the target in their sequence.
-
-    Args:
-        phase: ``valid`` or ``test``.
-
-    Returns:
-        (users, positions): both ``(n,)`` int64, users ascending; the history of the target is
-        ``sequences.of(user)[:position]``.
-    """
-    return target_positions(sequences.lengths, phase)
-
-
-def training_part(sequences: Sequences) -> Sequences:
-    """The training events of every user."""
-    return sequences.keep(
-        sequences.positions < np.repeat(train_lengths(sequences.lengths), sequences.lengths)
-    )
 
 
 def count_repeats(sequences: Sequences, n_items: int) -> int:

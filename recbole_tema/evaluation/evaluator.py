@@ -12,11 +12,13 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_gpu_usage, set_color
 
+from recbole_tema.errors import ConfigError
 from recbole_tema.evaluation import (
     EvalPlan,
     evaluate_ranks,
     needs_topk_items,
     popularity_notes,
+    slice_counts,
     target_groups,
 )
 from recbole_tema.progress import PassingBar
@@ -52,9 +54,19 @@ class EvalData:
 
 
 def evaluation_data(
-    config: "TemaConfig", dataset: "CrossDomainMixin", prepared: "PreparedData"
+    config: "TemaConfig",
+    dataset: "CrossDomainMixin",
+    prepared: "PreparedData",
+    validates: bool = False,
 ) -> dict[str, EvalData]:
-    """Phase -> `EvalData`, with the groups that ``eval_groups`` asks for."""
+    """Phase -> `EvalData`, with the groups that ``eval_groups`` asks for.
+
+    Args:
+        validates: whether ``valid_metric`` chooses an epoch by them.
+
+    Raises:
+        ConfigError: ``valid_metric`` is of a slice that has no targets.
+    """
     # Not what overlap_ratio and train_on leave: the groups are the same for all of them.
     popularity = dataset.split_popularity()
     found = {}
@@ -63,7 +75,20 @@ def evaluation_data(
         thirds = {name: mask for name, mask in groups.items() if name.startswith("popularity=")}
         notes = popularity_notes(popularity[plan.targets], thirds)
         found[phase] = EvalData(prepared.eval_data[phase], plan, groups, notes)
+        if validates and config["eval_step"] and phase != "test":
+            _check_valid_slice(config, found[phase])
     return found
+
+
+def _check_valid_slice(config: "TemaConfig", eval_data: EvalData) -> None:
+    part = config["valid_metric"].rpartition("/")[0]
+    counts = slice_counts(eval_data.plan, eval_data.groups)
+    if part and not counts.get(part):
+        there = ", ".join(name for name, count in counts.items() if count) or "none has any"
+        raise ConfigError(
+            f"valid_metric is {config['valid_metric']!r}, but no validation target is in the slice "
+            f"'{part}'; slices with targets: {there}"
+        )
 
 
 @torch.no_grad()

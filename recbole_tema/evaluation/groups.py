@@ -1,10 +1,12 @@
-"""Groups of targets to report beside the domains: by overlap, popularity and history length.
+"""Groups of targets to report beside the domains: by history, popularity, and both together.
 
 Every target is in exactly one bucket of each grouping.
 
 - ``overlap=yes|no``: the history has events in two or more domains, or not.
 - ``popularity=low|middle|high``: thirds of the targets by the training events of the target.
 - ``length=1-5|6-10|11-20|21-50|51+``: events before the target.
+- ``cold=yes|no``: the target item has no training event, or has some.
+- ``repeat=yes|no``: the user had the target item before, or not.
 """
 
 from collections import OrderedDict
@@ -20,6 +22,8 @@ BUCKETS = {
     "overlap": ("yes", "no"),
     "popularity": ("low", "middle", "high"),
     "length": ("1-5", "6-10", "11-20", "21-50", "51+"),
+    "cold": ("yes", "no"),
+    "repeat": ("yes", "no"),
 }
 LENGTH_BOUNDS = (5, 10, 20, 50)  # the longest history of each bucket but the last
 
@@ -30,7 +34,7 @@ def target_groups(
     """Buckets of the plan's targets.
 
     Args:
-        names: groupings wanted, of ``overlap``, ``popularity``, ``length`` (``eval_groups``).
+        names: groupings wanted, of BUCKETS (``eval_groups``).
         train_popularity: ``(n_items,)`` training events of each item.
 
     Returns:
@@ -43,10 +47,14 @@ def target_groups(
     for name in names:
         if name not in BUCKETS:
             raise ConfigError(f"eval_groups: {name!r} is none of {', '.join(BUCKETS)}")
+    popularity = None
+    if not {"popularity", "cold"}.isdisjoint(names):
+        popularity = np.asarray(train_popularity)[plan.targets]
     masks = group_masks(
         overlap=spans_domains(plan) if "overlap" in names else None,
-        popularity=np.asarray(train_popularity)[plan.targets] if "popularity" in names else None,
+        popularity=popularity,
         length=plan.history_lengths if "length" in names else None,
+        repeat=plan.repeated() if "repeat" in names else None,
     )
     empty = [f"{name}={b}" for name in names for b in BUCKETS[name] if b not in masks[name]]
     if empty:
@@ -60,20 +68,25 @@ def group_masks(
     overlap: np.ndarray | None = None,
     popularity: np.ndarray | None = None,
     length: np.ndarray | None = None,
+    repeat: np.ndarray | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Grouping -> bucket -> ``(n,)`` bool of what is given, buckets without targets left out.
 
     Args:
         overlap: ``(n,)`` bool, the history lies in several domains. popularity: ``(n,)`` training
-            events of each target item. length: ``(n,)`` events before each target.
+            events of each target item. length: ``(n,)`` events before each target. repeat:
+            ``(n,)`` bool, the user had the target before.
     """
     codes = {}
     if overlap is not None:
         codes["overlap"] = np.where(overlap, 0, 1)
     if popularity is not None:
         codes["popularity"] = popularity_thirds(popularity)
+        codes["cold"] = np.where(popularity == 0, 0, 1)
     if length is not None:
         codes["length"] = np.searchsorted(LENGTH_BOUNDS, length)
+    if repeat is not None:
+        codes["repeat"] = np.where(repeat, 0, 1)
     return {
         name: {b: found == i for i, b in enumerate(BUCKETS[name]) if (found == i).any()}
         for name, found in codes.items()

@@ -1,7 +1,8 @@
 """RecBole's own metrics on ranks: overall, per domain, per group of targets, and of one target.
 
-Keys: ``ndcg@10`` overall, ``<domain>/ndcg@10`` for each domain that has targets, then
-``<grouping>=<bucket>/ndcg@10`` for each group that has any, as in ``overlap=yes/ndcg@10``.
+Keys: ``ndcg@10`` overall, ``macro/ndcg@10`` the unweighted mean over the domains that have targets,
+``<domain>/ndcg@10`` for each of these, then ``<grouping>=<bucket>/ndcg@10`` for each group that has
+any, as in ``overlap=yes/ndcg@10``. Metrics without a cut-off have no ``@k``: ``macro/mrr``.
 """
 
 from collections import Counter, OrderedDict
@@ -26,6 +27,8 @@ RANK_NEEDS = {"rec.topk", "rec.meanrank"}
 ITEM_NEEDS = {"rec.items", "data.num_items", "data.count_items"}
 # Name of the slice of all targets; its metrics have no prefix.
 OVERALL = "overall"
+MACRO = "macro"  # the slice that counts each domain alike
+EXACT = 15  # decimals of what is averaged before it is rounded
 # The metrics that `per_target` gives; reports show these alone.
 PER_TARGET = ("hit", "ndcg", "mrr", "recall", "precision", "map")
 
@@ -55,19 +58,30 @@ def needs_topk_items(config: "TemaConfig") -> bool:
     return len(metric_names(config, RANK_NEEDS | ITEM_NEEDS)) > len(rank_only)
 
 
-def per_target(name: str, ranks: np.ndarray, k: int) -> np.ndarray:
+def metric_key(name: str, k: int | None) -> str:
+    """``ndcg@10``; ``mrr`` where k is None, without a cut-off."""
+    return name if k is None else f"{name}@{k}"
+
+
+def metric_parts(key: str) -> tuple[str, int | None]:
+    """(metric, k) of ``ndcg@10``; k is None for a metric without one."""
+    name, _, k = key.partition("@")
+    return name, int(k) if k else None
+
+
+def per_target(name: str, ranks: np.ndarray, k: int | None) -> np.ndarray:
     """``(n,)`` float64: a metric at k of each target, one relevant item in each ranking.
 
     With one relevant item recall is hit, and map is mrr; ndcg is 1 / log2(rank + 1) within k.
 
     Args:
-        name: of PER_TARGET. ranks: ``(n,)`` from 1.
+        name: of PER_TARGET. ranks: ``(n,)`` from 1. k: None for no cut-off.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
-    inside = ranks <= k
+    inside = ranks <= (np.inf if k is None else k)
     if name in ("hit", "recall"):
         return inside.astype(np.float64)
-    if name == "precision":
+    if name == "precision" and k is not None:
         return inside / k
     if name in ("mrr", "map"):
         return np.where(inside, 1 / ranks, 0.0)
@@ -115,13 +129,18 @@ def evaluate_ranks(
     names = metric_names(config, RANK_NEEDS | ITEM_NEEDS)
     if needs_topk_items(config):
         _add_item_data(data, names, plan, topk_items, dataset)
-    result = _evaluate(config, names, data)
+    result = _evaluate(config, names, data) | _uncut(config, ranks)
     names = metric_names(config, RANK_NEEDS)
+    parts = {}
     for label, mask in slices(plan, groups).items():
         part = _rank_data(ranks[mask], plan.n_candidates[mask], max(_topk(config)))
-        for key, value in _evaluate(config, names, part).items():
-            result[f"{label}/{key}"] = value
-    return result
+        parts[label] = _evaluate(config, names, part) | _uncut(config, ranks[mask])
+    domains = [parts[name] for name in plan.domain_names if name in parts]
+    macro = {key: float(np.mean([part[key] for part in domains])) for key in domains[0]}
+    for label, part in {MACRO: macro, **parts}.items():
+        result.update((f"{label}/{key}", value) for key, value in part.items())
+    decimals = config["metric_decimal_place"]
+    return OrderedDict((key, round(value, decimals)) for key, value in result.items())
 
 
 def slices(plan: EvalPlan, groups: Mapping[str, np.ndarray] | None = None) -> OrderedDict:
@@ -134,10 +153,19 @@ def slices(plan: EvalPlan, groups: Mapping[str, np.ndarray] | None = None) -> Or
 
 
 def slice_counts(plan: EvalPlan, groups: Mapping[str, np.ndarray] | None = None) -> OrderedDict:
-    """Number of targets: ``overall``, then each domain and group that has any."""
-    counts = OrderedDict({OVERALL: len(plan)})
+    """Number of targets: ``overall``, ``macro``, then each domain and group that has any."""
+    counts = OrderedDict({OVERALL: len(plan), MACRO: len(plan)})
     counts.update((name, int(mask.sum())) for name, mask in slices(plan, groups).items())
     return counts
+
+
+def _uncut(config: "TemaConfig", ranks: np.ndarray) -> dict[str, float]:
+    """The metrics without a cut-off of ``(n,)`` zero-based ranks."""
+    names = config["uncut_metrics"] or ()
+    return {
+        name.lower(): float(per_target(name.lower(), ranks + 1, None).mean())
+        for name in ([names] if isinstance(names, str) else names)
+    }
 
 
 def _topk(config: "TemaConfig") -> list[int]:
@@ -182,11 +210,11 @@ def _add_item_data(
 
 
 def _evaluate(config: "TemaConfig", names: list[str], data: DataStruct) -> OrderedDict:
-    """RecBole's Evaluator on some of the configured metrics."""
+    """RecBole's Evaluator on some of the configured metrics, not rounded yet."""
     settings = {
         "metrics": names,
         "topk": _topk(config),
-        "metric_decimal_place": config["metric_decimal_place"],
+        "metric_decimal_place": EXACT,
         "tail_ratio": config["tail_ratio"],
     }
     for name in names:

@@ -20,7 +20,8 @@ class EvalPlan:
     """Targets and candidates of the validation or the test phase.
 
     Args:
-        users: ``(n,)`` internal user ids. targets: ``(n,)`` internal item ids, at least 1.
+        users: ``(n,)`` internal user ids, one as often as it has targets. targets: ``(n,)``
+            internal item ids, at least 1. positions: ``(n,)`` of the targets in ``histories``.
         item_domain: ``(n_items,)`` 0 for the padding item 0, then 1 to D.
         domain_names: the D names, in the order of their ids.
         candidates: ``in_domain``, the items of the target's domain, or ``all``.
@@ -29,14 +30,17 @@ class EvalPlan:
         neg_seed: seed of the negatives and of the tie-breaking. Nothing else enters the draw, so
             that all models and model seeds meet the same candidates.
         sequences: (items ``(n_events,)``, offsets ``(n_users + 1,)``) every user's whole merged
-            sequence, oldest event first, indexed by user id.
+            sequence, oldest event first, indexed by user id: no negative is one of its items.
+        histories: the same of what the phase may read: what lies before a target's position is its
+            history; None: ``sequences``.
         exclude_history: leave out of the candidates the items that the user had before the target
             (``uniN`` draws none of them anyway). A target that the user had before is no test case
             then, in any mode: it would be the only former item among its candidates.
-        phase: ``valid``, the last event but one of a user, or ``test``, the last event.
+        phase: ``valid`` or ``test``.
 
     Attributes:
-        users, targets, target_domain: ``(n,)`` int64.
+        users, targets, target_domain: ``(n,)`` int64. history_lengths: ``(n,)`` int64 number of
+            events before each target. rows: ``(n,)`` int64 which of the targets that were given.
         n_candidates: ``(n,)`` int64, the target included.
         negatives: ``(n, N)`` int32 padded with 0 at the end, or None in ``full`` mode.
         left_out: ``(m,)`` int64 domains of the targets that ``exclude_history`` leaves out; they
@@ -51,6 +55,7 @@ class EvalPlan:
         self,
         users: np.ndarray,
         targets: np.ndarray,
+        positions: np.ndarray,
         item_domain: np.ndarray,
         domain_names: Sequence[str],
         *,
@@ -58,16 +63,20 @@ class EvalPlan:
         mode: str = "full",
         neg_seed: int = 2026,
         sequences: tuple[np.ndarray, np.ndarray],
+        histories: tuple[np.ndarray, np.ndarray] | None = None,
         exclude_history: bool = False,
         phase: str = "valid",
     ) -> None:
-        self.users, self.targets, self.item_domain = (
-            np.asarray(a, dtype=np.int64) for a in (users, targets, item_domain)
+        self.users, self.targets, self.history_lengths, self.item_domain = (
+            np.asarray(a, dtype=np.int64) for a in (users, targets, positions, item_domain)
         )
+        self.rows = np.arange(len(self.users))
         self.domain_names = list(domain_names)
         self.candidates, self.mode, self.phase = candidates, mode, phase
-        items, offsets = (np.asarray(a, dtype=np.int64) for a in sequences)
-        self.sequences = items, offsets
+        self.sequences, self.histories = (
+            (np.asarray(items, dtype=np.int64), np.asarray(offsets, dtype=np.int64))
+            for items, offsets in (sequences, histories or sequences)
+        )
         self.n_items = len(self.item_domain)
         self._check()
         n_negatives = pool.parse_mode(mode)
@@ -88,7 +97,7 @@ class EvalPlan:
         self.left_out = np.empty(0, dtype=np.int64)
         if exclude_history:
             # After the draws, so that they are those of the same target without exclude_history.
-            repeated = self._repeated()
+            repeated = self.repeated()
             self.left_out = self.target_domain[repeated]
             self._keep(~repeated)
         self._log_empty_domains()
@@ -111,6 +120,7 @@ class EvalPlan:
         """Drop the rows where ``wanted`` ``(n,)`` is false."""
         rows = np.flatnonzero(wanted)
         self.users, self.targets = self.users[rows], self.targets[rows]
+        self.history_lengths, self.rows = self.history_lengths[rows], self.rows[rows]
         self.target_domain, self._row_pool = self.target_domain[rows], self._row_pool[rows]
         self._draws = self._draws[torch.from_numpy(rows)]
         self.n_candidates = self.n_candidates[rows]
@@ -122,22 +132,16 @@ class EvalPlan:
             kept = np.repeat(wanted, counts)
             self._excluded = np.concatenate([[0], np.cumsum(counts[rows])]), items[kept]
 
-    def _repeated(self) -> np.ndarray:
+    def repeated(self) -> np.ndarray:
         """``(n,)`` bool: the user had the target before."""
         rows, items = self.history_events()
         found = np.zeros(len(self), dtype=bool)
         found[rows[items == self.targets[rows]]] = True
         return found
 
-    @property
-    def history_lengths(self) -> np.ndarray:
-        """``(n,)`` number of events before each target."""
-        lengths = np.diff(self.sequences[1])[self.users]
-        return lengths - (1 if self.phase == "test" else 2)
-
     def history_events(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, items): every event before each target, flat, rows ascending."""
-        return pool.first_events(self.sequences, self.users, self.history_lengths)
+        return pool.first_events(self.histories, self.users, self.history_lengths)
 
     def ranks(
         self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor
@@ -308,8 +312,9 @@ class EvalPlan:
     def _check(self) -> None:
         if self.phase not in PHASES:
             raise ValueError(f"phase is {self.phase!r}, expected valid or test")
-        if self.users.shape != self.targets.shape or self.users.ndim != 1:
-            raise ValueError(f"{self.users.shape} users and {self.targets.shape} targets")
+        shapes = [a.shape for a in (self.users, self.targets, self.history_lengths)]
+        if len(set(shapes)) > 1 or self.users.ndim != 1:
+            raise ValueError("{} users, {} targets and {} positions".format(*shapes))
         domains = self.item_domain[1:]
         if self.item_domain[0] or domains.min() < 1 or domains.max() > len(self.domain_names):
             raise ValueError("item_domain must be 0 for item 0 and 1 to D for all others")
@@ -319,15 +324,11 @@ class EvalPlan:
             raise ValueError(f"targets must be items 1 to {self.n_items - 1}")
         if self.users.min() < 0 or self.users.max() >= len(self.sequences[1]) - 1:
             raise ValueError("a user has no sequence")
-        if (
-            self.history_lengths.min() < 0
-            or (
-                self.sequences[0][self.sequences[1][self.users] + self.history_lengths]
-                != self.targets
-            ).any()
-        ):
-            place = "last" if self.phase == "test" else "last but one"
-            raise ValueError(f"a {self.phase} target is not the {place} event of its user")
+        items, offsets = self.histories
+        inside = (self.history_lengths >= 0) & (self.history_lengths < np.diff(offsets)[self.users])
+        places = offsets[self.users] + self.history_lengths
+        if not inside.all() or (items[places] != self.targets).any():
+            raise ValueError(f"a {self.phase} target is not at its position in its user's history")
 
     def _check_scores(
         self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor, width: int

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from recbole_tema.evaluation.metrics import OVERALL
+from recbole_tema.evaluation.metrics import OVERALL, metric_parts
 
 # With one target a user, recall@k is hit@k and precision@k is hit@k / k: left to the full table.
 PREFERRED = ("ndcg", "hit", "mrr")
@@ -20,14 +20,15 @@ def format_table(
     metrics: str | Sequence[str] = "main",
     notes: Sequence[str] = (),
 ) -> str:
-    """Rows: overall, domains, groups. Columns: metrics of each phase, and the number of targets.
+    """Rows: overall, macro, domains, groups. Columns: metrics of each phase, number of targets.
 
     Args:
         valid_result, test_result: from ``metrics.evaluate_ranks``; None leaves the phase out.
         counts: slice -> number of targets, from ``metrics.slice_counts`` of the last phase given
             (test, unless ``test_result`` is None).
-        metrics: ``main`` for NDCG, hit and MRR at 10 (else at the first k there is), ``all`` for
-            every metric in blocks by k, or a list of keys (``["ndcg@10", "hit@5"]``).
+        metrics: ``main`` for NDCG, hit and MRR at 10 (else at the first k there is) and without a
+            cut-off, ``all`` for every metric in blocks by k, or a list of keys
+            (``["ndcg@10", "hit@5"]``).
         notes: lines to stand below, as ``EvalData.notes``.
 
     Returns:
@@ -56,25 +57,20 @@ def _slices(results: Mapping[str, Mapping[str, float]], counts: Mapping[str, int
     return list(found)
 
 
-def _split(key: str) -> tuple[str, int | None]:
-    """(metric, k) of ``ndcg@10``; k is None for a metric without one."""
-    name, _, k = key.partition("@")
-    return name, int(k) if k else None
-
-
 def _main(keys: Sequence[str]) -> list[str]:
-    ks = sorted({k for _, k in map(_split, keys) if k is not None})
+    ks = sorted({k for _, k in map(metric_parts, keys) if k is not None})
     k = PREFERRED_K if PREFERRED_K in ks else next(iter(ks), None)
-    at_k = {_split(key)[0]: key for key in keys if _split(key)[1] == k}
-    return [at_k[name] for name in PREFERRED if name in at_k] or list(at_k.values())[:3]
+    at_k = {metric_parts(key)[0]: key for key in keys if metric_parts(key)[1] == k}
+    found = [at_k[name] for name in PREFERRED if name in at_k] or list(at_k.values())[:3]
+    return found + [name for name in PREFERRED if name in keys and name not in found]
 
 
 def _blocks(keys: Sequence[str], n_phases: int, room: int) -> list[list[str]]:
     """Keys by k, those without a k last, in parts that fit ``room`` columns."""
     blocks: list[list[str]] = []
-    for k in sorted({_split(key)[1] for key in keys}, key=lambda k: (k is None, k or 0)):
+    for k in sorted({metric_parts(key)[1] for key in keys}, key=lambda k: (k is None, k or 0)):
         left = 0
-        for key in (key for key in keys if _split(key)[1] == k):
+        for key in (key for key in keys if metric_parts(key)[1] == k):
             width = n_phases * (len(key) + 4)
             if width > left:
                 blocks.append([])

@@ -1,11 +1,16 @@
 """TEMA's item construction: id, tag, text and image vectors become one item vector."""
 
 from collections.abc import Sequence
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+SHARE_SLACK = 1e-3  # of shares that were rounded, around their sum of 1
+LEAST_VARIANCE = 1e-8  # of a principal component, in relation to the largest; less is rounding
+BLOCK_ROWS = 65_536  # that are float64 at once
 
 
 def principal_components(matrix: torch.Tensor, present: torch.Tensor, size: int) -> torch.Tensor:
@@ -52,29 +57,90 @@ def initial_vectors(
     return scores * (std / scores[present].double().std().clamp(min=1e-12).item())
 
 
+def whitened(matrix: torch.Tensor, present: torch.Tensor, kind: str) -> torch.Tensor:
+    """Frozen vectors without the mean of those that are there, and with equal variances.
+
+    Text vectors share one large direction, which says nothing of an item. Computed in float64; ties
+    of the spectrum and the signs of its vectors do not matter, as the result lies in the space of
+    ``matrix``.
+
+    Args:
+        matrix: ``(n, d)``. present: ``(n,)`` bool.
+        kind: ``centre`` takes the mean off. ``pca`` also divides each principal component by its
+            standard deviation, those of next to none left out, and scales all alike, so that the
+            mean squared length is 1, as that of the unit vectors which encoders give.
+
+    Returns:
+        ``(n, d)``; absent rows are 0.
+    """
+    rows = matrix[present]
+    result = torch.zeros_like(matrix)
+    if not len(rows):
+        return result
+    mean = rows.mean(0, dtype=torch.float64)
+    basis = None
+    if kind == "pca":
+        spread = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=matrix.device)
+        for block in rows.split(BLOCK_ROWS):
+            around = block.double() - mean
+            spread += around.T @ around / len(rows)
+        variances, vectors = torch.linalg.eigh(spread)
+        kept = variances > max(LEAST_VARIANCE * variances.max().item(), 0.0)
+        scaled = vectors[:, kept] / (variances[kept] * max(1, int(kept.sum()))).sqrt()
+        basis = scaled @ vectors[:, kept].T
+    blocks = (block.double() - mean for block in rows.split(BLOCK_ROWS))
+    done = [(block if basis is None else block @ basis).to(matrix.dtype) for block in blocks]
+    result[present] = torch.cat(done)
+    return result
+
+
+def whiten_parts(model: nn.Module, names: Sequence[str], kind: str | None) -> None:
+    """Apply `whitened` to buffers ``NAME (n, d)`` of a model, by their ``NAME_present (n,)``."""
+    if kind in (None, "none"):
+        return
+    if not names:
+        getLogger().warning(
+            f"keys without effect on {type(model).__name__}: feature_whitening (no frozen vectors)"
+        )
+    for name in names:
+        matrix, present = getattr(model, name), getattr(model, f"{name}_present")
+        model.register_buffer(name, whitened(matrix, present, kind), persistent=False)
+
+
 def tag_weights(
     tag_ids: torch.Tensor,
     weights: torch.Tensor | None,
     weighting: str,
     known: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights of each item's tags that sum to 1.
+    """Weights of each item's tags.
 
     Args:
         tag_ids, weights: ``(n, T)``, tag 0 is padding.
-        weighting: ``matched`` takes the given weights, ``binary`` gives each tag the same.
+        weighting: ``matched`` takes the given weights as shares that sum to 1, ``raw`` takes them
+            as they are, ``binary`` gives each tag the same share.
         known: ``(n_tags,)`` bool, tags that have a vector, None for all; others do not count.
 
     Returns:
-        ``(n, T)``; an item without a tag that counts has 0 throughout.
+        ``(n, T)``; an item without a tag that counts has 0 throughout. That ``raw`` weights are
+        shares already is logged.
     """
     used = tag_ids > 0
     if known is not None:
         used = used & known[tag_ids]
-    if weights is None or weighting != "matched":
+    if weights is None or weighting == "binary":
         weights = torch.ones(())
     weights = torch.where(used, weights, 0.0)
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    sums = weights.sum(1, keepdim=True)
+    if weighting == "raw":
+        if bool((((sums - 1).abs() < SHARE_SLACK) | (sums == 0)).all()):
+            getLogger().warning(
+                "tag_weighting is raw, but the tag_weights (NAME.item) of each item sum to 1, so "
+                "that raw is matched: they were normalised when they were made; "
+                "'python -m dataset_tools tag NAME --force' stores raw scores"
+            )
+        return weights
+    return weights / torch.where(sums > 0, sums, 1.0)
 
 
 def tag_matrix(

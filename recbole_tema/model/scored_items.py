@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from recbole_tema.model.history import History
+from recbole_tema.model.packing import take_once
 from recbole_tema.model.sampled_softmax import Drawn, sampled_cross_entropy
 from recbole_tema.model.softmax import Bonus, linear_cross_entropy
 
@@ -59,14 +61,15 @@ class ScoredItems:
             had: what each target's user had before. bias: what the score of such an item gets.
         """
         weight = scoring.new_full((len(targets),), 1.0 / max(1, len(targets)))
-        tables = scoring[self.rows].split(self.sizes)
-        blocks = [(states[:, d], table) for d, table in enumerate(tables)]
-        own = states
+        columns, own = take_once(scoring, self.rows), states
         if states.dim() == 2:
-            blocks = [(states, scoring[self.rows])]
-        elif self.correction is not None:
+            blocks = [(states, columns)]
+        else:
+            tables = columns.split(self.sizes)
+            blocks = [(states[:, d], table) for d, table in enumerate(tables)]
             number = torch.arange(len(targets), device=targets.device)
-            own = states[number, self.domain[targets] - 1]
+            place = number * len(self.sizes) + self.domain[targets] - 1
+            own = take_once(states.flatten(0, 1), place)
         return self._among(0, len(self.rows), scoring, own, blocks, targets, weight, had, bias)
 
     def in_domain_cross_entropy(
@@ -82,7 +85,7 @@ class ScoredItems:
         Args:
             states: of each domain, those of its targets in their order.
         """
-        tables = scoring[self.rows].split(self.sizes)
+        tables = take_once(scoring, self.rows).split(self.sizes)
         first, loss = 0, scoring.new_zeros(())
         for d, mine in enumerate(self.of_domain(targets)):
             own, blocks = states[d], [(states[d], tables[d])]
@@ -112,7 +115,7 @@ class ScoredItems:
         if self.correction is None:
             place = self.column[targets] - first
             return linear_cross_entropy(blocks, place, weight, bonus, self.smoothing)
-        logit = (own * scoring[targets]).sum(-1)
+        logit = (own * F.embedding(targets, scoring)).sum(-1)
         if had is not None and bias is not None:
             logit = logit + bias * had.has(targets)
         column = self.column[targets]

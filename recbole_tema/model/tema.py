@@ -24,6 +24,7 @@ from recbole_tema.model.fusion import (
     normalised_parts,
     tag_matrix,
     tag_weights,
+    whiten_parts,
 )
 from recbole_tema.model.packing import Layout
 from recbole_tema.model.preference import AlignedPreference, DomainToken, PreferenceAttention
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 class TEMA(CrossDomainRecommender):
     """Stages 3 and 4 of TEMA-LLM: item construction and tag-enriched multi-attention.
 
-    Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, projected text vector,
-    projected image vector, mean of the learned vectors of each of ``selected_features``).
+    Item: fuse(learnable id, projected tag vector ``sum_t w_it e_t``, learned vectors of the tags
+    weighted alike (``tag_table``), projected text vector, projected image vector, mean of the
+    learned vectors of each of ``selected_features``).
     Sequence: causal self-attention over the merged sequence (inter-domain) and over each domain's
     subsequence (intra-domain); a second attention level joins these states into one preference
     for each domain of candidates. The score is cosine(preference, item) / temperature, or the
@@ -71,6 +73,9 @@ class TEMA(CrossDomainRecommender):
         self._item_parts(config, dataset)
         self._threads(config)
         self._initialise(config)
+        # After the start of the ids, whose components are those of the vectors as they came.
+        frozen = [name for name, part in self.projections.items() if isinstance(part, Projection)]
+        whiten_parts(self, frozen, config["feature_whitening"])
 
     # ---------------------------------------------------------------- construction
 
@@ -120,7 +125,7 @@ class TEMA(CrossDomainRecommender):
         self.item_dropout = Dropout(config["item_dropout_prob"])
 
     def _tag_part(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
-        """The frozen tag vector of each item; the tags' own vectors are trained if none came."""
+        """The frozen tag vector of each item; learned ones of tags beside it or instead."""
         if dataset.tags is None:
             SCREEN.info("TEMA: no tags in this dataset, trained without")
             return
@@ -135,25 +140,29 @@ class TEMA(CrossDomainRecommender):
         untagged = int((~present[1:]).sum())
         if untagged:
             SCREEN.info(f"TEMA: {untagged} of {self.n_items - 1} items have no tag to use")
-        self.register_buffer("tag_present", present, persistent=False)
         if vectors is None:
             SCREEN.info("TEMA: the tags have no vectors (NAME.tag), their vectors are trained")
-            self.register_buffer("tag_ids", tag_ids, persistent=False)
-            self.register_buffer("tag_weights", weights, persistent=False)
-            self.projections["tag"] = TagTable(int(tag_ids.max()) + 1, self.hidden_size)
-        else:
-            self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
-            self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+            self._learned_part("tag", tag_ids, weights, int(tag_ids.max()) + 1)
+            return
+        self.register_buffer("tag_present", present, persistent=False)
+        self.register_buffer("tag", tag_matrix(tag_ids, weights, vectors), persistent=False)
+        self.projections["tag"] = Projection(vectors.size(1), self.hidden_size)
+        if config["tag_table"]:
+            self._learned_part("tag_table", tag_ids, weights, int(tag_ids.max()) + 1)
 
     def _field_part(self, name: str, field: str, dataset: "CrossDomainMixin") -> None:
         """Learned vectors for the values of an item field, such as the words of its title."""
         values = dataset.item_feat[field][: self.n_items].cpu()
         values = values.view(self.n_items, -1)
-        weights = tag_weights(values, None, "binary")
-        self.register_buffer(f"{name}_ids", values, persistent=False)
+        self._learned_part(name, values, tag_weights(values, None, "binary"), dataset.num(field))
+
+    def _learned_part(
+        self, name: str, ids: torch.Tensor, weights: torch.Tensor, n_values: int
+    ) -> None:
+        self.register_buffer(f"{name}_ids", ids, persistent=False)
         self.register_buffer(f"{name}_weights", weights, persistent=False)
         self.register_buffer(f"{name}_present", weights.sum(1) > 0, persistent=False)
-        self.projections[name] = TagTable(dataset.num(field), self.hidden_size)
+        self.projections[name] = TagTable(n_values, self.hidden_size)
 
     def _threads(self, config: "TemaConfig") -> None:
         both = self.use_intra and self.use_inter

@@ -22,6 +22,7 @@ from recbole_tema.config.keys import class_keys, is_own, may_read
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.data.cross_domain import ITEM_FIELDS, TAGS
 from recbole_tema.data.schema import ATTRIBUTE_KEYS, FEATURE_FILES
+from recbole_tema.data.split import GIVEN, MERGED
 from recbole_tema.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.cross_domain import CrossDomainMixin
 
+SPLIT = "split"  # part of a fingerprint: empty for the leave-one-out of each user
 FORMAT = "recbole-tema checkpoint 2"
 FORMER = "recbole-tema checkpoint 1"  # did not tell what its model reads of the dataset
 # What every checkpoint has; one to resume from has the state of the training too.
@@ -102,7 +104,7 @@ def dataset_fingerprint(
 
 
 def _parts_read(dataset: "CrossDomainMixin") -> list[str]:
-    found = {"users", "items", "domains", *dataset.asked}
+    found = {"users", "items", "domains", SPLIT, *dataset.asked}
     model_class = dataset.config.model_class
     named = {key for key in ATTRIBUTE_KEYS if may_read(model_class, key)}
     for key in named:
@@ -133,6 +135,12 @@ def _hash_of(dataset: "CrossDomainMixin", part: str) -> str:
         )
         if part == "domains":
             digest.update(np.ascontiguousarray(dataset.item_domain).tobytes())
+    elif part == SPLIT:
+        rule = dataset.split.rule
+        if rule.kind == MERGED:
+            return ""
+        digest.update(f"{rule.kind} {rule.cuts}".encode())
+        digest.update(dataset.split.part.tobytes() if rule.kind == GIVEN else b"")
     elif part == TAGS:
         if dataset._tags is None:
             return ""
@@ -358,6 +366,12 @@ def check_belongs(
     changes = []
     for part, before in state["fingerprint"].items():
         now = before if fingerprint is None else fingerprint.get(part, before)
+        if now != before and part == SPLIT:
+            raise CheckpointError(
+                f"{path} learnt from the training events of another split than eval_args.split "
+                f"gives here, so it may have seen these targets; evaluate it by its own split, or "
+                f"train it on this one"
+            )
         if now != before:
             how = "changed" if now and before else "is new" if now else "is gone"
             changes.append(f"{_part_words(part, state['dataset'])} {how}")

@@ -10,6 +10,7 @@ from torch import nn
 CHUNK_ELEMENTS = 1 << 22
 # Steps after which a gradient moves a row no more: (0.9 / 0.999 ** 0.5) ** 512 is below 1e-23.
 FADED = 512
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -88,6 +89,14 @@ def step_by_rows(
     return LazyRows(optimizer, tables)
 
 
+def _put(table: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """``table[rows] = values``, each row once; NumPy copies rows several times faster on a CPU."""
+    if table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64):
+        table.detach().numpy()[rows.numpy()] = values.numpy()
+    else:
+        table.index_copy_(0, rows, values)
+
+
 class LazyRows:
     """Takes the steps of Adam or AdamW on tables whose gradients are of single rows.
 
@@ -141,10 +150,10 @@ class _Table:
         """From here on steps are counted anew: every row is up to date."""
         self.now = 0
         self.taken = torch.zeros(len(self.weight), dtype=torch.int32, device=self.weight.device)
-        # Of a row that is up to date at step t: how far its momentum takes it from there to now,
-        # in units of its first moment over the root of its second; and what decay leaves of it.
-        self.moved = torch.zeros(1, dtype=torch.float64)
-        self.kept = torch.ones(1, dtype=torch.float64)
+        # A column for each step t, of a row that is up to date then: how far its momentum takes it
+        # from there to now, in units of its first moment over the root of its second; and what is
+        # left by now of the row, by decay, of its first moment and of its second.
+        self.since = torch.tensor([[0.0], [1.0], [1.0], [1.0]], dtype=torch.float64)
         beta1, beta2 = self.group["betas"]
         age = torch.arange(FADED, 0, -1, dtype=torch.float64)
         self.fading = (beta1 / beta2**0.5) ** age
@@ -168,29 +177,21 @@ class _Table:
         """Let rows ``(k,)``, each once, take the steps that they missed."""
         if not self.now:
             return
-        taken = self.taken[rows]
-        stale = taken < self.now
-        rows, taken = rows[stale], taken[stale].long()
-        if not len(rows):
+        taken = self.taken.index_select(0, rows)
+        stale = (taken < self.now).nonzero().squeeze(1)
+        if not len(stale):
             return
-        state, (beta1, beta2) = self.state, self.group["betas"]
-        first, second = state["exp_avg"][rows], state["exp_avg_sq"][rows]
-        missed = (self.now - taken).double()
-        like = self.weight
-        moved, kept, fade1, fade2 = (
-            part[:, None].to(like)
-            for part in (
-                self.moved.to(like.device)[taken],
-                self.kept.to(like.device)[taken],
-                beta1**missed,
-                beta2**missed,
-            )
-        )
-        root = (1 - beta2 ** int(state["step"])) ** 0.5
+        rows, taken = rows.index_select(0, stale), taken.index_select(0, stale)
+        state, like = self.state, self.weight
+        first, second = (state[name].index_select(0, rows) for name in MOMENTS)
+        since = self.since.to(like.device).index_select(1, taken)[:, :, None].to(like)
+        moved, kept, kept_first, kept_second = since
+        root = (1 - self.group["betas"][1] ** int(state["step"])) ** 0.5
         direction = first / second.sqrt().add_(self.group["eps"] * root)
-        like.index_copy_(0, rows, like[rows].mul_(kept).addcmul_(direction, moved, value=-1))
-        state["exp_avg"].index_copy_(0, rows, first.mul_(fade1))
-        state["exp_avg_sq"].index_copy_(0, rows, second.mul_(fade2))
+        weight = like.index_select(0, rows).mul_(kept).addcmul_(direction, moved, value=-1)
+        _put(like, rows, weight)
+        _put(state["exp_avg"], rows, first.mul_(kept_first))
+        _put(state["exp_avg_sq"], rows, second.mul_(kept_second))
         self.taken[rows] = self.now
 
     @torch.no_grad()
@@ -209,21 +210,20 @@ class _Table:
         root = (1 - beta2**count) ** 0.5
         length = lr / (1 - beta1**count) * root
         shrunk = 1 - lr * group["weight_decay"]
-        first = state["exp_avg"][rows].lerp_(values, 1 - beta1)
-        second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        first, second = (state[name].index_select(0, rows) for name in MOMENTS)
+        first.lerp_(values, 1 - beta1)
+        second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
         denominator = second.sqrt().add_(eps * root)
-        weight = self.weight[rows].mul_(shrunk).addcdiv_(first, denominator, value=-length)
-        self.weight.index_copy_(0, rows, weight)
-        state["exp_avg"].index_copy_(0, rows, first)
-        state["exp_avg_sq"].index_copy_(0, rows, second)
+        weight = self.weight.index_select(0, rows).mul_(shrunk)
+        weight.addcdiv_(first, denominator, value=-length)
+        _put(self.weight, rows, weight)
+        _put(state["exp_avg"], rows, first)
+        _put(state["exp_avg_sq"], rows, second)
         self.now += 1
         self.taken[rows] = self.now
-        if shrunk != 1:
-            self.moved *= shrunk
-            self.kept *= shrunk
-        self.moved[-FADED:] += length * self.fading[-self.now :]
-        self.moved = torch.cat([self.moved, self.moved.new_zeros(1)])
-        self.kept = torch.cat([self.kept, self.kept.new_ones(1)])
+        self.since *= self.since.new_tensor([shrunk, shrunk, beta1, beta2])[:, None]
+        self.since[0, -FADED:] += length * self.fading[-self.now :]
+        self.since = torch.cat([self.since, self.since.new_tensor([[0.0], [1.0], [1.0], [1.0]])], 1)
 
     def settle_all(self) -> None:
         per_chunk = max(1, CHUNK_ELEMENTS // self.weight[0].numel())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from recbole.utils import set_color
 
+from recbole_tema.config.rules import result_key
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
 from recbole_tema.evaluation.evaluator import EvalData, evaluate_model
@@ -89,8 +90,8 @@ class TrainerLayer(Base):
         self.saved_model_file = str(folder / f"{name}.pth")
         self.last_file = folder / f"{name}.last.pth"
         self.events = events_fingerprint(dataset)
-        self.dataset = dataset
-        self.finished = False
+        self.dataset, self.finished = dataset, False
+        self.valid_metric = result_key(config["valid_metric"])
         self.ranks: dict[str, np.ndarray] = {}
         self.epoch_seconds: list[float] = []
         self.report = EpochReport(self)

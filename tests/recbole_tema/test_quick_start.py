@@ -272,6 +272,20 @@ def test_training_without_validation_targets(settings, tiny_root, tmp_path, capl
     assert unsaved["test_result"] == result["test_result"]
 
 
+def test_an_epoch_is_chosen_by_a_metric_of_a_slice(settings):
+    keys = settings | {"uncut_metrics": ["MRR"], "valid_metric": "macro/MRR", "epochs": 1}
+    result = run_recbole_tema("Pop", "tiny", config_dict=keys)
+    valid = result["best_valid_result"]
+    assert result["best_valid_score"] == valid["macro/mrr"]
+    assert valid["macro/mrr"] == pytest.approx(
+        (valid["book/mrr"] + valid["film/mrr"]) / 2, abs=1e-6
+    )
+    assert "macro" in result["table"] and "mrr" in result["table"]
+    keys |= {"target_domain": "book", "valid_metric": "film/NDCG@3"}
+    with pytest.raises(ConfigError, match="'film'; slices with targets: overall, macro, book"):
+        run_recbole_tema("Pop", "tiny", config_dict=keys)
+
+
 @pytest.mark.parametrize("model", ["TEMA", "SASRec"])
 def test_without_any_target_there_are_no_metrics(settings, tiny_root, tmp_path, caplog, model):
     keys = {**settings, "data_path": cut(tiny_root, tmp_path / "cut", "tiny", 2)}

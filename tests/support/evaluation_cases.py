@@ -21,8 +21,9 @@ def make_plan(lists, item_domain, phase="test", **settings):
     users = np.array([u for u, x in enumerate(lists, start=1) if len(x) >= 2 + BACK[phase]])
     targets = np.array([lists[u - 1][-BACK[phase]] for u in users], dtype=np.int64)
     names = [f"d{i}" for i in range(1, item_domain.max() + 1)]
+    places = np.array([len(lists[u - 1]) - BACK[phase] for u in users], dtype=np.int64)
     return EvalPlan(
-        users, targets, item_domain, names, sequences=flat(lists), phase=phase, **settings
+        users, targets, places, item_domain, names, sequences=flat(lists), phase=phase, **settings
     )
 
 

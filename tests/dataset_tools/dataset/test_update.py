@@ -17,7 +17,8 @@ from dataset_tools.dataset.card import changed_files, missing_files, read_card
 from dataset_tools.dataset.dataset import read_dataset, training_events, update_dataset
 from dataset_tools.dataset.writer import prepared_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, read_feature
-from recbole_tema.data.sequences import build_sequences, split_targets
+from recbole_tema.data.sequences import build_sequences
+from recbole_tema.data.split import read_rule
 from recbole_tema.errors import DataError
 from tests.support.kill_points import killed_at
 from tests.support.word_backend import NAME, shop_items, write_shop
@@ -234,13 +235,41 @@ def test_training_events_are_all_but_the_targets(rows):
     left = training_events(events)
     users, times = events["user_id"].to_numpy(), events["timestamp"].to_numpy(np.float64)
     order, sequences = build_sequences(users, events["item_id"].to_numpy(), times, 5)
-    held = set()
-    for phase in ("valid", "test"):
-        targets, places = split_targets(sequences, phase)
-        held |= {int(order[sequences.offsets[u] + p]) for u, p in zip(targets, places, strict=True)}
+    held = set()  # RecBole's rule: the last, and the one before of four and more
+    for user in range(5):
+        mine = order[sequences.offsets[user] : sequences.offsets[user + 1]].tolist()
+        held |= set(mine[-2:] if len(mine) > 3 else mine[-1:] if len(mine) == 3 else [])
     assert set(left["place"]) == set(events["place"]) - held
     for user in range(5):
         mine = events[events["user_id"] == user].sort_values("timestamp", kind="stable")["place"]
         assert left.loc[left["user_id"] == user, "place"].tolist() == [
             place for place in mine if place not in held
         ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(0, 5)), min_size=9, max_size=40
+    )
+)
+def test_training_events_of_other_splits_by_hand(rows):
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    events["place"] = range(len(events))
+    domain_of = {item: "even" if item % 2 == 0 else "odd" for item in range(8)}
+    in_time = events.sort_values("timestamp", kind="stable")
+
+    left = training_events(events, read_rule({"LS": "per_domain"}), domain_of)
+    expected = []
+    for _, mine in in_time.groupby([in_time["user_id"], in_time["item_id"] % 2]):
+        n = len(mine)
+        expected += mine["place"].tolist()[: n - 2 if n > 3 else n - 1 if n == 3 else n]
+    assert sorted(left["place"]) == sorted(expected)
+
+    left = training_events(events, read_rule({"TO": [2, 4]}), domain_of)
+    assert left["place"].tolist() == in_time.loc[in_time["timestamp"] < 2, "place"].tolist()
+
+    marked = events.assign(split=np.select([events["timestamp"] < 2, events["timestamp"] < 4],
+                                           ["train", "valid"], "test"))  # fmt: skip
+    if set(marked["split"]) == {"train", "valid", "test"}:
+        again = training_events(marked, read_rule({"given": "split"}), domain_of)
+        assert again["place"].tolist() == left["place"].tolist()

@@ -12,7 +12,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.describe.checks import findings
 from dataset_tools.describe.measures import describe
-from dataset_tools.describe.text import page
+from dataset_tools.describe.text import page, text
 from tests.support.tiny_dataset import make_dataset
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -43,6 +43,23 @@ def gini(counts):
     """By its definition: mean difference of all pairs, over twice the mean."""
     counts = np.asarray(counts, float)
     return np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
+
+
+def test_tag_weights_by_pandas(tiny, tmp_path):
+    folder, _, item = tiny
+    given = [[float(w) for w in cell.split()] for cell in item["tag_weights"].fillna("")]
+    flat = [weight for row in given for weight in row]
+    found = described(folder, "tiny", tmp_path / "a").tag_weights
+    assert (found["least"], found["most"]) == (min(flat), max(flat))
+    assert found["median"] == pytest.approx(np.median(flat))
+    assert found["shares"] == np.mean([abs(sum(row) - 1) < 1e-3 for row in given if row])
+    path = folder / "tiny.item"
+    head, *rows = path.read_text().replace("0.7", "0.95").splitlines()
+    told = [f"{row}\t{'A text.' if place < 9 else ''}" for place, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head}\taugmented_text:token_seq", *told, ""]))
+    raw = described(folder, "tiny", tmp_path / "b")
+    assert raw.tag_weights["shares"] < 1 and "0.95, median" in text(raw)
+    assert "; raw scores" in text(raw) and f"augmented_text {9 / len(item):.1%}" in text(raw)
 
 
 def test_numbers_are_those_of_pandas(tiny, tmp_path):
@@ -80,7 +97,6 @@ def test_numbers_are_those_of_pandas(tiny, tmp_path):
 def test_the_split_is_the_trainers(tiny, tmp_path):
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.preparation import create_dataset
-    from recbole_tema.data.sequences import split_targets
 
     folder, inter, _ = tiny
     found = described(folder, "tiny", tmp_path / "work")
@@ -96,10 +112,9 @@ def test_the_split_is_the_trainers(tiny, tmp_path):
     )
     domain_of = inter.set_index("item_id")["domain"].to_dict()
     for phase, targets in found.targets.items():
-        users, places = split_targets(dataset.sequences, phase)
-        rows = dataset.sequences.offsets[users] + places
+        rows = dataset.targets(phase).events
         items = dataset.id2token("item_id", dataset.sequences.items[rows])
-        assert len(users) == found.split[phase]
+        assert len(rows) == found.split[phase]
         assert targets == pd.Series(items).map(domain_of).value_counts().to_dict()
 
 
@@ -175,3 +190,50 @@ def test_names_cannot_become_markup(tiny, tmp_path):
     assert "<b>&amp;<" not in text.replace("&lt;b&gt;&amp;amp;", "")
     start = text.index("<svg")
     ElementTree.fromstring(text[start : text.index("</svg>") + 6])
+
+
+@pytest.mark.parametrize(
+    "text", ["{LS: per_domain}", "{TO: [0.7, 0.15, 0.15]}", "{'TO': [142857280, 142857320]}"]
+)
+def test_another_split_is_the_trainers_too(tiny, tmp_path, text):
+    from dataset_tools.convert.engine import engine
+    from dataset_tools.describe.measures import describe
+    from dataset_tools.describe.text import facts
+    from dataset_tools.options import split_rule
+    from recbole_tema.config.tema_config import TemaConfig
+    from recbole_tema.data.preparation import create_dataset
+
+    folder, _, _ = tiny
+    keys = {"data_path": str(folder.parent), "eval_args": f"{{split: {text}}}"}
+    config = TemaConfig("TEMA", "tiny", config_dict=keys)
+    dataset = create_dataset(config, config.model_class)
+    (tmp_path / "work").mkdir()
+    with engine(tmp_path / "work", "256MB", 1) as database:
+        found = describe(database, folder, "tiny", split_rule(text))
+        train = {u + i for u, i in database.rows("SELECT user, item FROM ev WHERE part = 'train'")}
+    items = dataset.id2token("item_id", dataset.train_sequences.items)
+    users = dataset.id2token("user_id", dataset.train_sequences.users())
+    assert train == {str(u) + str(i) for u, i in zip(users, items, strict=True)}
+    assert found.split["train"] == len(items)
+    for phase, targets in found.targets.items():
+        events = dataset.targets(phase).events
+        counts = np.bincount(dataset.item_domain[dataset.sequences.items[events]], minlength=3)
+        assert targets == dict(zip(dataset.domain_names, counts[1:].tolist(), strict=True))
+        unseen = dataset.split_popularity()[dataset.sequences.items[events]] == 0
+        assert found.cold[phase] == unseen.sum()
+    line = facts(found)[2]
+    assert line.startswith(("leave-one-out in each domain: ", "by time ("))
+    assert f"{found.split['train']:,} training events" in line
+
+
+def test_a_split_that_is_none_is_told_in_one_line(tiny):
+    folder, _, _ = tiny
+    for value, message in (
+        ("{LS: both}", "--split is '{LS: both}'; allowed: {'LS': 'valid_and_test'}"),
+        ("{given: split}", "NAME.inter has no column 'split:token'"),
+        ("{TO: [1, 2]}", "eval_args.split by time (1, 2) leaves no training event"),
+    ):
+        words = ["describe", "tiny", "--data_path", str(folder.parent), "--split", value]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 2 and message in done.output
+        assert len(done.output.strip().splitlines()) == 1

@@ -13,7 +13,13 @@ from scipy import stats
 
 from recbole_tema.benchmark.report import facts
 from recbole_tema.benchmark.results import Results, Row
-from recbole_tema.benchmark.statistics import above_by_seed, bootstrap_interval, holm, paired_p
+from recbole_tema.benchmark.statistics import (
+    above_by_seed,
+    bootstrap_interval,
+    by_user,
+    holm,
+    paired_p,
+)
 from recbole_tema.benchmark.tables import csv_text, latex, markdown, note
 from recbole_tema.evaluation.metrics import per_target
 
@@ -33,6 +39,7 @@ def test_metrics_of_stored_ranks_are_those_of_trec_eval(k):
     for ours, theirs in names.items():
         expected = [found[str(n)][theirs] for n in range(len(RANKS))]
         assert per_target(ours, RANKS, k) == pytest.approx(expected, abs=1e-12)
+    assert per_target("mrr", RANKS, None) == pytest.approx(1 / RANKS)
     assert per_target("mrr", RANKS, 10) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10, 0, 0])
 
 
@@ -44,6 +51,38 @@ def test_the_bootstrap_is_scipys():
     assert high == pytest.approx(interval.confidence_interval.high, abs=0.002)
     assert bootstrap_interval(values) == (low, high)
     assert bootstrap_interval(np.full(9, 0.5)) == (0.5, 0.5)
+
+
+def test_users_with_several_targets_are_drawn_and_compared_as_users():
+    rng = np.random.default_rng(4)
+    users = rng.permutation(np.repeat(np.arange(60), rng.integers(1, 6, 60)))
+    ours, theirs = rng.random(60)[users], rng.random(60)[users]  # a user's targets are all alike
+    sums, counts = by_user(ours, users)
+    for user in range(60):
+        assert sums[user] == pytest.approx(ours[users == user].sum())
+        assert counts[user] == (users == user).sum()
+    low, high = bootstrap_interval(sums, counts=counts)
+
+    def ratio(sums, counts, axis):
+        return sums.sum(axis) / counts.sum(axis)
+
+    judge = stats.bootstrap(
+        (sums, counts), ratio, paired=True, method="percentile", random_state=1, vectorized=True
+    )
+    assert low == pytest.approx(judge.confidence_interval.low, abs=0.005)
+    assert high == pytest.approx(judge.confidence_interval.high, abs=0.005)
+    alone = bootstrap_interval(ours)
+    assert high - low > 1.3 * (alone[1] - alone[0]), "targets alone would look surer"
+    frame = pd.DataFrame({"user": users, "item": "i", "domain": "film", "candidates": 9})
+    frame = frame.assign(history=1, overlap=True, popularity=1)
+    frame.loc[0, "domain"] = "book"
+    rows = [Row(model, model, {}, {(1, ""): {}}) for model in ("TEMA", "SASRec")]
+    for row, values in zip(rows, (ours, theirs), strict=True):
+        row.ranks = {"test": 1 + (9 * values[None]).astype(int)}
+    line = Results("shop", rows, {"test": frame}).summary([("mrr", None)]).iloc[0]
+    assert line["metric"] == "mrr"
+    difference = by_user(1 / rows[0].ranks["test"][0] - 1 / rows[1].ranks["test"][0], users)[0]
+    assert line["p_alone"] == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
 
 
 def test_holm_by_hand():
@@ -121,8 +160,16 @@ MODELS = {
 def test_the_summary():
     found = results(MODELS)
     summary = found.summary([("ndcg", 10), ("hit", 5)])
-    assert list(summary["slice"].unique()) == ["overall", "book", "film"]
+    assert list(summary["slice"].unique()) == ["overall", "macro", "book", "film"]
     line = summary.set_index(["model", "slice", "metric"])
+    macro = line.loc["TEMA", "macro", "hit@5"]
+    domains = [line.loc["TEMA", name, "hit@5"]["mean"] for name in ("book", "film")]
+    assert macro["mean"] == pytest.approx(sum(domains) / 2) and macro["targets"] == 400
+    ranks = found.rows[0].ranks["test"]
+    by_domain = [ranks[:, :100] <= 5, ranks[:, 100:] <= 5]
+    of_seeds = np.mean([hits.mean(axis=1) for hits in by_domain], axis=0)
+    assert macro["std"] == pytest.approx(of_seeds.std(ddof=1))
+    assert macro["low"] < macro["mean"] < macro["high"] and math.isnan(macro["p_alone"])
     tema = line.loc["TEMA", "book", "hit@5"]
     hits = found.rows[0].ranks["test"][:, :100] <= 5
     assert tema["mean"] == pytest.approx(hits.mean()) and tema["targets"] == 100
@@ -202,7 +249,7 @@ def test_rows_of_a_study_of_overlap_are_compared_at_their_share():
     assert summary["p"].notna().sum() == 2 * 3  # of all shares and slices, corrected together
     text = markdown(summary)
     assert "of each share" in text and "at the same share" in text
-    assert text.splitlines()[2].count("**") + text.splitlines()[3].count("**") == 2 * 3
+    assert text.splitlines()[2].count("**") + text.splitlines()[3].count("**") == 2 * 4
 
 
 def test_a_table_says_when_it_has_few_seeds_or_no_reference():
@@ -270,8 +317,8 @@ def test_tables():
     for part in (r"\toprule", r"\multicolumn{2}{c}{book}", r"shop\_1 \& 50 \%", r"\underline{"):
         assert part in paper
     body = [line for line in paper.splitlines() if line.startswith(("TEMA", "Pop", "SASRec"))]
-    assert {line.count(" & ") for line in body} == {7} and body[0].count("$^{*}$") == 6
-    assert body[0].startswith("TEMA & 2 & ") and body[0].count(r"$\pm$") == 6
+    assert {line.count(" & ") for line in body} == {9} and body[0].count("$^{*}$") == 6
+    assert body[0].startswith("TEMA & 2 & ") and body[0].count(r"$\pm$") == 8
     assert not {"±", "≤"} & set(paper)
     frame = pd.read_csv(io.StringIO(csv_text(summary)))
     assert len(frame) == 4 * 3 * 3 and np.allclose(frame["mean"], summary["mean"], rtol=1e-14)

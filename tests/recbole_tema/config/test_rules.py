@@ -7,7 +7,7 @@ import pytest
 
 from recbole_tema.config.files import load_yaml, parse_value, parse_values
 from recbole_tema.config.registry import model_names
-from recbole_tema.config.rules import model_rules
+from recbole_tema.config.rules import model_rules, result_key
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.config.validation import check_arguments, check_values
 from recbole_tema.errors import ConfigError
@@ -272,7 +272,8 @@ def test_a_wrong_list_of_config_files_is_named():
         ("TEMA", {"fusion": "product"}, r"fusion is 'product' \(config_dict\).*sum, gate, concat"),
         ("TEMA", {"similarity": 1}, "similarity is 1.*dot, cosine"),
         ("TEMA", {"id_init": "pca"}, "id_init is 'pca'.*normal, text_pca"),
-        ("TEMA", {"tag_weighting": "tfidf"}, "tag_weighting is 'tfidf'.*matched, binary"),
+        ("TEMA", {"feature_whitening": "zca"}, "feature_whitening is 'zca'.*none, centre, pca"),
+        ("TEMA", {"tag_weighting": "tfidf"}, "tag_weighting is 'tfidf'.*matched, raw, binary"),
         ("TEMA", {"train_rows": "prefixes"}, "train_rows is 'prefixes'.*sequence, prefix"),
         ("LLM4CDSR", {"train_rows": "x"}, "train_rows is 'x'.*sequence, prefix"),
         ("TEMA", {"window_stride": 51}, r"window_stride is 51 \(config_dict\).*\(50\)"),
@@ -326,3 +327,39 @@ def test_recboles_own_defaults_are_allowed():
         values = load_yaml(recbole_dir() / "properties" / f"{name}.yaml")
         values.pop("eval_args", None)  # a random split
         check_values(values, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"valid_metric": "MRR"}, "valid_metric is 'MRR'.*add MRR to uncut_metrics"),
+        ({"valid_metric": "macro/mrr"}, "valid_metric is 'macro/mrr'.*add mrr to uncut_metrics"),
+        ({"valid_metric": "macro/NDCG@7"}, "valid_metric is 'macro/NDCG@7'.*NDCG@10"),
+        ({"valid_metric": "overlap=yes/NDCG@10"}, "add overlap to eval_groups"),
+        ({"valid_metric": "age=old/NDCG@10"}, "a group of overlap, popularity, length, cold"),
+        (
+            {"metrics": ["NDCG", "ItemCoverage"], "valid_metric": "food/ItemCoverage@10"},
+            "valid_metric is 'food/ItemCoverage@10'.*NDCG@10",
+        ),
+        ({"uncut_metrics": ["Hit"]}, "uncut_metrics is .*a list of mrr, ndcg"),
+    ],
+)
+def test_a_metric_to_choose_by_that_nothing_computes_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        TemaConfig("TEMA", "ml-100k-genre", config_dict=values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"valid_metric": "MRR", "uncut_metrics": "MRR"}, "mrr"),
+        ({"valid_metric": "macro/MRR", "uncut_metrics": ["mrr"]}, "macro/mrr"),
+        ({"valid_metric": "Food/Hit@20"}, "Food/hit@20"),
+        ({"valid_metric": "cold=no/NDCG@5", "eval_groups": ["cold"]}, "cold=no/ndcg@5"),
+    ],
+)
+def test_any_metric_of_any_slice_can_choose(values, key):
+    config = TemaConfig("TEMA", "ml-100k-genre", config_dict=values)
+    assert result_key(config["valid_metric"]) == key
+    assert config["valid_metric_bigger"] is True

@@ -10,7 +10,6 @@ from recbole.data.dataset import SequentialDataset
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.data.preparation import create_dataset, data_preparation
-from recbole_tema.data.sequences import split_targets
 from recbole_tema.errors import ConfigError, DataError
 from tests.support.tiny_dataset import make_dataset
 
@@ -118,7 +117,7 @@ def test_baselines_meet_the_same_split(settings):
         assert np.array_equal(dataset.item_domain, ours.item_domain), model
         prepared = data_preparation(config, dataset, config.model_class)
         for phase in ("valid", "test"):
-            users, _ = split_targets(ours.sequences, phase)
+            users = ours.targets(phase).users
             assert np.array_equal(prepared.plans[phase].users, users)
             rows = np.concatenate([rows for rows, _ in prepared.eval_data[phase]])
             assert rows.tolist() == list(range(len(users)))
@@ -137,7 +136,7 @@ def test_thinned_training_data_is_the_same_for_all(settings):
         train, _, test = dataset.build()
         feat = train.inter_feat
         pairs[model] = set(zip(feat["user_id"].tolist(), feat["item_id"].tolist(), strict=True))
-        assert len(test.inter_feat) == len(split_targets(dataset.sequences, "test")[0])
+        assert len(test.inter_feat) == len(dataset.targets("test").users)
     assert pairs["TEMA"] == pairs["BPR"]
     # RecBole's rows have no row for the first event of a user.
     assert pairs["SASRec"] < pairs["BPR"]
@@ -272,7 +271,7 @@ def test_short_users_are_counted(broken, caplog):
     _, dataset = load()
     assert "2 users with fewer than 3 events" in caplog.text
     assert "1 users with 3 events" in caplog.text
-    test_users = set(dataset.id2token("user_id", split_targets(dataset.sequences, "test")[0]))
+    test_users = set(dataset.id2token("user_id", dataset.targets("test").users))
     assert not test_users & {"u0", "u1"} and "u2" in test_users
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,11 +7,8 @@ from recbole_tema.data.sequences import (
     Sequences,
     build_sequences,
     domain_counts,
-    split_targets,
     thin_overlap,
-    training_part,
 )
-from recbole_tema.data.split import train_lengths
 from recbole_tema.data.windows import cut_windows, prefix_windows
 
 
@@ -41,28 +37,6 @@ def test_times_closer_than_float32_keep_their_order():
     assert np.float32(times[0]) == np.float32(times[1])
     _, sequences = build_sequences(np.array([1, 1]), np.array([4, 3]), times, n_users=2)
     assert sequences.of(1).tolist() == [3, 4]
-
-
-def test_split_of_short_users():
-    sequences = sequences_of([[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]])
-    assert train_lengths(sequences.lengths).tolist() == [0, 1, 2, 2, 2, 3]
-    users, positions = split_targets(sequences, "test")
-    assert list(zip(users, positions, strict=True)) == [(3, 2), (4, 3), (5, 4)]
-    users, positions = split_targets(sequences, "valid")
-    assert list(zip(users, positions, strict=True)) == [(4, 2), (5, 3)]
-    with pytest.raises(ValueError, match="phase"):
-        split_targets(sequences, "train")
-
-
-@given(lists)
-def test_no_target_is_in_the_training_part(user_lists):
-    sequences = sequences_of(user_lists)
-    train = training_part(sequences)
-    for phase in ("valid", "test"):
-        users, positions = split_targets(sequences, phase)
-        for user, position in zip(users, positions, strict=True):
-            assert position >= len(train.of(user))
-            assert train.of(user).tolist() == sequences.of(user)[: len(train.of(user))].tolist()
 
 
 @given(lists, st.integers(1, 9), st.data())

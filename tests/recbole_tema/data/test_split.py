@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pandas as pd
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recbole.data.dataset import SequentialDataset
@@ -17,22 +16,10 @@ from dataset_tools.dataset.writer import write_dataset
 from dataset_tools.describe.measures import load
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.preparation import create_dataset
-from recbole_tema.data.split import target_positions, train_lengths
 
 NAME = "short"
 # Times of each user's events, in the order of the file: 0 to 6 events, with ties.
 TIMES = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=7)
-
-
-def test_numbers_of_training_events():
-    assert train_lengths(np.arange(8)).tolist() == [0, 1, 2, 2, 2, 3, 4, 5]
-    assert [part.tolist() for part in target_positions(np.arange(6), "test")] == [
-        [3, 4, 5],
-        [2, 3, 4],
-    ]
-    assert [part.tolist() for part in target_positions(np.arange(6), "valid")] == [[4, 5], [2, 3]]
-    with pytest.raises(ValueError, match="phase is 'train'"):
-        target_positions(np.arange(6), "train")
 
 
 def written(folder, times):

@@ -12,7 +12,7 @@ from recbole_tema.evaluation import evaluate_ranks, format_table, slice_counts, 
 from recbole_tema.evaluation.groups import popularity_thirds
 from tests.support.evaluation_cases import make_plan, random_case, recbole_config
 
-ALL = ["overlap", "popularity", "length"]
+ALL = ["overlap", "popularity", "length", "cold", "repeat"]
 
 
 @settings(deadline=None)
@@ -38,6 +38,22 @@ def test_overlap_and_length_look_at_what_came_before_the_target():
     spans = target_groups(test, ["overlap", "length"], None)
     assert spans["overlap=yes"].tolist() == [True, False, True, True]
     assert spans["length=6-10"].tolist() == [False, False, False, True]
+
+
+def test_cold_has_no_training_event_and_repeat_was_had_before():
+    lists = [[1, 2, 4, 3], [1, 3, 2, 3], [5, 5, 2, 5], [4, 2, 1, 6]]
+    popularity = np.array([0, 4, 3, 0, 1, 0, 2])
+    plan = make_plan(lists, [0, 1, 1, 1, 1, 1, 1])
+    groups = target_groups(plan, ["cold", "repeat"], popularity)
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "cold=yes": [True, True, True, False],
+        "cold=no": [False, False, False, True],
+        "repeat=yes": [False, True, True, False],
+        "repeat=no": [True, False, False, True],
+    }
+    assert "repeat=yes" not in target_groups(
+        make_plan(lists, [0] + [1] * 6, exclude_history=True), ["repeat"], None
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,20 +59,38 @@ def test_hand_computed_values(config):
     assert result["gauc"] == pytest.approx(1 - 24 / (5 * 39))
 
 
+def test_macro_counts_each_domain_alike_and_uncut_metrics_know_no_cut_off():
+    uncut = recbole_config(metrics=["MRR"], topk=[2], uncut_metrics=["MRR", "NDCG"])
+    groups = {"overlap=yes": np.array([True, False, False, True, False])}
+    result = evaluate_ranks(np.array([0, 4, 9, 10, 1]), five_targets(), uncut, groups)
+    first, second = (1 + 1 / 5 + 1 / 10) / 3, (1 / 11 + 1 / 2) / 2
+    assert result["d1/mrr"] == pytest.approx(first) and result["d2/mrr"] == pytest.approx(second)
+    assert result["mrr"] == pytest.approx((3 * first + 2 * second) / 5)
+    assert result["macro/mrr"] == pytest.approx((first + second) / 2)
+    assert result["overlap=yes/mrr"] == pytest.approx((1 + 1 / 11) / 2)
+    assert result["macro/mrr@2"] == pytest.approx((1 / 3 + 1 / 4) / 2)  # beyond 2 it is 0
+    gains = [1 / math.log2(rank + 2) for rank in (0, 4, 9, 10, 1)]
+    assert result["ndcg"] == pytest.approx(sum(gains) / 5)
+    rounded = recbole_config(metrics=["MRR"], topk=[2], metric_decimal_place=2)
+    found = evaluate_ranks(np.array([0, 4, 9, 10, 1]), five_targets(), rounded)
+    assert found["macro/mrr@2"] == 0.29  # of 0.3333 and 0.25, which alone round to 0.33 and 0.25
+
+
 def test_keys_come_overall_then_by_domain_then_by_group_as_plain_floats(config):
     plan = five_targets()
     groups = {"overlap=yes": plan.targets < 3, "overlap=no": plan.targets >= 3}
     result = evaluate_ranks(np.arange(5), plan, config, groups)
     assert {type(value) for value in result.values()} == {float}
     prefixes = [key.rpartition("/")[0] for key in result]
-    assert list(dict.fromkeys(prefixes)) == ["", "d1", "d2", "overlap=yes", "overlap=no"]
+    assert list(dict.fromkeys(prefixes)) == ["", "macro", "d1", "d2", "overlap=yes", "overlap=no"]
     names = [key for key in result if "/" not in key]
     assert names == [f"{m.lower()}@{k}" for m in ALL_RANK_METRICS[:-1] for k in (5, 10, 20)] + [
         "gauc"
     ]
-    assert len(result) == 5 * len(names)
+    assert len(result) == 6 * len(names)
     assert dict(slice_counts(plan, groups)) == {
         "overall": 5,
+        "macro": 5,
         "d1": 3,
         "d2": 2,
         "overlap=yes": 2,
@@ -180,14 +198,15 @@ def test_recboles_collector_and_evaluator_agree(mode):
     # Of these metrics RecBole computes GAUC in single precision.
     assert overall == pytest.approx(dict(theirs), abs=1e-7)
     assert {key.split("@")[0] for key in ours if "/" in key} == {
-        f"{d}/{m.lower()}" for d in ("d1", "d2") for m in ALL_RANK_METRICS
+        f"{d}/{m.lower()}" for d in ("macro", "d1", "d2") for m in ALL_RANK_METRICS
     }
 
 
 def test_a_domain_without_targets_has_no_metrics(config):
     plan = make_plan([[1, 2, 3]], [0, 1, 1, 1, 2])
     result = evaluate_ranks([0], plan, config)
-    assert {key.rpartition("/")[0] for key in result} == {"", "d1"}
+    assert {key.rpartition("/")[0] for key in result} == {"", "macro", "d1"}
+    assert result["macro/hit@5"] == result["d1/hit@5"]
     assert "d2" not in slice_counts(plan)
 
 

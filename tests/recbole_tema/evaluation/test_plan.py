@@ -269,17 +269,19 @@ def test_contradicting_arrays_are_refused():
     with pytest.raises(ValueError, match="only uniN modes"):
         plan.candidate_items([0])
 
-    def build(users=(1,), targets=(3,), domain=DOMAINS, phase="test"):
+    def build(users=(1,), targets=(3,), places=(2,), domain=DOMAINS, phase="test"):
+        sequences = flat([[1, 2, 3]])
         return type(plan)(
-            users, targets, domain, ["a", "b"], sequences=flat([[1, 2, 3]]), phase=phase
+            users, targets, places, domain, ["a", "b"], sequences=sequences, phase=phase
         )
 
     assert len(build()) == 1
     for wrong, message in (
-        ({"targets": (2,)}, "a test target is not the last event"),
-        ({"phase": "valid"}, "a valid target is not the last but one event"),
+        ({"targets": (2,)}, "a test target is not at its position"),
+        ({"places": (1,), "phase": "valid"}, "a valid target is not at its position"),
+        ({"places": (3,)}, "a test target is not at its position"),
         ({"targets": (0,)}, "targets must be items 1 to 7"),
-        ({"targets": (3, 3)}, "users and"),
+        ({"targets": (3, 3)}, "2,\\) targets and"),
         ({"users": (2,)}, "a user has no sequence"),
         ({"domain": [0, 1, 1, 1, 1, 2, 2, 3]}, "item_domain must be"),
         ({"domain": [1, 1, 1, 1, 1, 2, 2, 2]}, "item_domain must be"),

@@ -33,6 +33,7 @@ TEMA_SWITCHES = [
     {"use_intra": False},
     {"use_inter": False},
     {"tag_weighting": "binary"},
+    {"tag_weighting": "raw", "tag_table": True, "feature_whitening": "pca"},
     {"fusion": "gate"},
     {"fusion": "concat"},
     {"similarity": "cosine"},
@@ -43,6 +44,7 @@ TEMA_SWITCHES = [
     {"selected_features": ["title", "domain"]},
     {"selected_features": ["tags"], "use_id": False, "use_tags": False, "use_text": False},
     {"selected_features": ["title"], "full_softmax_items": 5, "sampled_softmax_items": 20},
+    {"tag_table": True, "full_softmax_items": 5, "sampled_softmax_items": 20},
 ]
 
 
@@ -63,6 +65,32 @@ def test_tema_trains_with_every_switch(settings, name, keys):
     unused = [n for n, p in model.named_parameters() if p.grad is None]
     assert not unused
     check_scores(model, prepared)
+
+
+def test_a_table_of_tags_is_added_to_their_frozen_vectors(settings):
+    model = build(settings, tag_table=True, fusion="sum")[0].eval()
+    table, (tag_ids, weights) = model.projections["tag_table"], (model.tag_table_ids,
+        model.tag_table_weights)  # fmt: skip
+    torch.nn.init.normal_(table.missing)
+    with torch.no_grad():
+        learned = (table.vectors.weight[tag_ids] * weights[..., None]).sum(1)
+        learned = torch.where((tag_ids > 0).any(1)[:, None], learned, table.missing)
+        whole = model.item_vectors()
+        table.vectors.weight.zero_()
+        table.missing.zero_()
+        assert torch.allclose(whole - model.item_vectors(), learned, atol=1e-6)
+    assert torch.allclose(weights.sum(1)[1:], torch.ones(30)) and learned.abs().sum() > 0
+
+
+def test_whitening_changes_frozen_vectors_and_not_the_start_of_the_ids(settings, caplog):
+    plain, other = (build(settings, feature_whitening=kind)[0] for kind in ("none", "centre"))
+    for name in ("tag", "text"):
+        matrix, present = getattr(plain, name).numpy(), getattr(plain, f"{name}_present").numpy()
+        expected = np.where(present[:, None], matrix - matrix[present].mean(0), 0)
+        np.testing.assert_allclose(getattr(other, name), expected, atol=1e-6)
+    assert torch.equal(plain.item_embedding.weight, other.item_embedding.weight)
+    build(settings, feature_whitening="pca", use_tags=False, use_text=False)
+    assert "without effect on TEMA: feature_whitening (no frozen vectors)" in caplog.text
 
 
 @pytest.mark.parametrize(
