@@ -141,13 +141,12 @@ def presets_of(given: Mapping[str, Any], dataset: str | None = None) -> list[Pre
 def _flat(preset: Preset) -> dict[str, Any]:
     """What a preset says, keys that are merged part by part in their parts."""
     said = {} if preset.model is None else {"model": preset.model}
-    said |= {f"benchmark.{key}": value for key, value in preset.benchmark.items()}
     for key, value in preset.keys.items():
         if key in MERGED_KEYS and isinstance(value, dict):
             said |= {f"{key}.{part}": inner for part, inner in value.items()}
         else:
             said[key] = value
-    return said
+    return said | {f"benchmark.{key}": value for key, value in preset.benchmark.items()}
 
 
 def of_preset(source: str) -> bool:

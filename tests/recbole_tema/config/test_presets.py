@@ -248,6 +248,28 @@ def test_an_ablation_of_a_model_by_a_preset(presets, tiny_root):
 # The files
 
 
+@pytest.mark.parametrize("name", ["abxi", "llm4cdsr", "per-domain", "honest"])
+def test_a_protocol_runs_with_any_model(settings, name):
+    keys = {k: v for k, v in settings.items() if k not in ("topk", "valid_metric", "metrics")}
+    result = run_recbole_tema("Pop", "tiny", config_dict={**keys, "preset": name}, saved=False)
+    found = result["test_result"]
+    assert ("mrr" in found) == (name == "abxi"), "without a cut-off"
+    assert ("repeat=no/ndcg@10" in found) == (name == "honest")
+    assert {"macro/ndcg@10", "ndcg@5"} <= set(found)
+
+
+def test_seeds_and_trials_of_protocols(tiny_root):
+    given = {"models": "Pop,TEMA", "dataset": "tiny", "data_path": str(tiny_root)}
+    assert parse({**given, "preset": "abxi"})[0].seeds == (3407, 0, 1, 2, 3)
+    assert parse({**given, "preset": "honest"})[0].seeds == (2020, 2021, 2022, 2023, 2024)
+    with pytest.raises(ConfigError, match=r"eval_args.mode is 'uni999' in 'abxi' and 'full' in"):
+        parse({**given, "preset": "abxi,honest"})
+    with pytest.raises(
+        DataError, match=r"requires a given split, .*tiny.inter has no column split"
+    ):
+        check_required(tiny_root / "tiny", "tiny", {"preset": "llmcdsr"})
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_one_of_keys_that_its_models_read(name, caplog):
     for model in [read_preset(name).model] if read_preset(name).model else ["TEMA", "SASRec"]:
