@@ -3,11 +3,12 @@
     python benchmarks/quality.py benchmarks/suites/NAME.yaml [--data_path FOLDER] [--jobs 2]
 
 A suite names a dataset, the seeds, keys common to all runs, and its runs: a label, a model, the
-keys that differ, and maybe seeds or a dataset of its own. Every model is trained once a seed and
-evaluated under two protocols, the full in-domain ranking and 100 sampled ones, overall, per domain
-and for the least popular third of the targets. A run that is already in the file is not repeated,
-so an interrupted suite goes on where it was. With ``search: true`` only validation metrics are
-computed and shown.
+keys that differ, and maybe seeds or a dataset of its own. The suite and a run may name presets
+(``preset: abxi``), which join; seeds that the suite does not give are those of its presets. Every
+model is trained once a seed and evaluated under two protocols, the full in-domain ranking and 100
+sampled ones, overall, per domain and for the least popular third of the targets. A run that is
+already in the file is not repeated, so an interrupted suite goes on where it was. With
+``search: true`` only validation metrics are computed and shown.
 """
 
 import argparse
@@ -30,12 +31,23 @@ RESULTS = Path(os.environ.get("RESULTS_DIR", Path(__file__).resolve().parent.par
 
 def read_suite(path: Path) -> dict:
     """The suite, with every run's keys merged over the common ones."""
+    from recbole_tema.benchmark.command import seeds_of
+    from recbole_tema.config.presets import names_of, presets_of
+
     suite = yaml.safe_load(path.read_text())
     common = suite.get("common", {})
+    for preset in presets_of(suite):
+        if "seeds" in preset.benchmark:
+            suite.setdefault("seeds", seeds_of(str(preset.benchmark["seeds"]).strip("[]")))
+
+    def keys_of(run: dict) -> dict:
+        presets = [*names_of(suite.get("preset")), *names_of(run.get("preset"))]
+        return {**common, **(run.get("keys") or {}), **({"preset": presets} if presets else {})}
+
     suite["runs"] = {
         label: {
             "model": run["model"],
-            "keys": {**common, **(run.get("keys") or {})},
+            "keys": keys_of(run),
             "seeds": run.get("seeds", suite["seeds"]),
             "dataset": run.get("dataset", suite["dataset"]),
         }
@@ -145,8 +157,10 @@ def table(records: list, phases) -> str:
             cells.append(f"{np.mean(values):.4f}{spread}")
         seconds = np.mean([record["seconds_per_epoch"] for record in mine])
         epochs = "/".join(str(record["epochs"]) for record in mine)
+        presets = mine[0]["keys"].get("preset", [])
+        named = label + (f" (preset {', '.join(presets)})" if presets else "")
         lines.append(
-            f"| {label} | {len(mine)} | {seconds:.1f} | {epochs} | " + " | ".join(cells) + " |"
+            f"| {named} | {len(mine)} | {seconds:.1f} | {epochs} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
 

@@ -110,8 +110,21 @@ class TagOptions:
     threshold: float = option(
         0.2, "Least score of a tag, in relation to the item's best one.", least=0, most=1
     )
+    min_score: float = option(
+        0.0,
+        "Least score of a tag: a server's rating from 0 to 1; of a local model, how many times as "
+        "likely the tag is for the item as for an item on average.",
+        least=0,
+    )
     limit: int | None = option(None, "Only the first items of the file.", least=1)
     seed: int = option(2020, "Of what is sampled.")
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Of what `augment` makes texts."""
+
+    limit: int | None = option(None, "Only the first items of the file.", least=1)
 
 
 @dataclass(frozen=True)
@@ -134,8 +147,9 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Where images come from and what encodes them."""
+    """What texts are of, where images come from and what encodes them."""
 
+    without_augmented: bool = option(False, "Leave the texts that `augment` wrote out.")
     image_encoder: str | None = option(
         None, "clip:... or open_clip:....  [default: that of the texts, if it can]"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_tema.config.files import config_files, merged_arguments
+from recbole_tema.config.presets import model_of
 from recbole_tema.config.registry import (
     DEFAULT_DATASET,
     DEFAULT_MODEL,
@@ -136,7 +137,7 @@ def _train(arguments: Mapping[str, str | bool]) -> int:
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
     group = {key: cmd.pop(key) for key in GROUP if key in cmd}
     values, sources = merged_arguments(files, cmd)
-    model = str(keys.get("model", values.get("model") or DEFAULT_MODEL))
+    model = str(keys.get("model") or values.get("model") or model_of(values) or DEFAULT_MODEL)
     dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
     check_arguments(model, dataset, values, sources)
 

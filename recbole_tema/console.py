@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from recbole_tema.config.presets import of_preset
 from recbole_tema.errors import ConfigError, TemaError
 
 if TYPE_CHECKING:
@@ -205,7 +206,9 @@ def _changed(config: "TemaConfig") -> list[str]:
         default = config.internal_config_dict.get(key)
         if key in NOT_IN_HEADLINE or config[key] == default:
             continue
-        text = str(value)
+        if of_preset(config.sources[key]):
+            continue  # its name says it
+        text = ",".join(value or ()) if key == "preset" else str(value)
         changed.append(f"{key}={text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}")
     return changed
 

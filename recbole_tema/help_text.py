@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from recbole_tema.config.files import dataset_defaults, load_yaml, properties_dir
 from recbole_tema.config.keys import model_files
+from recbole_tema.config.presets import preset_names, read_preset
 from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS, dataset_names, recbole_models
 
 WIDTH = 100
@@ -42,6 +43,8 @@ overall and per domain. Without arguments: --model={model} --dataset={dataset}.
 
   -m, --model=MODEL        model to train (default: {model})
   -d, --dataset=DATASET    dataset to train it on (default: {dataset})
+  --preset=A,B             settings of papers and protocols, listed below; they count more than
+                           defaults, and less than whatever else is given
   --config_files="A B"     YAML files of keys, the last one counts most
   --KEY=VALUE              any key; counts more than the files; text, numbers, lists and dicts
   -h, --help               this text; with --model=MODEL also the keys of that model
@@ -52,7 +55,7 @@ standard output: the table. The whole configuration, the layers of the model and
 log file; --verbose shows it too, --quiet shows the table and errors alone.
 
 many runs and one report, resumable: {prog} with one of the first three of
-  --models=A,B,C           models to compare, each over all seeds
+  --models=A,B,C           models to compare, each over all seeds; MODEL@PRESET for one by a preset
   --ablation=MODEL         the model and its variants of properties/ablation/MODEL.yaml
   --overlap=0.25,0.5,1     the models (default: {model}) with so many of the overlapping users
   --seeds=5                number of seeds, from 2020 on, or a list: 2020,7 (default: 1)
@@ -127,6 +130,8 @@ def help_text(
         parts[-1] += _wrapped(f"RecBole, {kind.replace('_', ' ')}", models)
     parts[-1] += _wrapped("RecBole-CDR (with --recbole_cdr_path and --target_domain)", CDR_MODELS)
     parts.append(f"datasets (in {data_path}):\n" + _wrapped("", dataset_names(data_path)))
+    parts.append("presets (files of properties/preset):\n")
+    parts[-1] += "".join(_entry(name, read_preset(name).about) for name in preset_names())
     overall = {entry.key: entry for entry in documented_keys(properties_dir() / "overall.yaml")}
     parts.append("keys used most, with their defaults (all: properties/overall.yaml):\n")
     parts[-1] += "".join(_line(overall[key]) for key in USED_KEYS)
@@ -161,7 +166,11 @@ def _line(entry: Documented) -> str:
     text, _, _ = entry.comment.partition(". ")
     text = text.rstrip(".").replace("~", "none")
     default = "none" if entry.default is None else entry.default
-    shown = f"  --{entry.key}={default}"
+    return _entry(f"--{entry.key}={default}", text)
+
+
+def _entry(name: str, text: str) -> str:
+    shown = f"  {name}"
     if len(shown) > 30:
         return f"{shown}\n{_filled(text)}"
     return f"{shown:<31}" + _filled(text).lstrip()

@@ -13,7 +13,7 @@ from recbole.data.transform import construct_transform
 
 from recbole_tema.config.registry import CDR_MODELS, hint
 from recbole_tema.config.rules import is_int
-from recbole_tema.data.loader import pad_rows
+from recbole_tema.data.loader import earlier_events, pack_rows, pad_rows
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.evaluation.evaluator import score_items
 from recbole_tema.trainer.seeding import seeded
@@ -58,7 +58,8 @@ def recommend(
     Args:
         model: from ``recbole_tema.load_model``; for ``histories`` a sequential one.
         histories: raw item ids of each history, oldest first: a list of lists, or arrays, Series
-            and the like. Only the last ``MAX_ITEM_LIST_LENGTH`` of each count.
+            and the like. Only the last ``MAX_ITEM_LIST_LENGTH`` of each are read; ``repeat_bias``
+            counts them all.
         k: items to return for each.
         domain: name of the domain to recommend from; None for all, or for the ``target_domain``
             that the model was evaluated in.
@@ -145,7 +146,8 @@ def _sequences(
         flat, lengths = flat[inside], np.bincount(row[inside], minlength=len(lengths))
     kept = np.minimum(lengths, model.max_seq_length)
     flat = np.append(flat, 0)  # something to read where no row has an item
-    items, _ = pad_rows(flat, np.cumsum(lengths) - kept, kept)
+    end = np.cumsum(lengths)
+    items, _ = pad_rows(flat, end - kept, kept)
     # RecBole's models were trained on rows of this width.
     items = np.pad(items, ((0, 0), (0, model.max_seq_length - items.shape[1])))
     batch = {
@@ -153,6 +155,8 @@ def _sequences(
         # A row without items is the padding item by itself, as in the evaluation.
         model.ITEM_SEQ_LEN: torch.from_numpy(np.maximum(kept, 1)),
     }
+    if dataset.config["repeat_bias"]:
+        batch |= earlier_events(flat, end - lengths, end - kept)
     if users is not None:
         batch[dataset.uid_field] = torch.from_numpy(users)
     return Interaction(batch)
@@ -272,7 +276,5 @@ def _of_users(dataset: "CrossDomainMixin", users: Iterable[Any]) -> _Asked:
                 f"users: {len(found)} of {len(tokens)} are {what}: "
                 f"{', '.join(map(repr, found[:NAMED]))}{more}{near}; {then}"
             )
-    inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return _Asked(
-        "users", sequences.items[np.repeat(sequences.offsets[ids], lengths) + inside], lengths, ids
-    )
+    items = pack_rows(sequences.items, sequences.offsets[ids], lengths)
+    return _Asked("users", items, lengths, ids)

@@ -15,8 +15,10 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_seed, set_color
 
-from recbole_tema.config.files import check_layers, file_list, load_yaml, merge_layer
+from recbole_tema.config.files import check_layers, file_list, load_yaml, merge_layer, strongest
 from recbole_tema.config.keys import class_keys
+from recbole_tema.config.presets import KEY as PRESET
+from recbole_tema.config.presets import model_of, over_presets
 from recbole_tema.config.registry import (
     CDR_MODELS,
     DEFAULT_DATASET,
@@ -34,7 +36,7 @@ from recbole_tema.data.preparation import (
     create_dataset,
     data_preparation,
 )
-from recbole_tema.data.schema import ATTRIBUTE_KEYS
+from recbole_tema.data.schema import ATTRIBUTE_KEYS, check_required
 from recbole_tema.device import find_device
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.evaluation import EvalPlan, format_table, slice_counts
@@ -78,7 +80,7 @@ def run_recbole_tema(
 
     Args:
         model: ``TEMA``, ``LLM4CDSR`` or the name of a RecBole model; None: the key ``model`` of
-            the files and dicts below, else ``TEMA``.
+            the files and dicts below, else the model that a preset of theirs is for, else ``TEMA``.
         dataset: a built-in dataset, or the name of a folder of atomic files in ``data_path``;
             None: the key ``dataset`` of the files and dicts below, else ``ml-100k-genre``.
         config_file_list: YAML files.
@@ -101,9 +103,12 @@ def run_recbole_tema(
         raise ConfigError(f"saved is {saved!r}; give True or False")
     if after_epoch is not None and not callable(after_epoch):
         raise ConfigError(f"after_epoch is {after_epoch!r}; give a function of (epoch, score)")
-    layers = (config_file_list, config_dict, cmd_config_dict)
-    model = _name("model", model, DEFAULT_MODEL, *layers)
-    dataset = _name("dataset", dataset, DEFAULT_DATASET, *layers)
+    layers = [*map(load_yaml, file_list(config_file_list)), config_dict, cmd_config_dict]
+    named = {key: strongest(key, *layers) for key in ("model", "dataset", PRESET)}
+    choices = (model, named["model"], model_of(named), DEFAULT_MODEL)
+    model = next(choice for choice in choices if choice is not None)
+    if dataset is None:
+        dataset = DEFAULT_DATASET if named["dataset"] is None else named["dataset"]
     config = TemaConfig(model, dataset, config_file_list, config_dict, cmd_config_dict)
     check_dataset(config["dataset"], Path(config["data_path"]).parent)
     if config["threads"]:
@@ -114,6 +119,7 @@ def run_recbole_tema(
     logger = getLogger()
     logger.info(config)
     _ensure_dataset(config)
+    check_required(config["data_path"], config["dataset"], config.final_config_dict)
 
     data = _load_dataset(config)
     logger.info(data)
@@ -262,17 +268,6 @@ def rank_checkpoint(
     }
 
 
-def _name(
-    key: str, given: Any, default: str, files: Files, config_dict: Keys, cmd_config_dict: Keys
-) -> Any:
-    """The name of the model or dataset: as argument, in the strongest layer, or default."""
-    if given is not None:
-        return given
-    layers = [*map(load_yaml, file_list(files)), config_dict or {}, cmd_config_dict or {}]
-    named = [layer[key] for layer in layers if layer.get(key) is not None]
-    return named[-1] if named else default
-
-
 def _saved_config(
     checkpoint: AnyPath, data_path: AnyPath | None = None, config_dict: Keys = None
 ) -> tuple[TemaConfig, dict[str, Any]]:
@@ -285,7 +280,10 @@ def _saved_config(
     given = {k: v for k, v in state.get("given", {}).items() if k not in MADE_HERE}
     # So does the field that the model read then: tags that came since are not its own.
     given |= {key: state["config"][key] for key in ATTRIBUTE_KEYS if state["config"].get(key)}
-    layer = merge_layer(given, dict(config_dict or {}))
+    given.pop(PRESET, None)  # its keys are among those given, whatever its file says now
+    # A preset of the evaluation lies over the training's keys, as all that is given with it.
+    config_dict, _ = over_presets(config_dict or {}, {}, [state["model"]], state["dataset"])
+    layer = merge_layer(given, {k: v for k, v in config_dict.items() if k != PRESET})
     config = TemaConfig(state["model"], state["dataset"], config_dict=layer)
     if state["model"] in CDR_MODELS:
         for key in ("target_domain", "overlap_ratio"):  # its ids of users and items follow them
@@ -294,7 +292,7 @@ def _saved_config(
                     f"{key} is {config[key]!r}, but {checkpoint} was trained with "
                     f"{state['config'][key]!r}; train the model for it"
                 )
-    changed = set(config_dict or {})
+    changed = set(config_dict)
     if "eval_args" in changed:
         changed |= {"valid_neg_sample_args", "test_neg_sample_args"}
     for key, value in state["config"].items():

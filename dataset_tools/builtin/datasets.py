@@ -25,10 +25,12 @@ from dataset_tools.dataset.writer import SUFFIXES, naming_folder, staging_folder
 from dataset_tools.encoders.text_encoder import encoder_available
 from recbole_tema.data.atomic import read_table, sha256_of
 from recbole_tema.data.feature_file import read_feature
-from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
+from recbole_tema.data.schema import FEATURE_FILES, GENERATED_FIELDS, TAG_FIELDS, types_of
 from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+AUGMENTED = "augmented_text"
 
 
 class Builder(NamedTuple):
@@ -129,12 +131,18 @@ def rebuild_reason(name: str, folder: Path) -> str | None:
 def _made_since(name: str, card: dict[str, Any]) -> set[str]:
     """Suffixes of the files with fields that the builder's card does not know: commands made them.
 
-    "item" and "tag" stand for tags of the items, which are in both files.
+    "item" and "tag" stand for tags of the items, which are in both files, "item" alone for texts
+    that a model wrote of them.
     """
-    own = BUILTIN[name].notes()
-    made = {f for f, note in (card.get("generated") or {}).items() if str(note) not in own}
+    made = _made_fields(name, card)
     suffixes = {suffix for suffix, (_, field, _) in FEATURE_FILES.items() if field in made}
-    return suffixes | ({"item", "tag"} if "tags" in made else set())
+    suffixes |= {"item", "tag"} if "tags" in made else set()
+    return suffixes | ({"item"} if AUGMENTED in made else set())
+
+
+def _made_fields(name: str, card: dict[str, Any]) -> set[str]:
+    own = BUILTIN[name].notes()
+    return {f for f, note in (card.get("generated") or {}).items() if str(note) not in own}
 
 
 def _build(name: str, folder: Path, keep: bool) -> None:
@@ -156,11 +164,12 @@ def _bring_over(name: str, folder: Path, staging: Path) -> set[str]:
     if not card or not made:
         return came_over
     fresh = read_dataset(staging, name)
-    parts = [("item", "tag")] if "item" in made else [("tag",)] if "tag" in made else []
-    parts += [(suffix,) for suffix in sorted(made - {"item", "tag"})]
+    together = {"item", "tag"} if "tags" in _made_fields(name, card) else set()
+    parts = [tuple(sorted(together))] if together else []
+    parts += [(suffix,) for suffix in sorted(made - together)]
     for part in parts:
         try:
-            fields, tables = _tables(folder, fresh, part)
+            fields, tables = _tables(folder, fresh, part, AUGMENTED in card["generated"])
             generated = {f: n for f, n in card["generated"].items() if f in fields}
             notes = {RUNS[f]: card[RUNS[f]] for f in fields if RUNS.get(f) in card}
             update_dataset(fresh, **tables, generated=generated, notes=notes)
@@ -172,10 +181,12 @@ def _bring_over(name: str, folder: Path, staging: Path) -> set[str]:
 
 
 def _tables(
-    folder: Path, fresh: Dataset, part: tuple[str, ...]
+    folder: Path, fresh: Dataset, part: tuple[str, ...], augmented: bool
 ) -> tuple[list[str], dict[str, Any]]:
     """The fields of the files `part` in `folder`, and them as arguments of `update_dataset`."""
     last = part[-1]
+    if last == "item":
+        return [AUGMENTED], {"items": _with_columns(folder, fresh, [AUGMENTED])}
     table = read_feature(folder / f"{fresh.name}.{last}")
     if last != "tag":
         _, field, owner = FEATURE_FILES[last]
@@ -187,12 +198,19 @@ def _tables(
     rows = {"tag_id": table.tokens, "tag_domain": domains, "tag_emb": list(table.values)}
     fields, tables = ["tag_emb"], {"tags": pd.DataFrame(rows)}
     if "item" in part:
-        columns = types_of("item_id", *TAG_FIELDS)
-        former = read_table(folder / f"{fresh.name}.item", columns, list(columns))
-        former = former.drop_duplicates("item_id")
-        tables["items"] = movielens.with_kept_tags(fresh.items, former)
-        fields += ["tags", "tag_weights"]
+        columns = list(GENERATED_FIELDS if augmented else TAG_FIELDS)
+        tables["items"] = _with_columns(folder, fresh, columns)
+        fields += columns
     return fields, tables
+
+
+def _with_columns(folder: Path, fresh: Dataset, columns: list[str]) -> pd.DataFrame:
+    """The items of the new build with columns of those in `folder`."""
+    wanted = types_of("item_id", *columns)
+    former = read_table(folder / f"{fresh.name}.item", wanted, list(wanted))
+    former = former.drop_duplicates("item_id").set_index("item_id")
+    rows = former.reindex(fresh.items["item_id"]).fillna("")
+    return fresh.items.assign(**{column: rows[column].tolist() for column in columns})
 
 
 def _set_aside(name: str, folder: Path, staging: Path, came_over: set[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dataset_tools.cli.augment import augment
 from dataset_tools.cli.build import build
 from dataset_tools.cli.clip import clip
 from dataset_tools.cli.convert import convert
@@ -61,6 +62,7 @@ def main() -> None:
     convert  raw data into a dataset
     describe what a dataset holds, and checks of it
     enrich   everything that a dataset lacks: tag, embed, profile, clip
+    augment  what a language model says of each item, for clip
     merge    the answers of a language model that parts of a run have stored
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -68,5 +70,5 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-for command in (build, convert, describe, tag, embed, profile, clip, enrich, merge):
+for command in (build, convert, describe, tag, augment, embed, profile, clip, enrich, merge):
     main.add_command(command)

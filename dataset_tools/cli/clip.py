@@ -23,8 +23,8 @@ Examples:
 def clip(dataset: "Dataset", force: bool, text_encoder: str, **options: Any) -> str:
     """Give the items of dataset NAME text vectors, and image vectors where they have images.
 
-    NAME.itemtext holds the vectors of title, category, brand, description and tags, NAME.itemimage
-    those of images from a folder or from the column image_url.
+    NAME.itemtext holds the vectors of title, category, brand, description, tags and what `augment`
+    wrote, NAME.itemimage those of images from a folder or from the column image_url.
     """
     from dataset_tools.enrich.features import clip_dataset
 

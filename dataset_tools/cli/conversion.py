@@ -23,7 +23,7 @@ from dataset_tools.cli.options import (
 )
 from dataset_tools.convert.filters import Filters
 from dataset_tools.options import ConversionOptions
-from recbole_tema.config.files import PRESET_KEY, load_yaml, properties_dir
+from recbole_tema.config.files import CONVERT_KEY, load_yaml, properties_dir
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import default_data_path
 
@@ -82,11 +82,11 @@ def use_preset(ctx: click.Context, _param: click.Parameter, value: str | None) -
     if not path.is_file():
         raise click.BadParameter(f"no preset and no file '{value}'; presets: {', '.join(known)}")
     try:
-        found = load_yaml(path).get(PRESET_KEY)
+        found = load_yaml(path).get(CONVERT_KEY)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
     if not isinstance(found, dict):
-        raise click.BadParameter(f"{path}: no key '{PRESET_KEY}' with filters in it")
+        raise click.BadParameter(f"{path}: no key '{CONVERT_KEY}' with filters in it")
     names = [field.name for field in fields(Filters)]
     for name in found:
         if name not in names:
@@ -98,7 +98,7 @@ def use_preset(ctx: click.Context, _param: click.Parameter, value: str | None) -
 def presets() -> dict[str, Path]:
     """name -> file of properties/dataset that has filters of `convert`."""
     files = sorted((properties_dir() / "dataset").glob("*.yaml"))
-    return {path.stem: path for path in files if PRESET_KEY in load_yaml(path)}
+    return {path.stem: path for path in files if CONVERT_KEY in load_yaml(path)}
 
 
 PRESET_OPTION = click.option(

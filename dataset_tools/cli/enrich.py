@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from dataset_tools.cli.options import encoder_option, enriching
-from dataset_tools.options import IMAGES_HELP, ClipOptions, ProfileOptions, TagOptions
+from dataset_tools.options import (
+    IMAGES_HELP,
+    AugmentOptions,
+    ClipOptions,
+    ProfileOptions,
+    TagOptions,
+)
 
 if TYPE_CHECKING:
     from dataset_tools.dataset.dataset import Dataset
@@ -25,6 +31,7 @@ Examples:
     click.option(
         "--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help=IMAGES_HELP
     ),
+    click.option("--augment", is_flag=True, help="Texts of the items too, see `augment`."),
     encoder_option,
 )
 def enrich(
@@ -33,13 +40,16 @@ def enrich(
     force: bool,
     limit: int | None,
     images: Path | None,
+    augment: bool,
     text_encoder: str,
 ) -> str:
-    """Run what dataset NAME lacks: tag, embed, profile, clip, each with its defaults.
+    """Run what dataset NAME lacks: tag, embed, profile, clip, each with its defaults; with
+    --augment also augment.
 
     A step whose result is there is skipped; --force makes all anew, from the answers that are kept
     as far as their questions are the same.
     """
+    from dataset_tools.enrich.augment import augment_dataset
     from dataset_tools.enrich.embeddings import embed_dataset
     from dataset_tools.enrich.features import clip_dataset
     from dataset_tools.enrich.profiles import profile_dataset
@@ -47,6 +57,9 @@ def enrich(
 
     click.echo(tag_dataset(dataset, session, text_encoder, TagOptions(limit=limit), force))
     _end_of_part(session, "tag")
+    if augment:
+        click.echo(augment_dataset(dataset, session, AugmentOptions(limit=limit), force))
+        _end_of_part(session, "augment")
     click.echo(embed_dataset(dataset, session, None, force))
     _end_of_part(session, "embed")
     done = profile_dataset(dataset, session, "minilm", ProfileOptions(limit=limit), force)

@@ -10,11 +10,11 @@ import pandas as pd
 
 from recbole_tema.data.atomic import TYPES, parse_header
 from recbole_tema.data.cells import plain_text, tag_token, token_fault
-from recbole_tema.data.schema import ITEM_TYPES, types_of
+from recbole_tema.data.schema import GENERATED_FIELDS, ITEM_TYPES, types_of
 from recbole_tema.errors import DataError
 
 # Of columns that the data contract names; others are guessed from their values.
-KNOWN_TYPES = types_of("item_id", "domain", "tags", "tag_weights") | ITEM_TYPES
+KNOWN_TYPES = types_of("item_id", "domain", *GENERATED_FIELDS) | ITEM_TYPES
 
 
 def check_name(name: str) -> None:
@@ -224,6 +224,8 @@ def _check_weights(where: str | Path, items: pd.DataFrame) -> None:
                 f"{where}, row {row}: {len(tags.split())} tags but {len(weights.split())} "
                 "tag_weights; give one weight a tag"
             )
+        if "-" in weights and min(map(float, weights.split())) < 0:
+            raise DataError(f"{where}, row {row}: tag_weights are {weights}; they are >= 0")
 
 
 def check_known(where: str | Path, tokens: Iterable[str], known: Iterable[str], what: str) -> None:

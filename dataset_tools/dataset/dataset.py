@@ -25,7 +25,7 @@ from dataset_tools.dataset.writer import (
 )
 from recbole_tema.data.atomic import read_header, read_table, replace_file, sync_folder
 from recbole_tema.data.feature_file import TWIN_SUFFIX, FeatureTable, read_feature
-from recbole_tema.data.schema import FEATURE_FILES, TAG_FIELDS, types_of
+from recbole_tema.data.schema import FEATURE_FILES, GENERATED_FIELDS, types_of
 from recbole_tema.data.split import PARTS, SPLIT_FIELD, Events, Split, SplitRule
 from recbole_tema.errors import DataError
 
@@ -136,8 +136,7 @@ def update_dataset(
     cells, types = dataset.items, dataset.item_types
     jobs: dict[str, Any] = {}
     if items is not None:
-        cells, types = checked_items(where, items, {**types, **types_of(*TAG_FIELDS)})
-        jobs[where.name] = partial(write_cells, cells, types)
+        cells, types = checked_items(where, items, {**types, **types_of(*GENERATED_FIELDS)})
     given = {**(features or {}), **({} if tags is None else {"tag": tags})}
     jobs |= feature_jobs(dataset.folder, dataset.name, cells, dataset.events, given)
     for file, text in (reports or {}).items():
@@ -145,10 +144,13 @@ def update_dataset(
     folder, name = dataset.folder, dataset.name
     lock = FileLock(folder / f".{name}.lock")
     with naming_folder(folder), lock, staging_folder(folder, name) as staging:
-        for file, write in jobs.items():
-            write(staging / file)
         _move_in(folder, name)
         # Read again: another command may have written its part since the dataset was read.
+        if items is not None:
+            cells, types = _with_latest(where, cells, types, dataset.items)
+            jobs[where.name] = partial(write_cells, cells, types)
+        for file, write in jobs.items():
+            write(staging / file)
         card = read_card(folder, name) or dataset.card
         made_by = {**(card.get("generated") or {}), **generated}
         card = {**card, **(notes or {}), "generated": made_by}
@@ -159,6 +161,25 @@ def update_dataset(
     dataset.items, dataset.item_types = cells, types
     dataset.card = read_card(folder, name) or card
     return card_path(folder, name)
+
+
+def _with_latest(
+    where: Path, cells: pd.DataFrame, types: dict[str, str], before: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The items with those columns that models wrote as they are on the disk now that are as in
+    the items `before`, so not what the update is about; and the types of all columns."""
+    old, new = (
+        [list(items[f]) if f in items else None for f in GENERATED_FIELDS]
+        for items in (before, cells)
+    )
+    others = [f for f, was, is_now in zip(GENERATED_FIELDS, old, new, strict=True) if was == is_now]
+    there = [field.name for field in read_header(where) if field.name in others]
+    wanted = types_of("item_id", *there)
+    former = read_table(where, wanted, list(wanted)).drop_duplicates("item_id")
+    rows = former.set_index("item_id").reindex(cells["item_id"]).fillna("")
+    kept = cells.drop(columns=[field for field in others if field in cells and field not in there])
+    kept = kept.assign(**{field: rows[field].tolist() for field in there})
+    return kept, {column: types.get(column) or wanted[column] for column in kept}
 
 
 def _write_text(text: str, path: Path) -> None:

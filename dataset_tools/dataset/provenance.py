@@ -21,13 +21,14 @@ CHECKPOINTS = Path("saved")  # RecBole's `checkpoint_dir`, in the current folder
 BY_MODEL = "language model "  # begins the note of every field that one made
 KINDS = {  # field that a command makes -> what it holds, in words
     "tags": "tags",
+    "augmented_text": "augmented texts",
     "llm_emb": "item vectors",
     "profile_emb": "profiles",
     "clip_text": "text vectors",
     "clip_image": "image vectors",
 }
 # Field of a language model -> key of the card with the numbers of its run.
-RUNS = {"tags": "tagging", "profile_emb": "profiling"}
+RUNS = {"tags": "tagging", "augmented_text": "augmenting", "profile_emb": "profiling"}
 _INPUTS = re.compile(r", inputs ([0-9a-f]+)\Z")
 
 
@@ -128,11 +129,12 @@ def say_refused(dataset: Dataset, *fields: str) -> None:
         for old in (True, False)
         if (names := [field for field in fields if dataset.has(field) == old])
     ]
-    readers = sorted({model for field in fields for model in READERS[field]})
+    readers = sorted({model for field in fields for model in READERS.get(field, ())})
     log.warning(
-        "%s: %s; checkpoints of %s, and of models whose selected_features name one of these, that "
-        "were trained before will be refused%s",
-        *(dataset.folder, " and ".join(done), ", ".join(readers)),
+        "%s: %s; checkpoints of %smodels whose selected_features name one of these, that were "
+        "trained before will be refused%s",
+        *(dataset.folder, " and ".join(done)),
+        f"{', '.join(readers)}, and of " if readers else "",
         checkpoints(dataset.name, readers),
     )
 

@@ -77,6 +77,8 @@ class Description:
         length_counts: (least length of a bin, users in it).
         popularity_curve: Share of items, most popular first -> share of events, per domain.
         checks: What `checks.findings` found.
+        tag_weights: Least, median and most of them, and `shares`, the share of the items with tags
+            whose weights sum to 1; empty where there are none.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Description:
     length_counts: dict[str, list[tuple[int, int]]]
     popularity_curve: dict[str, list[tuple[float, float]]]
     checks: list[dict[str, Any]] = field(default_factory=list)
+    tag_weights: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Everything as dicts, lists, texts and numbers."""
@@ -208,7 +211,23 @@ def describe(engine: Engine, folder: Path, name: str, rule: SplitRule | None = N
         coverage(engine, folder, name),
         {d: _length_counts(engine, d) for d in [None, *names] if d} | {"": _length_counts(engine)},
         {domain: _curve(engine, domain) for domain in names},
+        tag_weights=_tag_weights(engine),
     )
+
+
+def _tag_weights(engine: Engine) -> dict[str, float]:
+    """See `Description.tag_weights`."""
+    if "tag_weights" not in [row[0] for row in engine.rows("DESCRIBE it")]:
+        return {}
+    least, median, most, shares = engine.rows(
+        "WITH flat AS (SELECT _number, try_cast(part AS DOUBLE) AS w FROM (SELECT _number, "
+        "unnest(string_split(tag_weights, ' ')) AS part FROM it) WHERE w IS NOT NULL) "
+        "SELECT min(w), median(w), max(w), (SELECT avg((abs(total - 1) < 0.001)::INT) FROM "
+        "(SELECT sum(w) AS total FROM flat GROUP BY _number)) FROM flat"
+    )[0]
+    if shares is None:
+        return {}
+    return {"least": least, "median": median, "most": most, "shares": shares}
 
 
 def _where(domain: str | None) -> str:

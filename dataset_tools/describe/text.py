@@ -72,7 +72,12 @@ def facts(found: Description) -> list[str]:
     if split["held"]:
         lines.append(f"{split['held']:,} held-out events are histories alone, no targets")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found.coverage.items())
-    return [*lines, f"items (users for profile_emb) that have a field: {shares or 'none'}"]
+    lines.append(f"items (users for profile_emb) that have a field: {shares or 'none'}")
+    if weights := found.tag_weights:
+        spread = "{least:.3g} to {most:.3g}, median {median:.3g}".format(**weights)
+        kind = "shares that sum to 1 for each item" if weights["shares"] == 1 else "raw scores"
+        lines.append(f"tag_weights: {spread}; {kind}")
+    return lines
 
 
 def text(found: Description) -> str:

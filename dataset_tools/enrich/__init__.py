@@ -1,1 +1,1 @@
-"""Fields that models generate, one file a family: tags, embeddings, profiles, features."""
+"""Fields that models generate, one file a family: tags, texts, embeddings, profiles, features."""

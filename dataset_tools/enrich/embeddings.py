@@ -25,19 +25,24 @@ log = logging.getLogger(__name__)
 PARTS = ("title", "category", "brand", "description")
 
 
-def item_words(dataset: Dataset) -> list[str]:
+def item_words(dataset: Dataset, augmented: bool = False) -> list[str]:
     """What is encoded of each item: its domain, texts and tags; "" for an item without a title.
 
-    The tags make it the paper's LLM-augmented text.
+    Args:
+        augmented: With `augmented_text`, which makes it the paper's LLM-augmented text. The
+            shop's own description then stands last: an encoder that reads 77 tokens cuts the end.
     """
     texts = []
-    rows = zip(item_fields(dataset), dataset.column("domain"), dataset.column("tags"), strict=True)
-    for fields, domain, tags in rows:
+    columns = [dataset.column(name) for name in ("domain", "tags", "augmented_text")]
+    for fields, domain, tags, told in zip(item_fields(dataset), *columns, strict=True):
         if not field_text(fields["title"]):
             texts.append("")
             continue
         parts = [field_text(fields[name]) for name in PARTS]
         parts.append(", ".join(tag_text(tag) for tag in tags.split()))
+        if augmented and told:
+            description = parts.pop(PARTS.index("description"))
+            parts += [told.rstrip("."), description]
         texts.append(f"{domain}: " + ". ".join(part for part in parts if part))
     return texts
 

@@ -14,7 +14,7 @@ from recbole_tema.errors import DataError
 
 log = logging.getLogger(__name__)
 
-URL_COLUMN = "image_url"
+URL_COLUMN, AUGMENTED = "image_url", "augmented_text"
 CACHE = "images"  # folder of downloads, beside the dataset's files
 
 
@@ -34,7 +34,7 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
         DataError: no item has a title, an encoder cannot be loaded, or it reads no images.
     """
     encoder = load_encoder(text_encoder, options.device, options.batch_size)
-    lines = [_texts(dataset, encoder, force)]
+    lines = [_texts(dataset, encoder, options.without_augmented, force)]
     if options.images is None and URL_COLUMN not in dataset.items:
         lines.append(
             f"no images: neither --images nor a column {URL_COLUMN} in {dataset.path('item')}"
@@ -50,10 +50,14 @@ def clip_dataset(dataset: Dataset, text_encoder: str, options: ClipOptions, forc
     return "\n".join(lines)
 
 
-def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
-    texts, items = item_words(dataset), dataset.column("item_id")
+def _texts(dataset: Dataset, encoder: Encoder, without_augmented: bool, force: bool) -> str:
+    n_told = sum(map(bool, dataset.column(AUGMENTED)))
+    alone = without_augmented and n_told > 0
+    texts, items = item_words(dataset, augmented=not alone), dataset.column("item_id")
     inputs = digest(items, texts)
-    skip = reason_to_skip(dataset, "clip_text", encoder.name, inputs)
+    # Texts that were left out because somebody said so are not put in without --force.
+    of = f"{encoder.name} of domain, texts and tags" + (" alone" if alone else "")
+    skip = reason_to_skip(dataset, "clip_text", f"{of},", inputs)
     if skip and not force:
         return skip
     rows = [row for row, text in enumerate(texts) if text]
@@ -61,11 +65,16 @@ def _texts(dataset: Dataset, encoder: Encoder, force: bool) -> str:
         raise DataError(f"{dataset.path('item')}: no item has a title; there is nothing to encode")
     say_refused(dataset, "clip_text")
     matrix = encoder.texts([texts[row] for row in rows])
-    note = note_of(f"{encoder.name} of domain, texts and tags", inputs)
     tokens = [items[row] for row in rows]
+    told = "" if alone or not n_told else f", augmented texts of {n_told:,} items"
+    cut = ""
+    if encoder.n_cut:
+        cut = f", {encoder.n_cut:,} of {len({*texts} - {''}):,} different texts cut"
+        cut += f" after {encoder.max_tokens} tokens"
+    note = note_of(f"{of}{told}{cut}", inputs)
     update_dataset(dataset, features={"itemtext": (tokens, matrix)}, generated={"clip_text": note})
     others = {"without a title": len(items) - len(rows)}
-    done = counted(len(rows), len(items), "items have text vectors", others)
+    done = counted(len(rows), len(items), f"items have text vectors{told}{cut}", others)
     return f"{dataset.path('itemtext')}: {done}"
 
 

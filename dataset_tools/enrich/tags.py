@@ -26,7 +26,7 @@ from dataset_tools.tags.listing import COMMON, RARE
 from dataset_tools.tags.pipeline import Tagged, edit_log, make_tags, report
 from dataset_tools.tags.refine import VAGUE
 from recbole_tema.data.cells import tag_text, tag_token
-from recbole_tema.errors import DataError
+from recbole_tema.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def tag_dataset(
 
     Raises:
         BackendError: the model cannot go on; run again to go on from there.
+        ConfigError: no rating can reach `min_score`.
         DataError: no item got a tag, or a file cannot be written.
     """
     inputs = item_digest(dataset)
@@ -66,6 +67,11 @@ def tag_dataset(
     skip = reason_to_skip(dataset, "tags", maker, inputs, options.limit)
     if skip and not force:
         return skip if session.dry else _with_vectors(dataset, text_encoder, skip)
+    if options.min_score > 1 and not session.backend.likelihoods:
+        raise ConfigError(
+            f"--min_score {options.min_score:g}: {session.backend.identity} rates from 0 to 1; "
+            "give a number of that range"
+        )
     if not session.dry:
         say_refused(dataset, "tags", "tag_weights", "tag_emb")
     encoder = load_encoder(text_encoder)
@@ -83,11 +89,11 @@ def tag_dataset(
     made_by = BY_MODEL + session.made_by("tag", *edits, "more_tags", "match")
     update_dataset(
         dataset,
-        items=with_tags(dataset, tagged.rows, tagged.weights),
+        items=with_tags(dataset, tagged.rows, tagged.scores),
         tags=tag_table(dataset.column("domain"), tagged.rows, used, encoder.texts(used)),
         generated={
             "tags": note_of(f"{made_by}, candidates by {near.name}", inputs),
-            "tag_weights": f"scores of the tags by the same model, {_kind(session)}, normalised",
+            "tag_weights": f"raw scores of the tags by the same model: {_kind(session)}",
             "tag_emb": f"{encoder.name} of the tag",
         },
         notes={"tagging": _numbers(tagged, options)},
@@ -122,7 +128,8 @@ def why_none(tagged: Tagged, options: TagOptions) -> str:
         RARE: f"of fewer than {tagged.min_items} items; lower --min_items",
         COMMON: f"of more than {options.max_share:.0%} of the items; raise --max_share or --limit",
         VAGUE: "by the rounds of refinement; lower --rounds",
-        FITS_NONE: "lower --threshold, or use a better model",
+        FITS_NONE: f"lower {'--min_score' if options.min_score else '--threshold'}, or use a "
+        "better model",
     }
     merged = edits.pop("merge", 0)
     went = {**edits, FITS_NONE: len(tagged.tags.counts)}
@@ -166,11 +173,11 @@ class Remembered:
         return np.stack([self.vectors[text] for text in texts])  # (n, d)
 
 
-def with_tags(dataset: Dataset, rows: list[list[str]], weights: list[list[float]]) -> pd.DataFrame:
-    """The items with new tags (n) and weights (n); further columns as they were."""
+def with_tags(dataset: Dataset, rows: list[list[str]], scores: list[list[float]]) -> pd.DataFrame:
+    """The items with new tags (n) and their scores (n); further columns as they were."""
     items = dataset.items.copy()
     items["tags"] = [[tag_token(tag) for tag in row] for row in rows]
-    items["tag_weights"] = weights
+    items["tag_weights"] = scores
     return items
 
 
@@ -197,7 +204,9 @@ def tag_table(
 
 
 def _kind(session: Session) -> str:
-    return "length-normalised likelihoods" if session.backend.likelihoods else "ratings"
+    if session.backend.likelihoods:
+        return "length-normalised likelihoods over the tag's mean"
+    return "ratings from 0 to 1"
 
 
 def _numbers(tagged: Tagged, options: TagOptions) -> dict:

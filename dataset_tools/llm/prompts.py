@@ -22,7 +22,7 @@ from dataset_tools.llm.requests import Prompt
 from recbole_tema.data.cells import clean_text
 from recbole_tema.errors import DataError
 
-TASKS = ("tag", "more_tags", "match", "same", "refine", "part", "profile")
+TASKS = ("tag", "more_tags", "match", "same", "refine", "augment", "part", "profile")
 PARTS = ("system", "examples", "user")
 FIELD = re.compile(r"\{([a-z_]+)\}")
 MAX_FIELD = 600  # characters of one field in a prompt; a longer text is cut

@@ -13,6 +13,7 @@ from dataset_tools.llm.requests import Answer, Completion, Prompt
 from dataset_tools.llm.session import Session
 from dataset_tools.options import TagOptions
 from dataset_tools.tags.clean import copies_of_examples, item_tags, merge_key
+from recbole_tema.data.schema import GENERATED_FIELDS
 
 # Columns that a prompt may name although a dataset lacks them; they are empty then.
 COMMON_COLUMNS = ("title", "category", "brand", "price", "year", "description")
@@ -54,7 +55,7 @@ def item_fields(dataset: Dataset) -> list[dict[str, str]]:
 
     Underlines of a category become blanks, for that is how lists of words are stored.
     """
-    own = [c for c in dataset.items if c not in ("item_id", "domain", "tags", "tag_weights")]
+    own = [c for c in dataset.items if c not in ("item_id", "domain", *GENERATED_FIELDS)]
     columns = {name: dataset.column(name) for name in dict.fromkeys([*COMMON_COLUMNS, *own])}
     if "category" in own:
         columns["category"] = [

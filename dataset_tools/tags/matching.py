@@ -1,7 +1,9 @@
 """Stage 2 of TEMA: which tags of the list fit an item, and how well.
 
 An item's candidates are its own raw tags mapped onto the list, and the tags nearest to its text.
-The language model that made the tags scores them; what is kept is weighted by the scores.
+The language model that made the tags scores them. The scores of what is kept are stored as they
+are, for models to normalise: ratings from 0 to 1, or of a model that gives likelihoods how many
+times as likely a tag is for the item as for an item on average.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from dataset_tools.tags.generate import RawTags, item_fields
 from dataset_tools.tags.listing import TagList
 
 BORROWED = 10  # items' worth of the mean over all tags, in the mean of one tag
+LARGEST_LOG = 80.0  # of a score that is stored: beyond it a float32 ends
+UNSCORED = 1.0  # of a tag that the model gave and did not score
 
 
 def candidates(
@@ -75,21 +79,23 @@ def rating_prompt(prompt: Prompt, options: Sequence[str]) -> Prompt:
     return Prompt(system, (), f"{prompt.user}\n\nTags:\n{numbered}")
 
 
-def weights(
-    tags: Sequence[str], scores: Sequence[float], likelihoods: bool, top: int, threshold: float
+def fitting(
+    tags: Sequence[str], scores: Sequence[float], likelihoods: bool, options: TagOptions
 ) -> tuple[list[str], list[float]]:
-    """The tags that fit, best first, and their weights, which sum to 1.
+    """The tags that fit, best first, and their scores, which are > 0.
 
     Args:
         tags: The candidates.
-        scores: One each: mean log-probability a token, or a rating from 0 to 1.
-        likelihoods: Which of the two.
-        top: Most tags of an item.
-        threshold: Least score in relation to the best one (likelihoods: of the probabilities,
-            ratings: of the ratings). The best tag is kept unless its rating is 0.
+        scores: One each: a log-likelihood as `centred` gives it, or a rating from 0 to 1.
+        likelihoods: Which of the two; the score of a log-likelihood is its exponential.
+        options: `top`, the most tags of an item; `threshold`, the least score in relation to the
+            best one; `min_score`, the least score. The best tag is kept unless its score is 0 or
+            below `min_score`.
 
-    >>> weights(["tea", "cup", "car"], [-1.0, -1.0, -9.0], True, 5, 0.1)
-    (['tea', 'cup'], [0.5, 0.5])
+    >>> fitting(["tea", "cup", "car"], [0.0, 0.0, -9.0], True, TagOptions(threshold=0.1))
+    (['tea', 'cup'], [1.0, 1.0])
+    >>> fitting(["tea", "cup", "car"], [0.8, 0.4, 0.3], False, TagOptions(min_score=0.4))
+    (['tea', 'cup'], [0.8, 0.4])
     """
     values = np.asarray(scores, dtype=np.float64)
     if len(values) == 0:
@@ -97,10 +103,11 @@ def weights(
     fit = np.exp(values - values.max()) if likelihoods else values
     if fit.max() <= 0:
         return [], []
-    order = np.argsort(-fit, kind="stable")[:top]
-    kept = [int(i) for i in order if fit[i] >= threshold * fit.max()]
-    share = fit[kept] / fit[kept].sum()
-    return [tags[i] for i in kept], [float(f"{value:.6g}") for value in share]
+    raw = np.exp(np.clip(values, -LARGEST_LOG, LARGEST_LOG)) if likelihoods else values
+    order = np.argsort(-fit, kind="stable")[: options.top]
+    near = fit[order] >= options.threshold * fit.max()
+    kept = order[near & (raw[order] > 0) & (raw[order] >= options.min_score)]
+    return [tags[i] for i in kept], [float(f"{value:.6g}") for value in raw[kept]]
 
 
 def centred(
@@ -148,13 +155,16 @@ def match(
     raw: RawTags,
     tags: TagList,
     options: TagOptions,
-) -> tuple[list[list[str]], list[list[float]]]:
-    """Stage 2: tags and weights of each item; items that were not asked about have none."""
+) -> tuple[list[list[str]], list[list[float]], int]:
+    """Stage 2: tags and scores of each item, and of how many items the model gave no scores.
+
+    Items that were not asked about have no tags.
+    """
     names = sorted(tags.counts)
     rows: list[list[str]] = [[] for _ in dataset.items.index]
     values: list[list[float]] = [[] for _ in rows]
     if not names:
-        return rows, values
+        return rows, values, 0
     own = own_tags(raw.tags, tags)
     titles = dataset.column("title")[: options.limit]
     asked = [row for row, title in enumerate(titles) if field_text(title)]
@@ -172,18 +182,14 @@ def match(
     if session.backend.likelihoods:
         known = [requests[row].options for row in scores]
         scores = dict(zip(scores, centred(known, list(scores.values())), strict=True))
+    likelihoods = session.backend.likelihoods
     for row, request in requests.items():
         if row in scores:
-            likelihoods, top = session.backend.likelihoods, options.top
-            rows[row], values[row] = weights(
-                request.options, scores[row], likelihoods, top, options.threshold
-            )
-        else:
-            # The model's own tags stand, unweighted, where it gave no scores.
+            rows[row], values[row] = fitting(request.options, scores[row], likelihoods, options)
+        else:  # the model's own tags stand, all alike
             rows[row] = own[row][: options.top]
-            n = max(1, len(rows[row]))
-            values[row] = [float(f"{1 / n:.6g}") for _ in rows[row]]
-    return rows, values
+            values[row] = [UNSCORED] * len(rows[row])
+    return rows, values, len(requests) - len(scores)
 
 
 def item_texts(dataset: Dataset, rows: Sequence[int]) -> list[str]:

@@ -31,7 +31,7 @@ class Tagged:
         raw: The model's own tags of each item, cleaned.
         tags: The list after the last round.
         rows: Tags of each item (n), best first.
-        weights: Their weights, which sum to 1 for each item.
+        scores: How well each of them fits, see `matching`.
         sizes: (what was done, size of the list, tags shared by domains), in order.
         min_items: Fewest items of a tag, after `least_items`.
         stages: Counts for the report.
@@ -40,7 +40,7 @@ class Tagged:
     raw: RawTags
     tags: TagList
     rows: list[list[str]]
-    weights: list[list[float]]
+    scores: list[list[float]]
     sizes: list[tuple[str, int, int]]
     min_items: int
     stages: dict[str, int] = field(default_factory=dict)
@@ -77,10 +77,13 @@ def make_tags(dataset: Dataset, session: Session, encode: Encode, options: TagOp
         sizes.append(_size(f"round {number}: {edits} edits", tags))
         if not edits:
             break
-    rows, scored = match(dataset, session, encode, raw, tags, options)
-    result = Tagged(raw, tags, rows, scored, sizes, options.min_items)
+    rows, scores, unscored = match(dataset, session, encode, raw, tags, options)
+    result = Tagged(raw, tags, rows, scores, sizes, options.min_items)
     used = {tag for row in rows for tag in row}
-    result.stages = {"tags that fit no item": len(set(tags.counts) - used)}
+    result.stages = {
+        "tags that fit no item": len(set(tags.counts) - used),
+        "items without scores": unscored,
+    }
     return result
 
 
@@ -150,7 +153,11 @@ def _coverage(dataset: Dataset, tagged: Tagged) -> str:
         share = len(with_tags) / len(mine)
         rows.append((domain, len(mine), f"{share:.1%}", f"{mean:.2f}"))
     table = _table(["domain", "items", "with tags", "tags of such an item"], rows)
-    return f"{table}\n\nItems without a title, of which nothing was asked: {tagged.raw.silent}."
+    return (
+        f"{table}\n\nItems without a title, of which nothing was asked: {tagged.raw.silent}. Items "
+        "whose own tags stand with a score of 1, because the model scored none: "
+        f"{tagged.stages['items without scores']}."
+    )
 
 
 def _extremes(used: Counter) -> str:
@@ -166,7 +173,7 @@ def _examples(dataset: Dataset, tagged: Tagged) -> str:
     domains, titles = dataset.column("domain"), dataset.column("title")
     rows = []
     for row in list(range(0, len(tagged.rows), step))[:SHOWN_ITEMS]:
-        pairs = zip(tagged.rows[row], tagged.weights[row], strict=True)
-        tags = ", ".join(f"{tag} {weight:.2f}" for tag, weight in pairs)
+        pairs = zip(tagged.rows[row], tagged.scores[row], strict=True)
+        tags = ", ".join(f"{tag} {score:.2f}" for tag, score in pairs)
         rows.append((domains[row], titles[row].replace("|", "/"), tags))
-    return _table(["domain", "title", "tags and weights"], rows)
+    return _table(["domain", "title", "tags and scores"], rows)

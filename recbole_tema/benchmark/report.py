@@ -9,6 +9,8 @@ from recbole_tema.benchmark.page import page
 from recbole_tema.benchmark.results import Results, read_results
 from recbole_tema.benchmark.spec import Spec
 from recbole_tema.benchmark.tables import csv_text, latex, markdown
+from recbole_tema.config.presets import KEY as PRESET
+from recbole_tema.config.presets import names_of
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.data.split import MERGED, read_rule
 from recbole_tema.errors import ConfigError
@@ -31,12 +33,13 @@ def write_report(folder: Path, spec: Spec, statement: dict) -> str:
     metrics = metrics_of(keys_of(results, statement))
     summary = results.summary(metrics, untested=[FIGURES])
     asked = summary[summary["metric"].isin([metric_key(*metric) for metric in metrics])]
-    table = markdown(asked, spec.reference)
+    presets = names_of(spec.keys.get(PRESET))
+    table = markdown(asked, spec.reference, presets)
     svgs = drawn(results, summary)
     texts: dict[str, Callable[[], str]] = {
         "table.csv": lambda: csv_text(summary),
         "table.md": lambda: table,
-        "table.tex": lambda: latex(asked, f"Results on {spec.dataset}", spec.reference),
+        "table.tex": lambda: latex(asked, f"Results on {spec.dataset}", spec.reference, presets),
         "report.html": lambda: page(results, svgs, statement, facts(results, statement), asked),
     }
     for name, text in texts.items():
@@ -120,6 +123,11 @@ def facts(results: Results, statement: dict) -> list[str]:
         + ("of the target's domain" if keys.get("candidates") == "in_domain" else "of all domains")
         + f", {past} (exclude_history {given})",
         *again,
+        *(
+            f"{row.label}: preset {', '.join(statement['entries'][row.label][PRESET])}"
+            for row in results.rows
+            if PRESET in statement["entries"][row.label]
+        ),
         f"{len(results.rows)} models, seed{'s' if len(seeds) > 1 else ''} "
         + ", ".join(map(str, seeds)),
         f"dataset {statement['dataset']}, SHA-256 of its files {statement['content'][:16]}",

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_tema.config.presets import KEY as PRESET
+from recbole_tema.config.presets import names_of
 from recbole_tema.errors import ConfigError, DataError
 
 RUNS = "runs"
@@ -133,10 +135,19 @@ def stated(spec: Spec) -> dict[str, Any]:
         "dataset": spec.dataset,
         "content": content_hash(spec.data_path / spec.dataset, spec.dataset),
         "entries": {
-            entry.label: {"model": entry.model, "keys": resolved(spec, entry)}
+            entry.label: {
+                "model": entry.model,
+                **_named(spec, entry),
+                "keys": resolved(spec, entry),
+            }
             for entry in spec.entries
         },
     }
+
+
+def _named(spec: Spec, entry: Entry) -> dict[str, list[str]]:
+    names = names_of({**spec.keys, **entry.keys}.get(PRESET))
+    return {PRESET: names} if names else {}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

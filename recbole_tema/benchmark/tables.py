@@ -1,5 +1,7 @@
 """The results as tables: CSV with all numbers, Markdown and LaTeX to publish."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from recbole_tema.benchmark.results import SHARE
@@ -14,9 +16,10 @@ BY_SEED = (
 FEW = 3  # seeds, below which a table says that it has few
 
 
-def note(summary: pd.DataFrame, reference: str | None) -> str:
-    """What the marks of a table mean, and what its tests say nothing of."""
-    text = "Mean over seeds (± standard deviation). Best in bold, second underlined"
+def note(summary: pd.DataFrame, reference: str | None, presets: Sequence[str] = ()) -> str:
+    """Presets of all rows, what the marks of a table mean, and what its tests say nothing of."""
+    text = f"Preset of all rows: {', '.join(presets)}. " if presets else ""
+    text += "Mean over seeds (± standard deviation). Best in bold, second underlined"
     text += " of each share. " if SHARE in summary else ". "
     if not summary["reference"].any():
         why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
@@ -72,7 +75,9 @@ def grid(summary: pd.DataFrame) -> tuple[list[str], list[str], list[str], dict[s
     return list(dict.fromkeys(part["slice"])), metrics, list(cells), cells
 
 
-def markdown(summary: pd.DataFrame, reference: str | None = None) -> str:
+def markdown(
+    summary: pd.DataFrame, reference: str | None = None, presets: Sequence[str] = ()
+) -> str:
     """The table for a README."""
     slices, metrics, models, cells = grid(summary)
     columns = [(s, m) for s in slices for m in metrics]
@@ -84,7 +89,7 @@ def markdown(summary: pd.DataFrame, reference: str | None = None) -> str:
         seeds = next(iter(cells[model].values()))["seeds"]
         row = [_markdown_cell(cells[model][column], reference) for column in columns]
         lines.append(f"| {_bar(model)} | {seeds} | " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", note(summary, reference), ""])
+    return "\n".join([*lines, "", note(summary, reference, presets), ""])
 
 
 def _bar(text: str) -> str:
@@ -99,7 +104,12 @@ def _markdown_cell(line: dict, reference: str | None) -> str:
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(line["place"], text)
 
 
-def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> str:
+def latex(
+    summary: pd.DataFrame,
+    caption: str,
+    reference: str | None = None,
+    presets: Sequence[str] = (),
+) -> str:
     """The table for a paper; it needs the package booktabs."""
     slices, metrics, models, cells = grid(summary)
     spans, rules, start = [], [], 3
@@ -112,7 +122,8 @@ def latex(summary: pd.DataFrame, caption: str, reference: str | None = None) -> 
         row = [_latex_cell(cells[model][s, m], reference) for s in slices for m in metrics]
         seeds = next(iter(cells[model].values()))["seeds"]
         body.append(f"{_tex(model)} & {seeds} & " + " & ".join(row) + r" \\")
-    told = _tex(note(summary, reference)).replace(MARK, "$^{*}$").replace(WORSE, r"$^{\dagger}$")
+    told = _tex(note(summary, reference, presets))
+    told = told.replace(MARK, "$^{*}$").replace(WORSE, r"$^{\dagger}$")
     for sign, command in (("<", "$<$"), ("≤", r"$\leq$"), ("±", r"$\pm$")):
         told = told.replace(sign, command)
     return "\n".join(

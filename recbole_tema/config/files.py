@@ -9,6 +9,11 @@ from typing import Any
 
 import yaml
 
+try:  # libyaml's parser: reading the files of all models takes a third of the time
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # a PyYAML that was built without libyaml
+    from yaml import SafeLoader
+
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir
 
@@ -22,7 +27,7 @@ INTERVALS = (
 )
 
 
-class PlainYamlLoader(yaml.SafeLoader):
+class PlainYamlLoader(SafeLoader):
     """YAML's safe loader that reads ``1e-3`` as a number, as RecBole does; no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -55,7 +60,7 @@ PlainYamlLoader.add_implicit_resolver(
 )
 
 
-PRESET_KEY = "convert"
+CONVERT_KEY = "convert"
 
 
 def properties_dir() -> Path:
@@ -101,6 +106,12 @@ def check_layers(**layers: dict[str, Any] | None) -> None:
             continue
         if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
             raise ConfigError(f"{name} is {layer!r}; give a dict from the keys' names to values")
+
+
+def strongest(key: str, *layers: dict[str, Any] | None) -> Any:
+    """The value of a key in the last of some layers that has it; None where none does."""
+    found = (layer[key] for layer in reversed(layers) if layer and layer.get(key) is not None)
+    return next(found, None)
 
 
 def file_list(paths: Any) -> list:
@@ -179,7 +190,7 @@ def _merged_properties(*parts: str) -> dict:
         if path.is_file():
             merged = merge_layer(merged, load_yaml(path))
     # What `convert --preset` reads is no key of a run.
-    return {key: value for key, value in merged.items() if key != PRESET_KEY}
+    return {key: value for key, value in merged.items() if key != CONVERT_KEY}
 
 
 def parse_values(values: dict) -> dict:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from recbole_tema.config.files import PRESET_KEY, load_yaml, properties_dir
+from recbole_tema.config.files import CONVERT_KEY, load_yaml, properties_dir
 from recbole_tema.config.registry import CDR_MODELS, OUR_MODELS, hint, recbole_models
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir
@@ -107,14 +107,27 @@ READ_IF = [
 # The same of our models.
 READ_IF_OURS = [
     ("tag_weighting", "use_tags", bool),
+    ("tag_table", "use_tags", bool),
     ("id_init", "use_id", bool),
     ("id_init", "use_text", bool),
     ("id_scale", "use_id", bool),
     ("id_scale", "id_init", lambda v: v == "text_pca"),
+    ("hidden_act", "block", lambda v: v != "ligr"),
+    ("late_encoder", "fusion", lambda v: v == "late"),
     ("share_intra", "use_intra", bool),
+    ("share_intra", "domain_adapter", lambda v: not v),
+    *(
+        (key, other, bool)
+        for key in ("domain_adapter", "preference")
+        for other in ("use_intra", "use_inter")
+    ),
+    ("domain_token", "use_intra", lambda v: not v),
     ("intra_weight", "use_intra", bool),
+    *((key, "loss_type", lambda v: v == "CE") for key in ("repeat_bias", "label_smoothing")),
     ("temperature", "similarity", lambda v: v == "cosine"),
     ("window_stride", "train_rows", lambda v: v == "sequence"),
+    ("initializer_range", "weight_init", lambda v: v == "normal"),
+    ("negative_domain", "loss_type", lambda v: v == "BCE"),
     ("tau_reg", "alpha", lambda v: v != 0),
     ("tau", "beta", lambda v: v != 0),
 ]
@@ -138,7 +151,7 @@ def general_keys() -> frozenset[str]:
     keys = RUN_KEYS | GENERAL_CODE_KEYS | _listed_arguments()
     for path in files:
         keys |= set(load_yaml(path))
-    derived = {PRESET_KEY, *DERIVED_KEYS, *RENAMED_KEYS}
+    derived = {CONVERT_KEY, *DERIVED_KEYS, *RENAMED_KEYS}
     return frozenset(keys - derived - TYPE_KEYS["knowledge"])
 
 

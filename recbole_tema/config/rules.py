@@ -45,7 +45,7 @@ FIELD_NAMES = (
 )
 # Keys of lists; one value may stand for a list of it.
 LISTS = (
-    *("topk", "metrics", "uncut_metrics", "eval_groups", "selected_features"),
+    *("topk", "metrics", "uncut_metrics", "eval_groups", "selected_features", "preset"),
     "additional_feat_suffix",
     *("alias_of_user_id", "alias_of_item_id", "alias_of_tag_id", "alias_of_entity_id"),
     *("alias_of_relation_id", "normalize_field", "numerical_features", "train_epochs"),
@@ -182,6 +182,7 @@ INTERVAL = optional(Rule(is_interval, "an interval as [5,inf)"))
 COLUMNS = _dict_of(_is_columns, "a dict of lists of columns by suffix, as {'inter': ['user_id']}")
 PATH = Rule(lambda v: isinstance(v, str | os.PathLike) and str(v) != "", "a path")
 RULES = {
+    "preset": TEXTS,
     "seed": integer(0, 2**32 - 1),
     "reproducibility": BOOL,
     "threads": Rule(lambda v: v is None or is_int(v, 1), "an integer >= 1, or none"),
@@ -294,20 +295,32 @@ NOT_NEGATIVE = Rule(lambda v: is_real(v) and v >= 0, "a number >= 0")
 MODEL_RULES = {
     **dict.fromkeys(("hidden_size", "inner_size", "n_layers", "n_heads"), integer(1)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "item_dropout_prob"), PROBABILITY),
-    **dict.fromkeys(
-        ("layer_norm_eps", "initializer_range", "id_scale", "local_scale", "temperature"), POSITIVE
-    ),
+    **dict.fromkeys(("label_smoothing", "ema_decay"), PROBABILITY),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range", "id_scale", "temperature"), POSITIVE),
+    "local_scale": optional(POSITIVE),
     **dict.fromkeys(("tau", "tau_reg"), POSITIVE),
     **dict.fromkeys(("alpha", "beta", "intra_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("full_softmax_items", "sampled_softmax_items"), integer(1)),
+    "sampled_softmax_power": NOT_NEGATIVE,
+    "sampled_softmax_domains": exactly("all", "balanced", "own"),
     **dict.fromkeys(("llm_size", "window_stride"), optional(integer(1))),
     "hidden_act": exactly(*ACTIVATIONS),
     "learner": choice(LEARNERS[:-1]),  # their gradients are dense
-    "fusion": exactly("sum", "gate", "concat"),
+    "fusion": exactly("sum", "gate", "concat", "late"),
+    "late_encoder": exactly("own", "shared"),
+    "block": exactly("post_norm", "pre_norm", "ligr", "sasrec"),
+    "domain_adapter": integer(0),
+    "preference": exactly("attention", "aligned"),
     "similarity": exactly("dot", "cosine"),
-    "tag_weighting": exactly("matched", "binary"),
+    "tag_weighting": exactly("matched", "raw", "binary"),
+    # The command line reads `none` as None, a YAML file as text.
+    "feature_whitening": Rule(lambda v: v in (None, "none", "centre", "pca"), "none, centre, pca"),
     "id_init": exactly("normal", "text_pca"),
-    "train_rows": exactly("sequence", "prefix"),
+    "train_rows": exactly("sequence", "prefix", "latest"),
+    "batch_unit": exactly("targets", "rows"),
+    "weight_init": exactly("normal", "xavier"),
+    "local_pca": exactly("joint", "domain"),
+    "negative_domain": exactly("target", "input"),
 }
 # Keys that mean the same in every model of RecBole that has them.
 RECBOLE_RULES = {

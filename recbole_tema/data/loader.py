@@ -12,7 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema.data.negatives import InDomainNegatives
-from recbole_tema.data.windows import Windows, cut_windows, prefix_windows
+from recbole_tema.data.windows import Windows, cut_windows, latest_windows, prefix_windows
 from recbole_tema.trainer.distributed import rank, world_size
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 TARGET_SEQ = "target_id_list"
 NEGATIVE_SEQ = "neg_item_id_list"
+LOCAL_NEGATIVE_SEQ = "local_neg_item_id_list"
+# What was had before a window, for models that ask: the items of all rows, one row after another,
+# in a tensor (1, e), and how many each row has, (B,).
+EARLIER = "earlier_item_ids"
+N_EARLIER = "earlier_length"
 
 
 def pad_rows(
@@ -34,21 +39,40 @@ def pad_rows(
     return np.where(inside, flat[index], 0), inside
 
 
+def pack_rows(flat: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """``(sum(length),)`` slices of a flat array, one after another."""
+    shift = np.repeat(start - (np.cumsum(length) - length), length)
+    return flat[shift + np.arange(len(shift))]
+
+
+def earlier_events(flat: np.ndarray, start: np.ndarray, end: np.ndarray) -> dict[str, torch.Tensor]:
+    """The fields ``EARLIER`` and ``N_EARLIER`` of rows that had ``flat[start:end]``.
+
+    Memory is that of the events, however much longer than others one row's history is.
+    """
+    length = end - start
+    items = torch.from_numpy(pack_rows(flat, start, length))
+    return {EARLIER: items[None], N_EARLIER: torch.from_numpy(length)}
+
+
 class SequenceTrainLoader:
     """Windows of the training sequences in random batches of about ``train_batch_size`` targets.
 
     A batch is an ``Interaction`` with ``user_id (B,)``, ``item_id_list (B, L)`` padded on the
     right, ``item_length (B,)``, ``target_id_list (B, L)`` (the next item, 0 where none counts) and,
-    where ``train_neg_sample_args`` asks for negatives, ``neg_item_id_list (B, L)``. Rows come
-    longest first and are trimmed to the longest of the batch; a batch is a random set of users,
-    because batches of one length only trained worse.
+    where ``train_neg_sample_args`` asks for negatives, ``neg_item_id_list (B, L)`` of the targets'
+    domains; with ``negative_domain: input`` of the inputs', and ``local_neg_item_id_list (B, L)``
+    of the targets'; with ``repeat_bias`` also the user's events before the window
+    (`earlier_events`). Rows come longest first and are trimmed to the longest of the batch; a batch
+    is a random set of users, because batches of one length only trained worse.
 
     Several processes each get a part of every batch, longest rows dealt out in turn; ``share`` is
     what a part's mean loss counts for in the mean over the processes, so that this is the mean
     loss of the whole batch.
 
-    As in RecBole, ``train_batch_size`` counts targets: one RecBole row is one target. Everything
-    random follows from the seed and the epoch, so a resumed run draws what it would have drawn.
+    As in RecBole, ``train_batch_size`` counts targets: one RecBole row is one target; with
+    ``batch_unit: rows`` it counts windows. Everything random follows from the seed and the epoch,
+    so a resumed run draws what it would have drawn.
     """
 
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
@@ -59,13 +83,21 @@ class SequenceTrainLoader:
         self.batch_size = int(config["train_batch_size"])
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.stride = int(config["window_stride"] or max(1, self.max_length // 4))
-        self.prefix_rows = config["train_rows"] == "prefix"
+        self.train_rows = config["train_rows"]
+        self.counts_rows = config["batch_unit"] == "rows"
+        self.of_inputs = config["negative_domain"] == "input"
         self.sequences = dataset.train_sequences
-        self.n_targets = int(np.maximum(self.sequences.lengths - 1, 0).sum())
+        targets = np.maximum(self.sequences.lengths - 1, 0)
+        if self.train_rows == "latest":
+            targets = np.minimum(targets, self.max_length)
+        self.n_targets = int(targets.sum())
+        # Windows of long sequences are more than the users, and their number is drawn.
+        self.n_counted = int((targets > 0).sum()) if self.counts_rows else self.n_targets
         wants_negatives = config["train_neg_sample_args"]["distribution"] != "none"
         self.negatives = (
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
         )
+        self.wants_earlier = bool(config["repeat_bias"])
         self.share = 1.0
         self.fields = {
             name: config[key]
@@ -81,7 +113,7 @@ class SequenceTrainLoader:
 
     def __len__(self) -> int:
         """Number of batches of an epoch (an epoch with many long windows can have one less)."""
-        return max(1, -(-self.n_targets // self.batch_size))
+        return max(1, -(-self.n_counted // self.batch_size))
 
     @property
     def sampler(self) -> "SequenceTrainLoader":
@@ -98,12 +130,15 @@ class SequenceTrainLoader:
         if world_size() > 1:  # all draw the same batches, and each its own negatives
             own = np.random.default_rng([int(self.config["seed"]), self.epoch, 1 + rank()])
         self.epoch += 1
-        if self.prefix_rows:
+        if self.train_rows == "prefix":
             windows = prefix_windows(self.sequences, self.max_length)
+        elif self.train_rows == "latest":
+            windows = latest_windows(self.sequences, self.max_length)
         else:
             windows = cut_windows(self.sequences, self.max_length, self.stride, rng)
         order = rng.permutation(len(windows.user))
-        batch = (np.cumsum(windows.n_targets[order]) - 1) // self.batch_size
+        counted = np.ones_like(order) if self.counts_rows else windows.n_targets[order]
+        batch = (np.cumsum(counted) - 1) // self.batch_size
         for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
             rows = rows[np.argsort(-windows.length[rows], kind="stable")]
             yield self._interaction(windows, self._part(windows, rows), own)
@@ -137,9 +172,16 @@ class SequenceTrainLoader:
         }
         if self.negatives is not None:
             users = np.broadcast_to(windows.user[rows][:, None], targets.shape)[counted]
-            drawn = np.zeros_like(targets)
-            drawn[counted] = self.negatives.draw(users, targets[counted], rng)
-            batch[NEGATIVE_SEQ] = torch.from_numpy(drawn)
+            wanted = {NEGATIVE_SEQ: targets}
+            if self.of_inputs:
+                wanted = {NEGATIVE_SEQ: inputs, LOCAL_NEGATIVE_SEQ: targets}
+            for field, like in wanted.items():
+                drawn = np.zeros_like(targets)
+                drawn[counted] = self.negatives.draw(users, like[counted], rng)
+                batch[field] = torch.from_numpy(drawn)
+        if self.wants_earlier:
+            first = self.sequences.offsets[windows.user[rows]]
+            batch |= earlier_events(self.sequences.items, first, start)
         return Interaction(batch)
 
 
@@ -148,13 +190,15 @@ class SequenceEvalLoader:
 
     ``rows (B,)`` are row numbers of the phase's `EvalPlan`; the interaction has
     ``user_id``, ``item_id_list`` (the last ``MAX_ITEM_LIST_LENGTH`` items before the target),
-    ``item_length`` and ``item_id`` (the target, read by ``predict`` alone).
+    ``item_length`` and ``item_id`` (the target, read by ``predict`` alone); with ``repeat_bias``
+    also the events before those (`earlier_events`).
     """
 
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin", plan: "EvalPlan") -> None:
         self._dataset = dataset
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
+        self.wants_earlier = bool(config["repeat_bias"])
         self.plan = plan
         self.fields = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
         self.list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
@@ -173,17 +217,17 @@ class SequenceEvalLoader:
         order = np.argsort(length, kind="stable")
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
-            target = offsets[plan.users[rows]] + plan.history_lengths[rows]
-            history, _ = pad_rows(items, target - length[rows], length[rows])
+            start = offsets[plan.users[rows]]
+            target = start + plan.history_lengths[rows]
+            begin = target - length[rows]
+            history, _ = pad_rows(items, begin, length[rows])
             user_field, item_field = self.fields
-            yield (
-                rows,
-                Interaction(
-                    {
-                        user_field: torch.from_numpy(plan.users[rows]),
-                        item_field: torch.from_numpy(plan.targets[rows]),
-                        self.list_field: torch.from_numpy(history),
-                        self.length_field: torch.from_numpy(length[rows]),
-                    }
-                ),
-            )
+            batch = {
+                user_field: torch.from_numpy(plan.users[rows]),
+                item_field: torch.from_numpy(plan.targets[rows]),
+                self.list_field: torch.from_numpy(history),
+                self.length_field: torch.from_numpy(length[rows]),
+            }
+            if self.wants_earlier:
+                batch |= earlier_events(items, start, begin)
+            yield rows, Interaction(batch)

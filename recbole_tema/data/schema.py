@@ -5,11 +5,12 @@ aliases and the preloaded matrices follow from the files that are there. Keys se
 in ``properties/dataset/NAME.yaml`` win over these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recbole_tema.config.keys import may_read
+from recbole_tema.config.presets import REQUIREMENTS, presets_of
 from recbole_tema.data.atomic import read_header, require_fields
 from recbole_tema.data.split import SPLIT_FIELD
 from recbole_tema.errors import ConfigError, DataError
@@ -39,12 +40,14 @@ FIELD_TYPES = (
         "tags": "token_seq",
         "tag_weights": "float_seq",
         "tag_domain": "token_seq",
+        "augmented_text": "token_seq",
     }
     | {id_field: "token" for id_field, _, _ in FEATURE_FILES.values()}
     | {value_field: "float_seq" for _, value_field, _ in FEATURE_FILES.values()}
 )
 
 TAG_FIELDS = ("tags", "tag_weights")
+GENERATED_FIELDS = (*TAG_FIELDS, "augmented_text")  # columns of NAME.item that a model wrote
 
 # Columns of items that the data contract names besides; a dataset may give them other types.
 ITEM_TYPES = {
@@ -76,6 +79,27 @@ def check_types(path: Path, header: "Sequence[Field]") -> None:
             raise DataError(
                 f"{path}, line 1: field '{field.name}' has type '{field.type}', expected "
                 f"'{expected}'; write the column header as '{field.name}:{expected}'"
+            )
+
+
+def check_required(folder: str | Path, name: str, keys: Mapping[str, Any]) -> None:
+    """Raise `DataError` where a dataset lacks what a preset requires, with the command for it.
+
+    Args:
+        folder: the dataset's. keys: of the run: its presets, and the switches of what they require.
+    """
+    for preset in presets_of(keys):
+        for part in map(REQUIREMENTS.__getitem__, preset.requires):
+            path = Path(folder) / f"{name}.{part.suffix}"
+            if part.switch and keys.get(part.switch) is False:
+                continue
+            if path.is_file() and part.field in {field.name for field in read_header(path)}:
+                continue
+            without = f", or leave them out by --{part.switch}=False" if part.switch else ""
+            raise DataError(
+                f"preset '{preset.name}' requires {part.words}, and {path} "
+                f"{f'has no column {part.field}' if path.is_file() else 'is not there'}; make "
+                f"them by {part.command.replace('NAME', name)}{without}"
             )
 
 

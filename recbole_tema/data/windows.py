@@ -1,4 +1,4 @@
-"""Cutting training sequences into windows: every event is a target exactly once an epoch."""
+"""Cutting training sequences into windows, whose targets an epoch trains on, each of them once."""
 
 from dataclasses import dataclass
 
@@ -69,3 +69,11 @@ def prefix_windows(sequences: Sequences, max_length: int) -> Windows:
     length = np.minimum(position, max_length)
     start = sequences.offsets[user] + position - length
     return Windows(user, start, length, np.ones_like(user))
+
+
+def latest_windows(sequences: Sequences, max_length: int) -> Windows:
+    """One window a user, of the last ``max_length`` inputs; older events are no targets."""
+    length = np.minimum(np.maximum(sequences.lengths - 1, 0), max_length)
+    user = np.flatnonzero(length)
+    length = length[user]
+    return Windows(user, sequences.offsets[user + 1] - 1 - length, length, length)

@@ -1,6 +1,7 @@
 """What TEMA and LLM4CDSR share: domains, threads over a batch of sequences, scoring."""
 
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from recbole.data.interaction import Interaction
@@ -10,21 +11,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.console import SCREEN
-from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
+from recbole_tema.data.loader import EARLIER, N_EARLIER, NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.errors import ConfigError
 from recbole_tema.model.encoder import SequenceEncoder
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout, take_once
+from recbole_tema.model.softmax import Bonus
 
 if TYPE_CHECKING:
     from recbole_tema.config.tema_config import TemaConfig
     from recbole_tema.data.cross_domain import CrossDomainMixin
+
+REPEAT_UNIT = 50.0
 
 
 class CrossDomainRecommender(SequentialRecommender):
     """Base of the sequence-level models: every step of a sequence is trained at once.
 
     A subclass gives ``item_tables`` and ``last_states``; the score of an item is the
-    dot product of its row of the scoring table with the state for its domain.
+    dot product of its row of the scoring table with the state for its domain, plus, where
+    ``repeat_bias`` is on, a learned number if the user has had the item in any earlier event
+    (`history`, `history_bias`; the subclass's loss adds it too).
     """
 
     input_type = InputType.POINTWISE
@@ -50,10 +57,13 @@ class CrossDomainRecommender(SequentialRecommender):
         self.domain_sizes = sizes.tolist()
         popularity = torch.from_numpy(dataset.training_popularity()).double()
         self.register_buffer("popularity", popularity, persistent=False)
+        self.label_smoothing = config["label_smoothing"] or 0.0
+        # In units of REPEAT_UNIT: Adam's small steps cross them within an epoch.
+        self.repeat = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None
         self._tables: tuple[torch.Tensor, ...] | None = None
 
-    def encoder(self, config: "TemaConfig", causal: bool = True) -> SequenceEncoder:
-        """A `SequenceEncoder` with the sizes of the config."""
+    def encoder(self, config: "TemaConfig", **kind: Any) -> SequenceEncoder:
+        """A `SequenceEncoder` with the sizes and blocks of the config; ``kind``: its arguments."""
         if self.hidden_size % config["n_heads"]:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}, which n_heads ({config['n_heads']}) does not "
@@ -69,7 +79,8 @@ class CrossDomainRecommender(SequentialRecommender):
             attn_dropout=config["attn_dropout_prob"],
             act=config["hidden_act"],
             eps=config["layer_norm_eps"],
-            causal=causal,
+            block=config["block"] or "post_norm",
+            **kind,
         )
 
     def frozen_feature(
@@ -98,6 +109,13 @@ class CrossDomainRecommender(SequentialRecommender):
         self.register_buffer(f"{name}_present", present[:rows], persistent=False)
         return True
 
+    def row_tables(self) -> list[nn.Embedding]:
+        """Tables of which a step of training reads single rows, by calling them with these.
+
+        Their gradients are of these rows, and so are the optimizer's steps (`trainer.lazy_rows`).
+        """
+        return []
+
     # ---------------------------------------------------------------- threads
 
     def domain_thread(
@@ -106,7 +124,7 @@ class CrossDomainRecommender(SequentialRecommender):
         layout: Layout,
         domain: torch.Tensor,
         number: int,
-        encoder: nn.Module,
+        encoder: Callable[[torch.Tensor, Layout, torch.Tensor], torch.Tensor],
         empty: torch.Tensor,
         read: torch.Tensor,
     ) -> torch.Tensor:
@@ -171,16 +189,10 @@ class CrossDomainRecommender(SequentialRecommender):
         scores = torch.cat([states[:, d] @ block.T for d, block in enumerate(blocks)], dim=1)
         full = scores.new_full((len(scores), self.n_items), -torch.inf)
         full[:, self.by_domain] = scores
-        bias = self.history_bias()
-        if bias is None:
+        bias, had = self.history_bias(), self._history_of(interaction)
+        if bias is None or had is None:
             return full
-        # An item that the history has twice is written twice, with the same score.
-        had = interaction[self.ITEM_SEQ]
-        return full.scatter(1, had, full.gather(1, had) + bias)
-
-    def history_bias(self) -> torch.Tensor | None:
-        """What is added to the score of an item that the history has; None for nothing."""
-        return None
+        return full.index_put(had.pairs, bias.to(full.dtype), accumulate=True)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``item_id`` for each row: ``(B,)``."""
@@ -191,7 +203,53 @@ class CrossDomainRecommender(SequentialRecommender):
         item = interaction[self.ITEM_ID]
         rows = torch.arange(len(item), device=item.device)
         scores = (states[rows, self.item_domain[item] - 1] * tables[-1][item]).sum(-1)
+        bias, had = self.history_bias(), self._history_of(interaction)
+        return scores if bias is None or had is None else scores + bias * had.has(item)
+
+    # ---------------------------------------------------------------- history
+
+    def history_bias(self) -> torch.Tensor | None:
+        """What is added to the score of an item that the history has; None for nothing."""
+        if self.repeat is None:
+            return None
+        # The unit makes Adam's steps longer and leaves the gradient, which may be clipped, alone.
+        return self.repeat + (REPEAT_UNIT - 1) * self.repeat.detach()
+
+    def history(
+        self,
+        interaction: Interaction,
+        layout: Layout,
+        items: torch.Tensor,
+        read: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> History | None:
+        """What the steps ``read (r,)`` have had, before their window too; None without a bias.
+
+        Args:
+            layout: how the batch's sequences are packed. items: ``(n,)`` items of their steps.
+            rows: ``(k,)`` ascending, the items that matter, if ``items`` are numbers of these.
+        """
+        if self.repeat is None:
+            return None
+        (earlier,), count = interaction[EARLIER], interaction[N_EARLIER]
+        sequence = torch.arange(len(count), device=count.device)
+        sequence = torch.repeat_interleave(sequence, count, output_size=len(earlier))
+        if rows is None:
+            return History.until(read, layout, items, self.n_items, (sequence, earlier))
+        number = torch.searchsorted(rows, earlier).clamp(max=len(rows) - 1)
+        known = rows[number] == earlier
+        return History.until(read, layout, items, len(rows), (sequence[known], number[known]))
+
+    def bonus(self, had: History | None, first: int = 0) -> Bonus | None:
+        """The bias of what was had, in the columns of the softmax from ``first`` on."""
         bias = self.history_bias()
-        if bias is None:
-            return scores
-        return scores + bias * (interaction[self.ITEM_SEQ] == item[:, None]).any(1)
+        if had is None or bias is None:
+            return None
+        row, item = had.pairs
+        return row, self.column[item] - first, bias
+
+    def _history_of(self, interaction: Interaction) -> History | None:
+        """What each row of an evaluation has had: all events before its target."""
+        layout = Layout(interaction[self.ITEM_SEQ_LEN])
+        items = interaction[self.ITEM_SEQ][layout.row, layout.step]
+        return self.history(interaction, layout, items, layout.start + layout.length - 1)

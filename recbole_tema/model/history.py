@@ -1,6 +1,7 @@
-"""What each step of packed sequences has had so far, as pairs of a row and an item."""
+"""What each step of packed sequences has had so far, before its window too."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -9,53 +10,77 @@ from recbole_tema.model.packing import Layout
 
 @dataclass(frozen=True)
 class History:
-    """The items that each of ``n`` rows has had, each pair once, ascending by row, then item.
+    """The items that each of ``n`` rows, steps of some sequences, has had.
+
+    An item counts from its first event on, so a sequence's items are told once, with the step they
+    are had from, however many of its steps are rows: ``m`` is at most the number of events.
 
     Attributes:
-        row, item: ``(m,)`` int64. n_items: size of the catalogue, padding included.
+        key: ``(m,)`` int64 ascending, ``sequence * n_items + item``, each pair once.
+        since: ``(m,)`` the first step that has had it, 0 where it came before the window.
+        sequence, step: ``(n,)`` sequence and step of each row.
+        n_items: size of the catalogue, padding included.
     """
 
-    row: torch.Tensor
-    item: torch.Tensor
+    key: torch.Tensor
+    since: torch.Tensor
+    sequence: torch.Tensor
+    step: torch.Tensor
     n_items: int
 
     @classmethod
     def until(
-        cls, read: torch.Tensor, layout: Layout, items: torch.Tensor, n_items: int
+        cls,
+        read: torch.Tensor,
+        layout: Layout,
+        items: torch.Tensor,
+        n_items: int,
+        earlier: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> "History":
         """What the packed steps ``read (r,)`` have had, themselves included: r rows.
 
         Args:
             layout: how the sequences are packed (`packing.Layout`). items: ``(n,)`` packed items.
+            earlier: None, or (sequences ``(e,)``, items ``(e,)``): what was had before the first
+                packed step.
         """
-        start = layout.start[layout.row[read]]
-        count = read - start + 1
-        row = torch.repeat_interleave(torch.arange(len(read), device=read.device), count)
-        # Counted from the start of each step's own sequence.
-        shift = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
-        had = items[shift + torch.arange(len(row), device=read.device)]
-        key = torch.unique(row * n_items + had)
-        return cls(key // n_items, key % n_items, n_items)
+        key, since = layout.row * n_items + items, layout.step
+        if earlier is not None:
+            sequence, before = earlier
+            key = torch.cat([sequence * n_items + before, key])
+            since = torch.cat([torch.zeros_like(before), since])
+        # Stable: of a pair's events the first comes first.
+        key, order = torch.sort(key, stable=True)
+        first = torch.ones_like(key, dtype=torch.bool)
+        first[1:] = key[1:] != key[:-1]
+        return cls(key[first], since[order[first]], layout.row[read], layout.step[read], n_items)
 
-    def only(self, rows: torch.Tensor, items: torch.Tensor) -> "History":
+    def only(self, rows: torch.Tensor | slice, items: torch.Tensor) -> "History":
         """Of the rows that are true in ``rows (n,)``, numbered anew, the items that are true in
         ``items (n_items,)``."""
-        number = rows.cumsum(0) - 1
-        kept = rows[self.row] & items[self.item]
-        return History(number[self.row[kept]], self.item[kept], self.n_items)
+        kept = items[self.key % self.n_items]
+        sequence, step = self.sequence[rows], self.step[rows]
+        return History(self.key[kept], self.since[kept], sequence, step, self.n_items)
+
+    @cached_property
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, items) ``(p,)`` of all that the rows have had, each pair once, rows ascending."""
+        if not len(self.key) or not len(self.step):
+            return self.key[:0], self.key[:0]
+        # A sequence's items in the order they came: what a row has had is the front of them.
+        width = 1 + torch.maximum(self.since.max(), self.step.max())
+        came, order = torch.sort(self.key // self.n_items * width + self.since, stable=True)
+        start = torch.searchsorted(came, self.sequence * width)
+        count = torch.searchsorted(came, self.sequence * width + self.step, right=True) - start
+        row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        shift = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
+        place = shift + torch.arange(len(row), device=count.device)
+        return row, (self.key % self.n_items)[order][place]
 
     def has(self, item: torch.Tensor) -> torch.Tensor:
         """``item (n,)`` -> ``(n,)`` bool: whether each row has had its item."""
-        rows = torch.arange(len(item), device=item.device)
-        return torch.isin(rows * self.n_items + item, self.row * self.n_items + self.item)
-
-    def has_each(self, drawn: torch.Tensor, n: int) -> torch.Tensor:
-        """``drawn (K,)`` items -> ``(n, K)`` bool: which of them each of the n rows has had."""
-        if not len(drawn):  # no negative of a small domain
-            return torch.zeros(n, 0, dtype=torch.bool, device=drawn.device)
-        values, place = drawn.unique(return_inverse=True)
-        found = torch.searchsorted(values, self.item).clamp(max=len(values) - 1)
-        hit = values[found] == self.item
-        mask = torch.zeros(n, len(values), dtype=torch.bool, device=drawn.device)
-        mask[self.row[hit], found[hit]] = True
-        return mask[:, place]
+        if not len(self.key):
+            return torch.zeros_like(item, dtype=torch.bool)
+        wanted = self.sequence * self.n_items + item
+        found = torch.searchsorted(self.key, wanted).clamp(max=len(self.key) - 1)
+        return (self.key[found] == wanted) & (self.since[found] <= self.step)

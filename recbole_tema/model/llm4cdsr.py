@@ -1,7 +1,8 @@
 """LLM4CDSR: global LLM thread, local threads per domain, profile alignment (arXiv 2504.18383)."""
 
+from collections.abc import Iterable, Sequence
 from logging import getLogger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from recbole.data.interaction import Interaction
@@ -9,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tema.config.rules import LOSSES
+from recbole_tema.data.loader import LOCAL_NEGATIVE_SEQ
 from recbole_tema.errors import DataError
 from recbole_tema.model.abstract_recommender import CrossDomainRecommender
 from recbole_tema.model.contrast import soft_contrastive_loss
-from recbole_tema.model.encoder import init_as_recbole
+from recbole_tema.model.encoder import SequenceEncoder, init_as_recbole, init_as_xavier
 from recbole_tema.model.fusion import initial_vectors, principal_components
+from recbole_tema.model.history import History
 from recbole_tema.model.packing import Layout, take_once
 from recbole_tema.model.softmax import linear_cross_entropy
 
@@ -44,11 +47,25 @@ class LLM4CDSR(CrossDomainRecommender):
     An item of domain ``d`` is scored by ``<g_t, A(v_i)> + <l_{d,t}, e_i>``: the global state times
     the adapted LLM vector of the item, plus the state of the domain's own thread times the item's
     own vector. Both states are taken at the user's last event; a domain that the user has not
-    visited yet has a learned state.
+    visited yet has a learned state. With ``repeat_bias`` a learned number is added
+    to the scores of the items that the user has had (not with BCE).
 
     Loss: BCE with one in-domain negative a step (``loss_type: BCE``), or the cross-entropy over
     the catalogue (``CE``), plus ``alpha`` times the contrastive regularisation between the items
     of the domains, plus ``beta`` times the alignment of the user's profile with the global state.
+
+    The defaults are not the authors' code. ``--preset=llm4cdsr-official`` is, in all of these:
+
+    - loss: BCE; the negative of the global logit comes from the domain of the input, that of the
+      local logit, another item, from the domain of the target (``negative_domain: input``);
+    - targets: of the last ``MAX_ITEM_LIST_LENGTH`` events alone (``train_rows: latest``), without
+      the first event of a domain (``first_of_domain: False``); batches of rows (``batch_unit``);
+    - encoder: ``block: sasrec``, inputs times the root of their width (``scale_inputs``), no mask
+      of the future (``causal``) or of padding (``padding_mask``), Xavier weights (``weight_init``);
+    - local items: PCA of each domain by itself (``local_pca``), unscaled (``local_scale: ~``),
+      frozen (``freeze_local``).
+
+    The reasons, and what no key brings back, stand in ``docs/concepts.md``.
     """
 
     losses = LOSSES["LLM4CDSR"]
@@ -58,6 +75,8 @@ class LLM4CDSR(CrossDomainRecommender):
     def __init__(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         super().__init__(config, dataset)
         self.loss_type = config["loss_type"]
+        if self.loss_type == "BCE":  # no negative is the user's own: a bias would only ever grow
+            self.repeat = None
         self.alpha, self.beta = config["alpha"], config["beta"]
         self.tau, self.tau_reg = config["tau"], config["tau_reg"]
         if not config["causal"]:
@@ -67,13 +86,23 @@ class LLM4CDSR(CrossDomainRecommender):
             )
         self._item_vectors(config, dataset)
         self._profiles(config, dataset)
-        causal = config["causal"]
-        self.global_encoder = self.encoder(config, causal)
+        self.causal = config["causal"]
+        kind = {"causal": self.causal, "padding_mask": config["padding_mask"]}
+        self.global_encoder = self.encoder(config, **kind)
         self.local_encoders = nn.ModuleList(
-            self.encoder(config, causal) for _ in range(self.n_domains)
+            self.encoder(config, **kind) for _ in range(self.n_domains)
         )
-        self.empty = nn.Parameter(torch.empty(self.n_domains, self.hidden_size))
+        # The scales of the inputs: the roots of the widths of the vectors that they come from.
+        scaled = config["scale_inputs"]
+        self.global_scale = self.llm.size(1) ** 0.5 if scaled else 1.0
+        self.local_scale = self.hidden_size**0.5 if scaled else 1.0
+        self.empty = (
+            nn.Parameter(torch.zeros(self.n_domains, self.hidden_size))
+            if config["first_of_domain"]
+            else None
+        )
         self.local_items = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self.local_items.weight.requires_grad_(not config["freeze_local"])
         self._initialise(config)
 
     def _item_vectors(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
@@ -83,9 +112,16 @@ class LLM4CDSR(CrossDomainRecommender):
                 f"is not in {config['data_path']}"
             )
         size = config["llm_size"]
-        self.local_start = initial_vectors(
-            self.llm, self.llm_present, self.hidden_size, config["local_scale"]
-        )
+        groups = [self.llm_present]
+        if config["local_pca"] == "domain":
+            groups = [
+                self.llm_present & (self.item_domain == d) for d in range(1, self.n_domains + 1)
+            ]
+        starts = [
+            initial_vectors(self.llm, group, self.hidden_size, config["local_scale"])
+            for group in groups
+        ]
+        self.local_start = torch.stack(starts).sum(0)
         if size and self.llm.size(1) > size:
             self.llm = principal_components(self.llm, self.llm_present, size)
         self.adapter = Adapter(self.llm.size(1), self.hidden_size)
@@ -100,12 +136,16 @@ class LLM4CDSR(CrossDomainRecommender):
 
     def _initialise(self, config: "TemaConfig") -> None:
         std = config["initializer_range"]
-        self.apply(lambda module: init_as_recbole(module, std))
+        if config["weight_init"] == "xavier":
+            self.apply(init_as_xavier)
+        else:
+            self.apply(lambda module: init_as_recbole(module, std))
         adapters = [self.adapter, *([self.profile_adapter] if self.has_profiles else [])]
         for layer in (layer for adapter in adapters for layer in adapter.modules()):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
-        nn.init.normal_(self.empty, std=std)
+        if self.empty is not None and config["weight_init"] == "normal":
+            nn.init.normal_(self.empty, std=std)
         # An item without an LLM vector keeps its random start: zeros would score 0 for everybody.
         present = self.llm_present
         self.local_items.weight.data[present] = self.local_start[present]
@@ -132,7 +172,7 @@ class LLM4CDSR(CrossDomainRecommender):
         """The tables of a step; the softmax needs every item, BCE those of the batch only."""
         if self.loss_type == "CE":
             return self.item_tables()
-        fields = (self.ITEM_SEQ, self.TARGET_SEQ, self.NEGATIVE_SEQ)
+        fields = (self.ITEM_SEQ, self.TARGET_SEQ, self.NEGATIVE_SEQ)  # of the global thread
         rows = torch.unique(torch.cat([interaction[field].flatten() for field in fields]))
         return self.adapted_items(rows), self.local_items.weight
 
@@ -142,6 +182,7 @@ class LLM4CDSR(CrossDomainRecommender):
         items: torch.Tensor,
         layout: Layout,
         read: torch.Tensor,
+        domain: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(global ``(r, H)``, local ``(r, D, H)``) states at the steps to read.
 
@@ -149,14 +190,44 @@ class LLM4CDSR(CrossDomainRecommender):
             tables: (global, local, ...) item tables ``(n_items, H)``.
             items: ``(n,)`` items of the packed sequences. layout: how they are packed.
             read: ``(r,)`` packed steps, each once.
+            domain: ``(n,)`` the local thread that each step belongs to, 0 for none; None: that of
+                its item's domain.
         """
-        global_states = self.global_encoder(F.embedding(items, tables[0]), layout, read)
-        vectors, domain = F.embedding(items, tables[1]), self.item_domain[items]
-        local = [
-            self.domain_thread(vectors, layout, domain, d + 1, encoder, self.empty[d], read)
-            for d, encoder in enumerate(self.local_encoders)
-        ]
+        inputs = F.embedding(items, tables[0]) * self.global_scale
+        global_states = self.global_encoder(inputs, layout, read)
+        inputs = F.embedding(items, tables[1]) * self.local_scale
+        domain = self.item_domain[items] if domain is None else domain
+        local = []
+        for d, encoder in enumerate(cast("Iterable[SequenceEncoder]", self.local_encoders)):
+            empty = encoder.of_nothing() if self.empty is None else self.empty[d]
+            local.append(self.domain_thread(inputs, layout, domain, d + 1, encoder, empty, read))
         return global_states, torch.stack(local, dim=1)
+
+    def _in_threads(
+        self, layout: Layout, items: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The targets that count, and the local thread of each step as `threads` takes it.
+
+        Args:
+            items, wanted: ``(n,)`` packed items, and targets, 0 for none.
+        """
+        domain, of_target = self.item_domain[items], self.item_domain[wanted]
+        if self.causal and self.empty is not None:
+            return wanted, domain
+        had = F.one_hot(domain, self.n_domains + 1).cumsum(0)
+        had = torch.cat([torch.zeros_like(had[:1]), had])
+        before = had[layout.start][layout.row]
+        ends = layout.start + layout.length
+        if self.empty is None:  # the domain's first event: its thread has nothing to tell it by
+            seen = (had[1:] - before).gather(1, of_target[:, None]).squeeze(1) > 0
+            wanted = torch.where(seen, wanted, 0)
+        if not self.causal:
+            # Who sees the future must not see more of a domain than what comes before its last
+            # target: as in the official code, whose threads each leave out their own last event.
+            left = (had[ends][layout.row] - had[1:]).gather(1, domain[:, None]).squeeze(1)
+            final = of_target[ends - 1][layout.row]
+            domain = torch.where((left > 0) | (final == domain), domain, 0)
+        return wanted, domain
 
     def last_states(
         self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor, item_seq_len: torch.Tensor
@@ -177,21 +248,26 @@ class LLM4CDSR(CrossDomainRecommender):
         target_seq = interaction[self.TARGET_SEQ]
         tables = self._training_tables(interaction)
         layout = Layout(length)
-        wanted = target_seq[layout.row, layout.step]
+        items = item_seq[layout.row, layout.step]
+        wanted, domain = self._in_threads(layout, items, target_seq[layout.row, layout.step])
         read = wanted.nonzero().squeeze(1)
         targets = wanted[read]
-        items = item_seq[layout.row, layout.step]
         # The profile is aligned with the state after the whole row, a target or not.
         last = layout.start + length - 1
         steps, place = torch.unique(torch.cat([read, last]), return_inverse=True)
-        shared, local = self.threads(tables, items, layout, steps)
+        shared, local = self.threads(tables, items, layout, steps, domain)
         final = take_once(shared, place[len(read) :])
         own = place[: len(read)]
         shared, local = take_once(shared, own), take_once(local, own)
         if self.loss_type == "CE":
-            loss = self._cross_entropy(tables, shared, local, targets)
+            had = self.history(interaction, layout, items, read)
+            loss = self._cross_entropy(tables, shared, local, targets, had)
         else:
-            drawn = interaction[self.NEGATIVE_SEQ][layout.row, layout.step][read]
+            both = LOCAL_NEGATIVE_SEQ if LOCAL_NEGATIVE_SEQ in interaction else self.NEGATIVE_SEQ
+            drawn = [
+                interaction[field][layout.row, layout.step][read]
+                for field in (self.NEGATIVE_SEQ, both)
+            ]
             loss = self._binary_cross_entropy(tables, shared, local, targets, drawn)
         regular = self.alpha * self._regularisation(tables, item_seq)
         profile = self.beta * self._alignment(interaction[self.USER_ID], final)
@@ -203,13 +279,16 @@ class LLM4CDSR(CrossDomainRecommender):
         shared: torch.Tensor,
         local: torch.Tensor,
         targets: torch.Tensor,
+        had: History | None,
     ) -> torch.Tensor:
         scoring = tables[-1][self.by_domain].split(self.domain_sizes)
         blocks = [
             (torch.cat([shared, local[:, d]], dim=1), scoring[d]) for d in range(self.n_domains)
         ]
         weight = shared.new_full((len(targets),), 1.0 / max(1, len(targets)))
-        return linear_cross_entropy(blocks, self.column[targets], weight)
+        return linear_cross_entropy(
+            blocks, self.column[targets], weight, self.bonus(had), self.label_smoothing
+        )
 
     def _binary_cross_entropy(
         self,
@@ -217,16 +296,17 @@ class LLM4CDSR(CrossDomainRecommender):
         shared: torch.Tensor,
         local: torch.Tensor,
         targets: torch.Tensor,
-        negatives: torch.Tensor,
+        negatives: Sequence[torch.Tensor],
     ) -> torch.Tensor:
+        """``negatives``: ``(r,)`` items of the global logit, and of the local one."""
         adapted, own = tables[:2]
         domain = self.item_domain[targets]
         local = local[torch.arange(len(domain), device=domain.device), domain - 1]
 
-        def logit(items: torch.Tensor) -> torch.Tensor:
-            return (shared * adapted[items]).sum(-1) + (local * own[items]).sum(-1)
+        def logit(items: torch.Tensor, local_items: torch.Tensor) -> torch.Tensor:
+            return (shared * adapted[items]).sum(-1) + (local * own[local_items]).sum(-1)
 
-        per_step = F.softplus(-logit(targets)) + F.softplus(logit(negatives))
+        per_step = F.softplus(-logit(targets, targets)) + F.softplus(logit(*negatives))
         # The official loss adds the domains' means: a small domain counts as much as a large one.
         means = (
             per_step[domain == d].mean()

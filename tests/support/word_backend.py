@@ -128,6 +128,8 @@ class WordBackend:
         system, user = request.prompt.system, request.prompt.user
         if '"merge"' in system:
             return self.edits
+        if "key terms" in system:
+            return self._description(user, request.schema)
         if "notes about the user" in system:
             return f"A person: {user.removeprefix('Notes: ')}"
         if "what a user likes" in system:
@@ -138,6 +140,16 @@ class WordBackend:
             return tags
         assert not self.likelihoods
         return json.dumps({"tags": tags.split(", ")})
+
+    def _description(self, user, schema):
+        """Of an item whose word is known: what is said of it, a sentence, who likes it."""
+        word = next((word for word in self.says if word in user), "")
+        parts = {"key_terms": self._said(user).split(", "), "summary": f"A fine {word}.",
+                 "audience": f"people who like {word}"}  # fmt: skip
+        if schema is not None:
+            return json.dumps(parts)
+        terms = ", ".join(parts["key_terms"])
+        return f"Key terms: {terms}\nSummary: {parts['summary']}\nFor: {parts['audience']}"
 
 
 def _vector(text):

@@ -81,6 +81,15 @@ def paid_tags(dataset, tag="paid_tag"):
     }
 
 
+def paid_texts(dataset):
+    """Arguments that give every item a text of a language model."""
+    return {
+        "items": dataset.items.assign(augmented_text=[f"of {i}" for i in dataset.items["item_id"]]),
+        "generated": {"augmented_text": PAID},
+        "notes": {"augmenting": {"options": {"limit": None}}},
+    }
+
+
 def paid_vectors(value=1.0):
     """Arguments for vectors of two items and two users, and of one image."""
     two = np.full((2, SIZE), value)
@@ -301,3 +310,19 @@ def test_items_changed_by_hand_are_set_aside_when_built_again(enriched):
     assert_kept(enriched, *ALL)
     assert "Good tea" not in path.read_text()
     assert "Good tea" in (enriched / f"{NAME}.former-1" / f"{NAME}.item").read_text()
+
+
+@pytest.mark.parametrize("tags", [False, True])
+def test_texts_that_a_model_wrote_come_over_into_a_new_build(shop, tags):
+    dataset = read_dataset(shop, NAME)
+    if tags:
+        update_dataset(dataset, **paid_tags(dataset))
+    update_dataset(dataset, **paid_texts(dataset))
+    edit_card(shop, builder={"name": "tests", "version": 1})
+    ensure_builtin(NAME, shop.parent)
+    assert_kept(shop, "augmented_text", *(["tags"] if tags else []))
+    dataset = read_dataset(shop, NAME)
+    assert dataset.column("augmented_text") == [f"of {i}" for i in dataset.column("item_id")]
+    assert dataset.card["augmenting"] == {"options": {"limit": None}}
+    assert tags or tags_of(shop) == {"shipped_tag"}
+    assert not (shop / f"{NAME}.former-1").exists()

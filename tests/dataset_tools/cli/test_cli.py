@@ -10,8 +10,8 @@ from dataset_tools.cli import options as shared
 from dataset_tools.llm.answers import AnswerStore
 from tests.support.word_backend import NAME, WordBackend, write_shop
 
-COMMANDS = ("build", "tag", "embed", "profile", "clip", "enrich", "merge")
-OF_A_MODEL = ("tag", "embed", "profile", "enrich")
+COMMANDS = ("build", "tag", "augment", "embed", "profile", "clip", "enrich", "merge")
+OF_A_MODEL = ("tag", "augment", "embed", "profile", "enrich")
 KEY = "sk-secret-0123456789"
 
 
@@ -86,22 +86,27 @@ def test_parts(root, part):
     assert "is not of the form i/n" in refused("tag", NAME, "--part", part)
 
 
-def test_parts_store_answers_and_the_whole_run_writes_the_dataset(root, backend):
+@pytest.mark.parametrize(
+    ("command", "what"), [("embed", "vectors"), ("augment", "augmented texts")]
+)
+def test_parts_store_answers_and_the_whole_run_writes_the_dataset(root, backend, command, what):
     before, n = snapshot(root / NAME), 0
     for part in ("1/2", "2/2"):
-        done = run("embed", NAME, "--data_path", root, "--part", part)
+        done = run(command, NAME, "--data_path", root, "--part", part)
         assert done.exit_code == 0, done.output
-        assert f"embed: part {part} is done" in done.stdout and "merge NAME" in done.stdout
-        assert re.search(r"^embed: 104 requests: 0 answered .* not asked yet", done.stdout, re.M)
+        assert f"{command}: part {part} is done" in done.stdout and "merge NAME" in done.stdout
+        assert re.search(
+            rf"^{command}: 104 requests: 0 answered .* not asked yet", done.stdout, re.M
+        )
         assert n < len(backend.asked) <= 104
         n = len(backend.asked)
     done = run("merge", NAME, "--data_path", root)
     assert done.exit_code == 0 and "104 answers\n" in done.stdout
-    done = run("embed", NAME, "--data_path", root, "--part", "2/2")
+    done = run(command, NAME, "--data_path", root, "--part", "2/2")
     assert "every answer is there; run this again without --part" in done.stdout
     assert snapshot(root / NAME) == before and len(backend.asked) == n
-    done = run("embed", NAME, "--data_path", root)
-    assert "104 of 104 items have vectors" in done.stdout and len(backend.asked) == n == 104
+    done = run(command, NAME, "--data_path", root)
+    assert f"104 of 104 items have {what}" in done.stdout and len(backend.asked) == n == 104
 
 
 @pytest.mark.parametrize("command", COMMANDS)

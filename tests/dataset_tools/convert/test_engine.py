@@ -93,11 +93,12 @@ def filters_of(fits):
     )
 
 
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", FORMATS)
-def test_events_are_those_of_the_reference(tmp_path, source):
+def test_events_are_those_of_the_reference(tmp_path, source, examples):
     write, fits = FORMATS[source]
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(events_of(fits), filters_of(fits))
     def check(events, filters):
         folder = tmp_path / "work"

@@ -186,6 +186,10 @@ BAD = {
         {"items": with_(ITEMS, tag_weights=[[1], [], [1]])},
         "row 0: 2 tags but 1 tag_weights",
     ),
+    "weight below 0": (
+        {"items": with_(ITEMS, tag_weights=[[1, -0.5], [], [1]])},
+        "row 0: tag_weights are 1 -0.5; they are >= 0",
+    ),
     "weights without tags": ({"items": ITEMS.drop(columns="tags")}, "tag_weights without tags"),
     "weight nan": ({"items": with_(ITEMS, tag_weights=[[1, np.nan], [], [1]])}, "row 0: tag_weig"),
     "tag with blank": ({"items": with_(ITEMS, tags=[["a b", "c"], [], ["d"]])}, "tag 'a b' is not"),

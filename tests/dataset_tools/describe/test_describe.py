@@ -12,7 +12,7 @@ from dataset_tools.cli import main
 from dataset_tools.convert.engine import engine
 from dataset_tools.describe.checks import findings
 from dataset_tools.describe.measures import describe
-from dataset_tools.describe.text import page
+from dataset_tools.describe.text import page, text
 from tests.support.tiny_dataset import make_dataset
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
@@ -43,6 +43,23 @@ def gini(counts):
     """By its definition: mean difference of all pairs, over twice the mean."""
     counts = np.asarray(counts, float)
     return np.abs(counts[:, None] - counts[None]).mean() / (2 * counts.mean())
+
+
+def test_tag_weights_by_pandas(tiny, tmp_path):
+    folder, _, item = tiny
+    given = [[float(w) for w in cell.split()] for cell in item["tag_weights"].fillna("")]
+    flat = [weight for row in given for weight in row]
+    found = described(folder, "tiny", tmp_path / "a").tag_weights
+    assert (found["least"], found["most"]) == (min(flat), max(flat))
+    assert found["median"] == pytest.approx(np.median(flat))
+    assert found["shares"] == np.mean([abs(sum(row) - 1) < 1e-3 for row in given if row])
+    path = folder / "tiny.item"
+    head, *rows = path.read_text().replace("0.7", "0.95").splitlines()
+    told = [f"{row}\t{'A text.' if place < 9 else ''}" for place, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head}\taugmented_text:token_seq", *told, ""]))
+    raw = described(folder, "tiny", tmp_path / "b")
+    assert raw.tag_weights["shares"] < 1 and "0.95, median" in text(raw)
+    assert "; raw scores" in text(raw) and f"augmented_text {9 / len(item):.1%}" in text(raw)
 
 
 def test_numbers_are_those_of_pandas(tiny, tmp_path):
@@ -211,12 +228,12 @@ def test_another_split_is_the_trainers_too(tiny, tmp_path, text):
 
 def test_a_split_that_is_none_is_told_in_one_line(tiny):
     folder, _, _ = tiny
-    for text, message in (
+    for value, message in (
         ("{LS: both}", "--split is '{LS: both}'; allowed: {'LS': 'valid_and_test'}"),
         ("{given: split}", "NAME.inter has no column 'split:token'"),
         ("{TO: [1, 2]}", "eval_args.split by time (1, 2) leaves no training event"),
     ):
-        words = ["describe", "tiny", "--data_path", str(folder.parent), "--split", text]
+        words = ["describe", "tiny", "--data_path", str(folder.parent), "--split", value]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 2 and message in done.output
         assert len(done.output.strip().splitlines()) == 1

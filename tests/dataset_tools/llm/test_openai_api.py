@@ -330,7 +330,7 @@ def test_a_served_model_answers_as_it_does_without_the_server(local):
         (("Title: Oolong Tea, 100 g", "tea, oolong, loose leaf"),),
         "Title: Cast Iron Skillet, 10 inch",
     )
-    requests = [Completion(prompt, max_tokens=12)]
+    requests = [Completion(prompt, max_tokens=8)]
     texts = [Embedding("green tea"), Embedding("a cast iron pan")]
     expected = next(local.answer([requests]))[1][0]
     vectors = {}

@@ -45,7 +45,7 @@ def test_every_task_has_a_packaged_file():
     check_prompts(None)
 
 
-@pytest.mark.parametrize("task", ["tag", "more_tags", "match"])
+@pytest.mark.parametrize("task", ["tag", "more_tags", "match", "augment"])
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_packaged_prompts_take_an_item_of_any_domain(task, domain):
     columns = ("category", "brand", "price", "year", "description", "known")

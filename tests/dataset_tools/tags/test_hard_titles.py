@@ -107,7 +107,7 @@ def test_an_item_all_of_whose_tags_are_dropped_is_matched_to_others(tmp_path):
     tagged = made(write_shop(tmp_path, items=items), WordBackend(False, says=says))
     assert "seldom seen" not in tagged.tags.counts
     assert "seldom seen" not in tagged.rows[knives[0]]
-    assert len(tagged.rows) == len(items) == len(tagged.weights)
+    assert len(tagged.rows) == len(items) == len(tagged.scores)
 
 
 def test_an_examples_own_item_may_have_its_tags(tmp_path):

@@ -23,7 +23,7 @@ from dataset_tools.tags.pipeline import make_tags
 from recbole_tema import run_recbole_tema
 from recbole_tema.data.cells import tag_text
 from recbole_tema.data.feature_file import read_feature
-from recbole_tema.errors import DataError
+from recbole_tema.errors import ConfigError, DataError
 from tests.support.encoder import needs_encoder
 from tests.support.word_backend import (
     N_ITEMS,
@@ -91,7 +91,7 @@ def test_files_of_a_run(tmp_path, encoder, likelihoods, domains):
                                      strict=True):  # fmt: skip
         tags, weights = tags.split(), [float(weight) for weight in weights.split()]
         assert 1 <= len(tags) == len(weights) <= OPTIONS.top
-        assert sum(weights) == pytest.approx(1, abs=1e-4)
+        assert min(weights) > 0 and (likelihoods or max(weights) <= 1)
         for token in tags:
             used.setdefault(token, set()).add(domain)
             assert clean_tag(tag_text(token)) == (tag_text(token), "")
@@ -153,6 +153,25 @@ def test_a_kept_answer_depends_on_its_prompt_alone(tmp_path, encoder):
     # Food is the half of the items whose question changed.
     assert session.tallies["match"].kept == N_ITEMS
     assert {type(request) for request in backend.asked} == {Scoring}
+
+
+@needs_encoder
+def test_an_absolute_threshold_asks_nothing_anew(tmp_path, encoder):
+    """Ratings here are 0.5 for each half of a tag that the model's own words hold."""
+    dataset, backend = write_shop(tmp_path), WordBackend(False)
+    with pytest.raises(ConfigError, match="--min_score 2: words rates from 0 to 1"):
+        tag(dataset, backend, replace(OPTIONS, min_score=2.0))
+    assert not backend.asked
+    tag(dataset, backend)
+    weak = cells(dataset.folder)
+    n = len(backend.asked)
+    tag(dataset, backend, replace(OPTIONS, min_score=0.6), force=True)
+    assert len(backend.asked) == n and "ratings from 0 to 1" in dataset.generated("tag_weights")
+    for old, new in zip(*(f[["tags", "tag_weights"]].to_numpy() for f in (weak, cells(
+        dataset.folder))), strict=True):  # fmt: skip
+        pairs = zip(old[0].split(), old[1].split(), strict=True)
+        assert new[0].split() == [tag for tag, score in pairs if float(score) >= 0.6]
+    assert "0.5" in " ".join(weak["tag_weights"]).split()
 
 
 @needs_encoder
@@ -258,6 +277,7 @@ def test_faults_of_some_items_are_counted_and_the_rest_goes_on(tmp_path, encoder
     assert session.tallies["match"].faults == {"an empty answer": 13}
     report = dataset.path("tags.md").read_text()
     assert "no answer: an empty answer" in report
+    assert "because the model scored none: 13." in report
     kept = files(dataset.folder)
     # What failed is asked again; now it is there, and nothing else is asked twice.
     backend = WordBackend(False)

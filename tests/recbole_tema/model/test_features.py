@@ -81,6 +81,12 @@ def test_selected_features_add_the_mean_of_their_words(settings, tmp_path):
             "names the field 'title', which is not loaded from tiny.item; loaded are domain",
         ),
         ({"repeat_bias": "often"}, "repeat_bias is 'often'"),
+        ({"block": "norm"}, "block is 'norm'.*post_norm"),
+        ({"domain_adapter": -1}, "domain_adapter is -1.*an integer >= 0"),
+        ({"preference": "sum"}, "preference is 'sum'.*attention, aligned"),
+        ({"domain_token": 1}, "domain_token is 1.*True or False"),
+        ({"label_smoothing": 1}, "label_smoothing is 1.*below 1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0.*below 1"),
     ],
 )
 def test_bad_values_of_tema(settings, keys, message):

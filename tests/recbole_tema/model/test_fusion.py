@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from recbole_tema.model import fusion
 from recbole_tema.model.contrast import soft_contrastive_loss
 from recbole_tema.model.fusion import (
     Fusion,
@@ -13,6 +15,7 @@ from recbole_tema.model.fusion import (
     principal_components,
     tag_matrix,
     tag_weights,
+    whitened,
 )
 
 
@@ -45,12 +48,42 @@ def test_a_rotation_or_more_dimensions_change_no_component():
     assert torch.allclose(found[0], found[2], atol=1e-10)
 
 
+@pytest.mark.parametrize("rank", [5, 8])
+def test_whitened_vectors_by_numpy(rank, monkeypatch):
+    """By the singular value decomposition; in blocks, as many items are."""
+    monkeypatch.setattr(fusion, "BLOCK_ROWS", 7)
+    rng = np.random.default_rng(rank)
+    given = (rng.normal(size=(40, rank)) @ rng.normal(size=(rank, 8)) + 3).astype(np.float32)
+    matrix, present = torch.from_numpy(given), torch.ones(40, dtype=torch.bool)
+    present[[0, 7]] = False
+    rows = given[present.numpy()].astype(np.float64)
+    rows -= rows.mean(0)
+    centre, pca = (whitened(matrix, present, kind) for kind in ("centre", "pca"))
+    np.testing.assert_allclose(centre[present], rows, atol=1e-6)
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    by_hand = left[:, :rank] @ right[:rank] * np.sqrt(len(rows) / rank)
+    np.testing.assert_allclose(pca[present], by_hand, atol=1e-4)
+    variances = np.linalg.eigvalsh(np.cov(pca[present].double().numpy(), rowvar=False, bias=True))
+    np.testing.assert_allclose(variances[-rank:], 1 / rank, rtol=1e-4)
+    assert pca.dtype == torch.float32 and not centre[~present].any() and not pca[~present].any()
+    assert torch.equal(pca, whitened(matrix, present, "pca"))
+
+
+def test_whitened_vectors_that_are_one_or_none():
+    matrix = torch.ones(3, 2)
+    for present in ([False] * 3, [True, False, False], [True] * 3):
+        for kind in ("centre", "pca"):
+            assert not whitened(matrix, torch.tensor(present), kind).any()
+
+
 def test_tag_vectors_by_hand():
     tag_ids = torch.tensor([[0, 0], [1, 2], [2, 0]])
     weights = torch.tensor([[0.0, 0.0], [0.9, 0.3], [0.5, 0.0]])
     vectors = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
     matched = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "matched"), vectors)
     assert torch.allclose(matched, torch.tensor([[0.0, 0.0], [0.75, 0.25], [0.0, 1.0]]))
+    raw = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "raw"), vectors)
+    assert torch.allclose(raw, torch.tensor([[0.0, 0.0], [0.9, 0.3], [0.0, 0.5]]))
     binary = tag_matrix(tag_ids, tag_weights(tag_ids, weights, "binary"), vectors)
     assert torch.allclose(binary, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
@@ -80,6 +113,24 @@ def test_a_tag_without_a_vector_takes_no_share():
     assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
 
 
+def test_raw_scores_of_any_size_become_shares():
+    """The largest and least that `tag` stores."""
+    tag_ids, weights = torch.tensor([[1, 2]] * 2), torch.tensor([[3.0, 1.0]] * 2)
+    scale = torch.tensor([[5.5e34], [1.8e-35]])
+    found = tag_weights(tag_ids, weights * scale, "matched")
+    assert torch.allclose(found, torch.tensor([[0.75, 0.25]] * 2))
+
+
+@pytest.mark.parametrize(("first", "told"), [(0.7, True), (0.8, False)])
+def test_raw_weights_that_are_shares_are_told(first, told, caplog):
+    tag_ids = torch.tensor([[0, 0], [1, 2], [2, 0]])
+    weights = torch.tensor([[0.0, 0.0], [first, 0.3], [1.0, 0.0]])
+    tag_weights(tag_ids, weights, "matched")
+    assert not caplog.text
+    assert torch.equal(tag_weights(tag_ids, weights, "raw"), weights)
+    assert ("raw is matched" in caplog.text) == told
+
+
 def test_a_table_of_tags_is_one_hot_vectors_behind_a_projection():
     table = TagTable(4, 3)
     tag_ids, weights = torch.tensor([[1, 3], [2, 0]]), torch.tensor([[0.25, 0.75], [1.0, 0.0]])
@@ -101,15 +152,15 @@ def test_a_missing_row_gets_the_learned_vector():
 def test_fusions(kind):
     torch.manual_seed(0)
     parts = [torch.randn(5, 4) for _ in range(3)]
-    fusion = Fusion(kind, 3, 4)
-    out = fusion(parts)
+    joined = Fusion(kind, 3, 4)
+    out = joined(parts)
     assert out.shape == (5, 4)
     if kind == "sum":
         assert torch.allclose(out, parts[0] + parts[1] + parts[2])
     if kind == "gate":  # equal gates are the sum
-        fusion.gate.weight.data.zero_()
-        fusion.gate.bias.data.zero_()
-        assert torch.allclose(fusion(parts), sum(parts), atol=1e-6)
+        joined.gate.weight.data.zero_()
+        joined.gate.bias.data.zero_()
+        assert torch.allclose(joined(parts), sum(parts), atol=1e-6)
     assert torch.equal(Fusion(kind, 1, 4)([parts[0]]), parts[0])
 
 

@@ -7,9 +7,9 @@ from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import TARGET_SEQ
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError
+from recbole_tema.model.abstract_recommender import REPEAT_UNIT
 from recbole_tema.model.llm4cdsr import Adapter
 from recbole_tema.model.packing import Layout
-from recbole_tema.model.tema import REPEAT_UNIT
 from tests.support.tiny_dataset import make_dataset, write
 
 
@@ -33,6 +33,7 @@ TEMA_SWITCHES = [
     {"use_intra": False},
     {"use_inter": False},
     {"tag_weighting": "binary"},
+    {"tag_weighting": "raw", "tag_table": True, "feature_whitening": "pca"},
     {"fusion": "gate"},
     {"fusion": "concat"},
     {"similarity": "cosine"},
@@ -43,6 +44,7 @@ TEMA_SWITCHES = [
     {"selected_features": ["title", "domain"]},
     {"selected_features": ["tags"], "use_id": False, "use_tags": False, "use_text": False},
     {"selected_features": ["title"], "full_softmax_items": 5, "sampled_softmax_items": 20},
+    {"tag_table": True, "full_softmax_items": 5, "sampled_softmax_items": 20},
 ]
 
 
@@ -65,6 +67,32 @@ def test_tema_trains_with_every_switch(settings, name, keys):
     check_scores(model, prepared)
 
 
+def test_a_table_of_tags_is_added_to_their_frozen_vectors(settings):
+    model = build(settings, tag_table=True, fusion="sum")[0].eval()
+    table, (tag_ids, weights) = model.projections["tag_table"], (model.tag_table_ids,
+        model.tag_table_weights)  # fmt: skip
+    torch.nn.init.normal_(table.missing)
+    with torch.no_grad():
+        learned = (table.vectors.weight[tag_ids] * weights[..., None]).sum(1)
+        learned = torch.where((tag_ids > 0).any(1)[:, None], learned, table.missing)
+        whole = model.item_vectors()
+        table.vectors.weight.zero_()
+        table.missing.zero_()
+        assert torch.allclose(whole - model.item_vectors(), learned, atol=1e-6)
+    assert torch.allclose(weights.sum(1)[1:], torch.ones(30)) and learned.abs().sum() > 0
+
+
+def test_whitening_changes_frozen_vectors_and_not_the_start_of_the_ids(settings, caplog):
+    plain, other = (build(settings, feature_whitening=kind)[0] for kind in ("none", "centre"))
+    for name in ("tag", "text"):
+        matrix, present = getattr(plain, name).numpy(), getattr(plain, f"{name}_present").numpy()
+        expected = np.where(present[:, None], matrix - matrix[present].mean(0), 0)
+        np.testing.assert_allclose(getattr(other, name), expected, atol=1e-6)
+    assert torch.equal(plain.item_embedding.weight, other.item_embedding.weight)
+    build(settings, feature_whitening="pca", use_tags=False, use_text=False)
+    assert "without effect on TEMA: feature_whitening (no frozen vectors)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -72,6 +100,7 @@ def test_tema_trains_with_every_switch(settings, name, keys):
         {"loss_type": "BCE"},
         {"alpha": 0, "beta": 0},
         {"llm_size": 8},
+        {"preset": "llm4cdsr-official", "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.1},
     ],
     ids=str,
 )
@@ -284,6 +313,8 @@ def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
         ({"temperature": 0}, "temperature is 0.*number > 0"),
         ({"hidden_act": "sigmoid"}, "hidden_act is 'sigmoid'.*gelu, relu, swish, tanh"),
         ({"sampled_softmax_items": 0}, "sampled_softmax_items is 0"),
+        ({"sampled_softmax_power": -1}, "sampled_softmax_power is -1.*>= 0"),
+        ({"sampled_softmax_domains": "both"}, "is 'both'.*all, balanced, own"),
         ({"window_stride": "abc"}, "window_stride is 'abc'.*integer >= 1, or none"),
         ({"window_stride": 0}, "window_stride is 0"),
         ({"window_stride": 2.5}, "window_stride is 2.5"),
@@ -327,10 +358,10 @@ def test_negatives_may_be_spelt_out(settings):
     build(settings, "LLM4CDSR", loss_type="BCE", train_neg_sample_args={"sample_num": 1})
 
 
-@pytest.mark.parametrize("bias", [None, -3.0, 2.0])
+@pytest.mark.parametrize(("bias", "smoothing"), [(None, 0.0), (-3.0, 0.0), (2.0, 0.3)])
 @pytest.mark.parametrize("name", ["tiny", "three"])
-def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias):
-    keys = {"name": name, "repeat_bias": bias is not None}
+def test_the_sampled_losses_tend_to_the_exact_ones(settings, name, bias, smoothing):
+    keys = {"name": name, "repeat_bias": bias is not None, "label_smoothing": smoothing}
     exact, prepared, _ = build(settings, **keys)
     sampled, _, _ = build(settings, **keys, full_softmax_items=1, sampled_softmax_items=200_000)
     if bias is not None:
@@ -349,9 +380,10 @@ def test_the_sampled_loss_reads_only_the_drawn_items(settings, monkeypatch):
     model, prepared, _ = build(settings, full_softmax_items=1, sampled_softmax_items=3)
     model.eval()
     batch = next(iter(prepared.train_data))
-    drawn = torch.tensor([1, 2, model.n_items - 1])
-    monkeypatch.setattr(torch, "multinomial", lambda *args, **options: drawn)
-    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), drawn])
+    drawn = model.proposal.draw(torch.device("cpu"))
+    monkeypatch.setattr(model.proposal, "draw", lambda device: drawn)
+    negatives = model.by_domain[drawn.column]
+    read = torch.cat([batch["item_id_list"].flatten(), batch[TARGET_SEQ].flatten(), negatives])
     unread = sorted(set(range(1, model.n_items)) - set(read.tolist()))
     before = [term.item() for term in model.calculate_loss(batch)]
     model.item_embedding.weight.data[unread] += 100.0

@@ -2,7 +2,7 @@ import torch
 from torch.nn import functional as F
 
 from recbole_tema.model import softmax
-from recbole_tema.model.softmax import linear_cross_entropy, sampled_cross_entropy
+from recbole_tema.model.softmax import linear_cross_entropy
 
 
 def blocks_of(n=37, widths=((5, 11), (3, 7)), dtype=torch.double):
@@ -42,27 +42,3 @@ def test_large_logits_do_not_overflow():
     table = torch.tensor([[1.0], [2.0]])
     loss = linear_cross_entropy([(state, table)], torch.tensor([1, 1]), torch.full((2,), 0.5))
     assert loss.item() == 0.0
-
-
-def test_sampled_softmax_tends_to_the_full_one():
-    torch.manual_seed(1)
-    n, catalogue, hidden = 8, 400, 6
-    states, table = torch.randn(n, hidden).double(), torch.randn(catalogue, hidden).double()
-    target = torch.randint(catalogue, (n,))
-    logits = states @ table.T
-    weight = torch.full((n,), 1.0 / n).double()
-    proposal = torch.rand(catalogue).double() + 0.1
-    proposal /= proposal.sum()
-    full = F.cross_entropy(logits, target)
-    errors = []
-    for k in (50, 200_000):
-        drawn = torch.multinomial(proposal, k, replacement=True)
-        loss = sampled_cross_entropy(
-            logits.gather(1, target[:, None]).squeeze(1),
-            logits[:, drawn],
-            proposal[drawn] * k,
-            drawn == target[:, None],
-            weight,
-        )
-        errors.append(abs(loss - full).item())
-    assert errors[1] < 0.01 < errors[0]

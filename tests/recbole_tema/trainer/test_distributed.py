@@ -1,20 +1,27 @@
 """Several processes on one machine (gloo): the same model as one, shared evaluation, clean ends."""
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_tema.cli import main
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.errors import ConfigError
 from recbole_tema.quick_start import evaluate_checkpoint, load_model
+from recbole_tema.trainer import distributed
+from recbole_tema.trainer.distributed import SharedGradients
+from recbole_tema.trainer.optimizer import LazyRows
 from recbole_tema.trainer.processes import TORCHRUN, launch_keys, torchrun_keys
 
 pytestmark = pytest.mark.long
@@ -119,9 +126,11 @@ def children(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_with_a_message(tiny_root, tmp_path, victim):
-    keys = {"model": "TEMA", "nproc": 2}
+@pytest.mark.parametrize(
+    ("victim", "keys"), [(0, {}), (1, {"full_softmax_items": 5, "sampled_softmax_items": 6})]
+)
+def test_a_killed_process_ends_the_others_with_a_message(tiny_root, tmp_path, victim, keys):
+    keys = {"model": "TEMA", "nproc": 2, **keys}
     whole = run(command(tiny_root, tmp_path / "whole", **keys, epochs=30), tmp_path)
     assert whole.returncode == 0, whole.stderr
     words = command(tiny_root, tmp_path / "killed", **keys, epochs=30)
@@ -221,3 +230,64 @@ def test_wrong_arguments_are_told_before_anything_starts(tiny_root, tmp_path, ca
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("error: --world_size is 1")
     assert list(tmp_path.iterdir()) == []
+
+
+class TwoThreads:
+    """Stands for a group of two processes: two threads, each with its part of what is told."""
+
+    def __init__(self, monkeypatch):
+        self.meet, self.told, self.own = threading.Barrier(2), [None, None], threading.local()
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            monkeypatch.setattr(torch.distributed, name, getattr(self, name))
+
+    def _tell(self, tensor):
+        self.meet.wait()
+        self.told[self.own.rank] = tensor.clone()
+        self.meet.wait()
+        return list(self.told)
+
+    def all_reduce(self, tensor):
+        tensor.copy_(sum(self._tell(tensor)))
+
+    def all_gather(self, places, tensor):
+        for place, told in zip(places, self._tell(tensor), strict=True):
+            place.copy_(told)
+
+    def broadcast(self, tensor, src):
+        tensor.copy_(self._tell(tensor)[src])
+
+    def run(self, job):
+        def of(rank):
+            self.own.rank = rank
+            return job(rank)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(of, range(2)))
+
+
+@pytest.mark.parametrize("rows", [([3, 1], [1, 5, 0]), ([], [2]), (None, [4, 4]), (None, None)])
+def test_gradients_of_rows_are_averaged_as_those_of_the_whole_table(monkeypatch, rows):
+    """Two processes that read other rows take the steps of one table with dense gradients."""
+    group, clip = TwoThreads(monkeypatch), {"max_norm": 0.9}
+    initial = torch.nn.ModuleList([torch.nn.Embedding(6, 3), torch.nn.Linear(3, 1)])
+
+    def train(rank, sparse):
+        model = copy.deepcopy(initial)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        shared = SharedGradients(model, lambda: (0.5, 1.5)[rank], clip)
+        shared.before_steps_of(optimizer)
+        lazy = LazyRows(optimizer, model[:1]) if sparse else None
+        for step in range(3):
+            optimizer.zero_grad()
+            mine = rows[rank]
+            if mine is not None and step != 1:
+                model[1](model[0](torch.tensor(mine, dtype=torch.long))).pow(2).sum().backward()
+            optimizer.step()
+        if lazy:
+            lazy.settle_all()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for found in group.run(lambda rank: train(rank, True)):
+        for ours, whole in zip(found, group.run(lambda rank: train(rank, False))[0], strict=True):
+            torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)

@@ -108,7 +108,12 @@ def interrupt_after(monkeypatch, model, n_batches):
     ("model", "keys", "n_batches"),
     [
         ("TEMA", {}, 10),
-        ("TEMA", {"eval_step": 2}, 14),
+        ("TEMA", {"eval_step": 2, "ema_decay": 0.9}, 14),
+        (
+            "TEMA",
+            {"full_softmax_items": 5, "sampled_softmax_items": 6, "learner": "adamw"},
+            10,
+        ),
         (
             "LLM4CDSR",
             {
