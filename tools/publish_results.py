@@ -32,7 +32,8 @@ def records(folder: Path) -> Iterator[tuple[dict, pd.DataFrame]]:
         curve = path.with_name("curve.jsonl").read_text(encoding="utf-8").splitlines()
         table = duckdb.read_parquet(str(path.with_name("test.parquet"))).df()
         if "user" in table:  # as the run has written it; what is published has that order already
-            table = table.sort_values("user", ignore_index=True, kind="stable")
+            order = [name for name in ("user", "history", "domain", "item") if name in table]
+            table = table.sort_values(order, ignore_index=True, kind="stable")
         column = f"{record['label']} {record['seed']}"
         if folder == path.parents[1]:  # runs that are told apart by their folders' names
             column = path.parent.name

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_tema.benchmark.results import Results
-from recbole_tema.benchmark.statistics import bootstrap_interval
+from recbole_tema.benchmark.statistics import bootstrap_interval, by_user
 from recbole_tema.benchmark.variants import OVERLAP
 from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.evaluation.metrics import OVERALL
@@ -128,12 +128,14 @@ def _grouped(made: "Figure", results: Results, grouping: str, width: float) -> N
     buckets = results.groupings[grouping]
     names = list(buckets)
     n = len(results.rows)
+    who = results.targets["test"]["user"].to_numpy()
     for number, row in enumerate(results.rows):
         values = row.values(METRIC, K).mean(axis=0)
         colour, marker = _style(number)
         places = [x + (number - (n - 1) / 2) * 0.7 / n for x in range(len(names))]
         means = [values[mask].mean() for mask in buckets.values()]
-        bounds = [bootstrap_interval(values[mask]) for mask in buckets.values()]
+        of_users = [by_user(values[mask], who[mask]) for mask in buckets.values()]
+        bounds = [bootstrap_interval(sums, counts=counts) for sums, counts in of_users]
         spread = np.abs(np.array(bounds).T - np.array(means))
         style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 5}
         panel.errorbar(places, means, yerr=spread, label=row.label, **style)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_tema.benchmark.spec import EVALUATION, differences
+from recbole_tema.data.split import read_rule
 from recbole_tema.errors import ConfigError, DataError
 
 # RecBole's, made from eval_args.
@@ -47,6 +48,13 @@ def evaluation_keys(trained: Path, statement: dict, path: Path) -> dict[str, dic
     for label, entry in statement["entries"].items():
         old, keys = entries[label]["keys"], dict(entry["keys"])
         given[label] = {key: keys[key] for key in EVALUATION if key in keys}
+        was, now = ((k.get("eval_args") or {}).get("split") for k in (old, keys))
+        if read_rule(was) != read_rule(now):
+            raise ConfigError(
+                f"--trained: eval_args.split is {now}, but {label} of {trained} learnt from the "
+                f"training events of {was}, which may hold targets of this one; keep the split, or "
+                f"train for it"
+            )
         for key in (*EVALUATION, *DERIVED):
             keys.pop(key, None)
             if key in old:

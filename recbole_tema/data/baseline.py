@@ -52,7 +52,7 @@ class _SequentialBaseline(CrossDomainMixin):
         Dataset._change_feat_format(self)
         self._aug_presets()
         train = self.split_indices()[0]
-        rows = [self._augmented(train, train, histories=True)]
+        rows = [self._augmented(train, train, train, histories=True)]
         if not len(rows[0]):
             raise DataError(self._no_pair())
         for phase in PHASES:
@@ -62,7 +62,8 @@ class _SequentialBaseline(CrossDomainMixin):
                 readable = inside if readable is None else inside & readable
             seen = np.arange(len(self.sequences.items))
             seen = seen if readable is None else seen[readable]
-            rows.append(self._augmented(self.split.held(phase), seen))
+            targets = self.targets(phase)
+            rows.append(self._augmented(targets.events, targets.ends, seen))
         self._drop_unused_col()
         return [self.copy(part) for part in rows]
 
@@ -77,17 +78,18 @@ class _SequentialBaseline(CrossDomainMixin):
         return f"{kept} no user of dataset '{self.dataset_name}' two training events to learn from"
 
     def _augmented(
-        self, targets: np.ndarray, seen: np.ndarray, histories: bool = False
+        self, targets: np.ndarray, ends: np.ndarray, seen: np.ndarray, histories: bool = False
     ) -> Interaction:
         """The rows that RecBole's augmentation would make of some events.
 
         Args:
-            targets: ``(n,)`` events that are predicted. seen: the events that histories may hold,
-                ascending. histories: drop the targets without a history; without it that is the
-                padding item by itself, the least that RecBole's models read.
+            targets: ``(n,)`` events that are predicted. ends: ``(n,)`` events before which their
+                histories lie. seen: the events that histories may hold, ascending.
+            histories: drop the targets without a history; without it that is the padding item by
+                itself, the least that RecBole's models read.
         """
         events = self.split.events
-        last = np.searchsorted(seen, targets)
+        last = np.searchsorted(seen, ends)
         start = np.searchsorted(seen, events.offsets[events.users(targets)])
         if histories:
             targets, last, start = (a[last > start] for a in (targets, last, start))

@@ -107,7 +107,7 @@ class Events(NamedTuple):
         offsets: ``(n_users + 1,)`` int64; user ``u`` owns the events from ``offsets[u]`` to
             ``offsets[u + 1]``.
         item_domain: ``(n_items,)`` int64, the domain of each item, from 1. names: of the domains.
-        times: ``(n_events,)`` float64, for rules that go by time.
+        times: ``(n_events,)`` float64, for rules that go by time, and GIVEN.
         marks: ``(n_events,)`` int, the number of the part that each is marked with, for GIVEN.
         user_name: the name of a user's number, for messages.
     """
@@ -233,11 +233,39 @@ class Split:
         return marks.astype(np.int8)
 
     def _of_marks(self) -> np.ndarray:
-        """Marked events after an earlier part of their user, else the user's last of that part."""
+        """Marked events after an earlier part of their user; of a user's first part the last
+        event, with those of its time, if anything is before them."""
         part, starts = self.part, self.events.first()
         first = part[np.flatnonzero(starts)][np.cumsum(starts) - 1]
+        begins, last = self._last_blocks()
+        known = begins > self.events.offsets[self.events.users(begins)]
         ends = np.append(starts[1:] | (part[1:] != part[:-1]), True)
-        return (part > 0) & ~starts & ((part > first) | ends)
+        return (part > 0) & ~starts & ((part > first) | np.where(known, last, ends))
+
+    def _last_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each event the first of its user's events of its part and time, and whether these
+        are the last of the part."""
+        part, starts = self.part, self.events.first()
+        times = cast(np.ndarray, self.events.times)
+        new_part = np.append(True, part[1:] != part[:-1]) | starts
+        block = np.append(True, times[1:] != times[:-1]) | new_part
+        places = np.flatnonzero(block)
+        number = np.cumsum(block) - 1
+        last = np.append(new_part[places[1:]], True)
+        return places[number], last[number]
+
+    def ends(self, held: np.ndarray) -> np.ndarray:
+        """``(n,)`` event numbers at which the histories of targets end: at themselves.
+
+        Marked targets of one time that begin their user's held-out part are alternatives, as where
+        a sequence is published once for each domain: none is in the history of another.
+        """
+        if self.rule.kind != GIVEN:
+            return held
+        begins = self._last_blocks()[0][held]
+        offsets = self.events.offsets[self.events.users(held)]
+        alone = (self.part[offsets] == self.part[held]) & (begins > offsets)
+        return np.where(alone, begins, held)
 
     def check(self, needed: Sequence[int] | None = None) -> None:
         """Refuse a split that nothing can be learnt from, or measured by.

@@ -42,14 +42,16 @@ class Targets(NamedTuple):
 
     Attributes:
         events: ``(n,)`` int64 their places among all events.
-        users: ``(n,)`` int64. positions: ``(n,)`` int64 of the target among what its phase may
-            read of the user: its history is ``histories.of(user)[:position]``.
+        users: ``(n,)`` int64. positions: ``(n,)`` int64 where the histories end: that of a target
+            is ``histories.of(user)[:position]``, mostly what is before it.
+        ends: ``(n,)`` int64 the same as places among all events.
         histories: what the phase may read.
     """
 
     events: np.ndarray
     users: np.ndarray
     positions: np.ndarray
+    ends: np.ndarray
     histories: Sequences
 
 
@@ -127,7 +129,7 @@ class SplitMixin(Base):
             self.sequences.offsets,
             self.item_domain,
             self.domain_names,
-            None if rule.kind in (MERGED, PER_DOMAIN, GIVEN) else times[order],
+            None if rule.kind in (MERGED, PER_DOMAIN) else times[order],
             marks,
             lambda user: self.id2token(self.uid_field, user),
         )
@@ -152,11 +154,12 @@ class SplitMixin(Base):
         held = self.split.held(phase)
         readable = self.split.readable(phase)
         users = self.split.events.users(held)
+        ends = self.split.ends(held)
         if readable is None:
-            return Targets(held, users, held - self.sequences.offsets[users], self.sequences)
+            return Targets(held, users, ends - self.sequences.offsets[users], ends, self.sequences)
         seen = np.concatenate([[0], np.cumsum(readable)])
         histories = self.sequences.keep(readable)
-        return Targets(held, users, seen[held] - histories.offsets[users], histories)
+        return Targets(held, users, seen[ends] - histories.offsets[users], ends, histories)
 
     def split_indices(self) -> list[np.ndarray]:
         """Rows of the events of training, validation and test: three ascending int64 arrays.

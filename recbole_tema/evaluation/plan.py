@@ -21,7 +21,7 @@ class EvalPlan:
 
     Args:
         users: ``(n,)`` internal user ids, one as often as it has targets. targets: ``(n,)``
-            internal item ids, at least 1. positions: ``(n,)`` of the targets in ``histories``.
+            internal item ids, at least 1. positions: ``(n,)`` where their histories end.
         item_domain: ``(n_items,)`` 0 for the padding item 0, then 1 to D.
         domain_names: the D names, in the order of their ids.
         candidates: ``in_domain``, the items of the target's domain, or ``all``.
@@ -31,8 +31,8 @@ class EvalPlan:
             that all models and model seeds meet the same candidates.
         sequences: (items ``(n_events,)``, offsets ``(n_users + 1,)``) every user's whole merged
             sequence, oldest event first, indexed by user id: no negative is one of its items.
-        histories: the same of what the phase may read: what lies before a target's position is its
-            history; None: ``sequences``.
+        histories: the same of what the phase may read: of it what is before the position is a
+            target's history; None: ``sequences``.
         exclude_history: leave out of the candidates the items that the user had before the target
             (``uniN`` draws none of them anyway). A target that the user had before is no test case
             then, in any mode: it would be the only former item among its candidates.
@@ -324,11 +324,10 @@ class EvalPlan:
             raise ValueError(f"targets must be items 1 to {self.n_items - 1}")
         if self.users.min() < 0 or self.users.max() >= len(self.sequences[1]) - 1:
             raise ValueError("a user has no sequence")
-        items, offsets = self.histories
-        inside = (self.history_lengths >= 0) & (self.history_lengths < np.diff(offsets)[self.users])
-        places = offsets[self.users] + self.history_lengths
-        if not inside.all() or (items[places] != self.targets).any():
-            raise ValueError(f"a {self.phase} target is not at its position in its user's history")
+        # Mostly the target is at its position; of alternatives at one time only one can be.
+        lengths = np.diff(self.histories[1])[self.users]
+        if (self.history_lengths < 0).any() or (self.history_lengths >= lengths).any():
+            raise ValueError(f"a {self.phase} target's position is not in its user's sequence")
 
     def _check_scores(
         self, scores: torch.Tensor, rows: Sequence[int] | np.ndarray | torch.Tensor, width: int

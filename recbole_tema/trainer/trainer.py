@@ -95,8 +95,7 @@ class TrainerLayer(Base):
         self.ranks: dict[str, np.ndarray] = {}
         self.epoch_seconds: list[float] = []
         self.report = EpochReport(self)
-        self._saves_last = self._validates = False
-        self._resumed_random_state = None
+        self._saves_last, self._validates, self._resumed_random_state = False, False, None
         if not is_main():
             self.tensorboard.close()
             self.tensorboard = SilentBoard()

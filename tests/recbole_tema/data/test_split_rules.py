@@ -25,7 +25,7 @@ def split(value, lists, times=None, marks=None):
         offsets,
         DOMAIN,
         NAMES,
-        None if times is None else np.array([t for row in times for t in row], dtype=np.float64),
+        np.array([t for row in times or map(range, map(len, lists)) for t in row], np.float64),
         None if marks is None else np.array([MARKS[m] for row in marks for m in row]),
         lambda user: f"u{user}",
     )
@@ -103,6 +103,16 @@ def test_marks_by_hand():
     found.check()
     assert (found.cold("valid"), found.cold("test")) == (4, 2)  # of 2 5 3 7 3, and 6 5 4 5 1
     assert "5 held-out events are histories alone" in found.summary
+
+
+def test_marked_alternatives_of_one_time_share_a_history():
+    # As URLLM's sequences are published: once ending in each domain.
+    lists = [[1, 5, 2, 6], [1, 5, 2, 6], [1, 5], [1, 5, 2, 6], [1, 5, 2, 3]]
+    times = [[0, 1, 2, 2], [0, 1, 2, 2], [3, 3], [0, 1, 2, 2], [0, 2, 2, 3]]
+    found = split(GIVEN, lists, times, ["vvvv", "ssss", "ss", "..vv", "vvvs"])
+    assert shown(found) == ["hhvv", "hhss", "hs", "..vv", "hvvs"]
+    assert found.ends(found.held("valid")).tolist() == [2, 2, 12, 13, 15, 15]
+    assert found.ends(found.held("test")).tolist() == [6, 6, 9, 17]
 
 
 @pytest.mark.parametrize(

@@ -277,9 +277,8 @@ def test_contradicting_arrays_are_refused():
 
     assert len(build()) == 1
     for wrong, message in (
-        ({"targets": (2,)}, "a test target is not at its position"),
-        ({"places": (1,), "phase": "valid"}, "a valid target is not at its position"),
-        ({"places": (3,)}, "a test target is not at its position"),
+        ({"places": (3,)}, "a test target's position is not in its user's sequence"),
+        ({"places": (-1,), "phase": "valid"}, "a valid target's position is not in"),
         ({"targets": (0,)}, "targets must be items 1 to 7"),
         ({"targets": (3, 3)}, "2,\\) targets and"),
         ({"users": (2,)}, "a user has no sequence"),

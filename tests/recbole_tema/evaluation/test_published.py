@@ -22,7 +22,6 @@ PROTOCOL = {
 }
 
 
-@pytest.mark.slow
 def test_the_published_targets_of_abxi(tmp_path, monkeypatch):
     folder = Path(PUBLISHED or "") / NAME
     if not PUBLISHED or not folder.is_dir():
