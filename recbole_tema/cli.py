@@ -137,7 +137,7 @@ def _train(arguments: Mapping[str, str | bool]) -> int:
     cmd = {key: text for key, text in keys.items() if key not in ("model", "dataset")}
     group = {key: cmd.pop(key) for key in GROUP if key in cmd}
     values, sources = merged_arguments(files, cmd)
-    model = str(keys.get("model") or values.get("model") or model_of(values) or DEFAULT_MODEL)
+    model = str(keys.get("model", values.get("model") or model_of(values) or DEFAULT_MODEL))
     dataset = str(keys.get("dataset", values.get("dataset") or DEFAULT_DATASET))
     check_arguments(model, dataset, values, sources)
 
