@@ -321,4 +321,4 @@ def test_tables():
     assert body[0].startswith("TEMA & 2 & ") and body[0].count(r"$\pm$") == 8
     assert not {"±", "≤"} & set(paper)
     frame = pd.read_csv(io.StringIO(csv_text(summary)))
-    assert len(frame) == 4 * 3 * 3 and np.allclose(frame["mean"], summary["mean"], rtol=1e-14)
+    assert len(frame) == 4 * 4 * 3 and np.allclose(frame["mean"], summary["mean"], rtol=1e-14)
