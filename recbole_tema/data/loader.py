@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.windows import Windows, cut_windows, latest_windows, prefix_windows
+from recbole_tema.errors import DataError
 from recbole_tema.trainer.distributed import rank, world_size
 
 if TYPE_CHECKING:
@@ -125,6 +126,11 @@ class SequenceTrainLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Interaction]:
+        if not self.n_targets:
+            raise DataError(
+                "no user has two training events, so nothing is left to train on; give longer "
+                "histories, a larger overlap_ratio or another eval_args.split"
+            )
         rng = np.random.default_rng([int(self.config["seed"]), self.epoch])
         own = rng
         if world_size() > 1:  # all draw the same batches, and each its own negatives
