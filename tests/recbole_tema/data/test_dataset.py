@@ -291,3 +291,13 @@ def test_users_without_a_training_target_are_told(settings, tmp_path):
     loader = data_preparation(config, dataset, config.model_class).train_data
     with pytest.raises(DataError, match="two training events"):
         next(iter(loader))
+
+
+def test_rows_are_counted_for_models_that_read_the_key(settings):
+    keys = {**settings, "batch_unit": "rows", "train_rows": "prefix", "train_batch_size": 16}
+    loaders = []
+    for model in ("TEMA", "LLM4CDSR"):
+        config, dataset = open_dataset(keys, model=model)
+        loaders.append(data_preparation(config, dataset, config.model_class).train_data)
+    assert [loader.counts_rows for loader in loaders] == [False, True]
+    assert len(loaders[1]) == sum(1 for _ in loaders[1])

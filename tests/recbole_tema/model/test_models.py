@@ -282,6 +282,12 @@ def test_bce_loss_by_hand(settings):
     assert found == pytest.approx(sum(np.mean(x) for x in per_domain.values()), rel=1e-3)
 
 
+@pytest.mark.parametrize(("name", "told"), [("bare", True), ("tiny", False)])
+def test_a_table_of_tags_without_frozen_vectors_is_told_to_be_idle(settings, caplog, name, told):
+    build(settings, name=name, tag_table=True)
+    assert ("without effect on TEMA: tag_table" in caplog.text) == told
+
+
 def test_a_batch_without_a_target_that_counts_is_a_step_of_nothing(settings):
     keys = {"loss_type": "BCE", "alpha": 0.0, "beta": 0.0, "first_of_domain": False}
     model, prepared, dataset = build(settings, "LLM4CDSR", **keys)
