@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_tema.config.keys import may_read
 from recbole_tema.data.negatives import InDomainNegatives
 from recbole_tema.data.windows import Windows, cut_windows, latest_windows, prefix_windows
+from recbole_tema.errors import DataError
 from recbole_tema.trainer.distributed import rank, world_size
 
 if TYPE_CHECKING:
@@ -84,7 +86,9 @@ class SequenceTrainLoader:
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.stride = int(config["window_stride"] or max(1, self.max_length // 4))
         self.train_rows = config["train_rows"]
-        self.counts_rows = config["batch_unit"] == "rows"
+        # Of a model that does not declare the key it is told to be idle.
+        reads_unit = may_read(config.model_class, "batch_unit")
+        self.counts_rows = reads_unit and config["batch_unit"] == "rows"
         self.of_inputs = config["negative_domain"] == "input"
         self.sequences = dataset.train_sequences
         targets = np.maximum(self.sequences.lengths - 1, 0)
@@ -92,7 +96,8 @@ class SequenceTrainLoader:
             targets = np.minimum(targets, self.max_length)
         self.n_targets = int(targets.sum())
         # Windows of long sequences are more than the users, and their number is drawn.
-        self.n_counted = int((targets > 0).sum()) if self.counts_rows else self.n_targets
+        by_user = self.counts_rows and self.train_rows != "prefix"
+        self.n_counted = int((targets > 0).sum()) if by_user else self.n_targets
         wants_negatives = config["train_neg_sample_args"]["distribution"] != "none"
         self.negatives = (
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
@@ -125,6 +130,11 @@ class SequenceTrainLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Interaction]:
+        if not self.n_targets:
+            raise DataError(
+                "no user has two training events, so nothing is left to train on; give longer "
+                "histories, a larger overlap_ratio or another eval_args.split"
+            )
         rng = np.random.default_rng([int(self.config["seed"]), self.epoch])
         own = rng
         if world_size() > 1:  # all draw the same batches, and each its own negatives

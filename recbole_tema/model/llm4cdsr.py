@@ -313,7 +313,8 @@ class LLM4CDSR(CrossDomainRecommender):
             for d in range(1, self.n_domains + 1)
             if bool((domain == d).any())
         )
-        return sum(means, start=per_step.new_zeros(()))
+        # Of no target at all it is 0 too, with gradients of 0.
+        return sum(means, start=per_step[:0].sum())
 
     def _regularisation(
         self, tables: tuple[torch.Tensor, ...], item_seq: torch.Tensor

@@ -133,6 +133,11 @@ class TEMA(CrossDomainRecommender):
 
     def _tag_part(self, config: "TemaConfig", dataset: "CrossDomainMixin") -> None:
         """The frozen tag vector of each item; learned ones of tags beside it or instead."""
+        alone = dataset.tags is None or dataset.feature("tag_id") is None
+        if config["tag_table"] and alone:
+            getLogger().warning(
+                "keys without effect on TEMA: tag_table (no frozen vectors of tags, NAME.tag)"
+            )
         if dataset.tags is None:
             SCREEN.info("TEMA: no tags in this dataset, trained without")
             return

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from recbole.utils import set_color
 
+from recbole_tema.config.keys import may_read
 from recbole_tema.config.rules import result_key
 from recbole_tema.console import SCREEN
 from recbole_tema.errors import CheckpointError, EvaluationError, TrainingError
@@ -78,7 +79,8 @@ class TrainerLayer(Base):
         single, config["single_spec"] = config["single_spec"], True
         self._train_data: Any = None
         self._shared: SharedGradients | None = None
-        self._average = WeightAverage(model, config["ema_decay"])
+        reads = may_read(config.model_class, "ema_decay")  # of others it is told to be idle
+        self._average = WeightAverage(model, config["ema_decay"] if reads else None)
         self._lazy: LazyRows | None = None
         if not single and config["device"].type != "cpu":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -11,7 +11,7 @@ from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.loader import NEGATIVE_SEQ, TARGET_SEQ
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError
-from tests.support.tiny_dataset import make_dataset
+from tests.support.tiny_dataset import make_dataset, write
 
 
 def open_dataset(settings, name="tiny", model="TEMA", **keys):
@@ -278,3 +278,26 @@ def test_short_users_are_counted(broken, caplog):
 def test_other_splits_are_refused(broken):
     with pytest.raises(ConfigError, match=r"eval_args\.split"):
         broken[1](eval_args={"split": {"RS": [0.8, 0.1, 0.1]}})
+
+
+def test_users_without_a_training_target_are_told(settings, tmp_path):
+    folder = make_dataset(tmp_path / "short", features=())
+    header = ["user_id:token", "item_id:token", "timestamp:float"]
+    items = ["book0", "film0", "book1", "film1"]  # two of them to learn from, one of each domain
+    rows = [(f"u{u}", item, time) for u in range(3) for time, item in enumerate(items)]
+    write(folder / "tiny.inter", header, rows)
+    keys = {**settings, "data_path": str(tmp_path / "short"), "overlap_ratio": 0.0}
+    config, dataset = open_dataset(keys)
+    loader = data_preparation(config, dataset, config.model_class).train_data
+    with pytest.raises(DataError, match="two training events"):
+        next(iter(loader))
+
+
+def test_rows_are_counted_for_models_that_read_the_key(settings):
+    keys = {**settings, "batch_unit": "rows", "train_rows": "prefix", "train_batch_size": 16}
+    loaders = []
+    for model in ("TEMA", "LLM4CDSR"):
+        config, dataset = open_dataset(keys, model=model)
+        loaders.append(data_preparation(config, dataset, config.model_class).train_data)
+    assert [loader.counts_rows for loader in loaders] == [False, True]
+    assert len(loaders[1]) == sum(1 for _ in loaders[1])

@@ -282,6 +282,28 @@ def test_bce_loss_by_hand(settings):
     assert found == pytest.approx(sum(np.mean(x) for x in per_domain.values()), rel=1e-3)
 
 
+@pytest.mark.parametrize(("name", "told"), [("bare", True), ("tiny", False)])
+def test_a_table_of_tags_without_frozen_vectors_is_told_to_be_idle(settings, caplog, name, told):
+    build(settings, name=name, tag_table=True)
+    assert ("without effect on TEMA: tag_table" in caplog.text) == told
+
+
+def test_a_batch_without_a_target_that_counts_is_a_step_of_nothing(settings):
+    keys = {"loss_type": "BCE", "alpha": 0.0, "beta": 0.0, "first_of_domain": False}
+    model, prepared, dataset = build(settings, "LLM4CDSR", **keys)
+    batch = next(iter(prepared.train_data))
+    domain = torch.from_numpy(dataset.item_domain)
+    first, other = ((domain == d).nonzero().flatten()[0] for d in (1, 2))
+    batch = {name: batch[name][:1, :1] for name in ("item_id_list", "target_id_list")}
+    batch = {name: torch.full_like(ids, first) for name, ids in batch.items()}
+    batch |= {"target_id_list": other[None, None], "neg_item_id_list": other[None, None] + 1}
+    batch |= {"item_length": torch.ones(1, dtype=torch.long), "user_id": torch.ones(1).long()}
+    loss = total(model.calculate_loss(Interaction(batch)))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_item_table_is_computed_once_per_evaluation(settings, monkeypatch):
     model, prepared, _ = build(settings)
     calls = []

@@ -69,3 +69,14 @@ def test_the_average_is_what_is_evaluated_and_saved(settings):
     assert result == trainer.evaluate(data["valid"], load_best_model=False)
     model.load_state_dict(saved)
     assert evaluate_model(model, data["valid"], config, dataset)[0] == result
+
+
+@pytest.mark.parametrize(("model", "averages"), [("SASRec", False), ("TEMA", True)])
+def test_a_model_without_the_key_has_no_average(settings, model, averages):
+    config = TemaConfig(model, "tiny", config_dict={**settings, "ema_decay": 0.9})
+    dataset = create_dataset(config, config.model_class)
+    prepared = data_preparation(config, dataset, config.model_class)
+    network = config.model_class(config, prepared.train_data.dataset)
+    trainer = build_trainer(config, network, dataset)
+    trainer._train_epoch(prepared.train_data, 0)
+    assert bool(trainer._average.tensors) == averages
