@@ -225,12 +225,17 @@ class CrossDomainRecommender(SequentialRecommender):
     ) -> History | None:
         """What the steps ``read (r,)`` have had, before their window too; None without a bias.
 
+        The loaders and `recommend` hand over the events before the window; an interaction without
+        them, such as RecBole's own, has had what its sequences hold.
+
         Args:
             layout: how the batch's sequences are packed. items: ``(n,)`` items of their steps.
             rows: ``(k,)`` ascending, the items that matter, if ``items`` are numbers of these.
         """
         if self.repeat is None:
             return None
+        if EARLIER not in interaction:
+            return History.until(read, layout, items, self.n_items if rows is None else len(rows))
         (earlier,), count = interaction[EARLIER], interaction[N_EARLIER]
         sequence = torch.arange(len(count), device=count.device)
         sequence = torch.repeat_interleave(sequence, count, output_size=len(earlier))

@@ -10,6 +10,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tema import load_model, recommend, run_recbole_tema
+from recbole_tema.data.loader import EARLIER, N_EARLIER
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.quick_start import rank_checkpoint
 from tests.support.cdr_checkout import write_checkout
@@ -40,9 +41,12 @@ def trained(settings):
 def scores_by_hand(model, history):
     """``{item token: score}`` from one row of RecBole's own interface."""
     dataset, width = model.dataset, model.max_seq_length
-    items = [dataset.token2id("item_id", token) for token in history][-width:]
+    every = [dataset.token2id("item_id", token) for token in history]
+    items, earlier = every[-width:], every[:-width]
     row = Interaction(
         {
+            EARLIER: torch.tensor([earlier], dtype=torch.long),
+            N_EARLIER: torch.tensor([len(earlier)]),
             model.ITEM_SEQ: torch.tensor([items + [0] * (width - len(items))]),
             model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
         }
@@ -96,7 +100,7 @@ def test_the_batch_size_changes_nothing(trained, model_name):
 
 
 def test_only_the_last_items_count_but_all_are_left_out(trained):
-    model = trained("TEMA")
+    model = trained("TEMA", repeat_bias=False)
     long, last = HISTORIES[3], HISTORIES[3][-model.max_seq_length :]
     assert len(long) > model.max_seq_length
     assert recommend(model, [long], 30, exclude_history=False) == recommend(

@@ -110,7 +110,7 @@ def test_a_given_split_is_said_to_be_unread(tmp_path, settings, caplog, model):
     folder = make_dataset(tmp_path / "given")
     keys = {**settings, "data_path": str(folder.parent)}
     _, plain = open_dataset(keys, model=model)
-    assert "leave-one-out" not in caplog.text
+    assert "which is not read" not in caplog.text
     edit(
         folder / "tiny.inter",
         lambda x: [x[0] + "\tsplit:token"] + [f"{row}\ttrain" for row in x[1:]],
