@@ -73,12 +73,18 @@ def run(arguments: dict[str, str], say: Callable[[str], None] = print) -> int:
 
     from recbole_tema.benchmark.report import metrics_of, write_report
     from recbole_tema.benchmark.runner import STATEMENT, Outcome, open_results, owned, run_all
-    from recbole_tema.benchmark.spec import stated
+    from recbole_tema.benchmark.spec import stated, unlike
     from recbole_tema.benchmark.targets import duckdb_package
     from recbole_tema.benchmark.trained import evaluation_keys
 
     duckdb_package()  # missing, it would be told after the first training
     statement = stated(spec)
+    if found := unlike(statement["entries"]):  # by the presets of single rows
+        shown = "\n  ".join(found[:10])
+        raise ConfigError(
+            f"the rows of a table are ranked alike, and these would not be:\n  {shown}\n"
+            f"give the protocol to all of them: --preset=NAME"
+        )
     metrics_of(statement["entries"][spec.entries[0].label]["keys"])
     if spec.trained:
         given = evaluation_keys(spec.trained, statement, spec.trained / STATEMENT)

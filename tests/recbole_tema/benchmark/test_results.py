@@ -40,6 +40,17 @@ def copied(done, tmp_path):
     return shutil.copytree(done, tmp_path / "copied")
 
 
+def test_presets_of_rows_make_no_table_of_two_protocols(small_root, tmp_path, capsys):
+    for models, key in (
+        ("Pop@abxi,BPR@llm4cdsr", "eval_args"),
+        ("Pop@per-domain,BPR", "eval_args"),
+    ):
+        assert main(words(small_root, tmp_path / "new", models=models, epochs="1")) == 2
+        said = capsys.readouterr().err
+        assert f"ranked alike, and these would not be:\n  {key} is " in said
+    assert not list(tmp_path.glob("new/runs/*"))
+
+
 def test_a_row_that_is_ranked_otherwise_does_not_join(copied, small_root, capsys):
     before = (copied / "benchmark.json").read_bytes()
     for protocol in ({"candidates": "all"}, {"topk": "[1, 10]"}, {"eval_args": "{mode: uni5}"}):
