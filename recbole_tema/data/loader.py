@@ -102,7 +102,7 @@ class SequenceTrainLoader:
         self.negatives = (
             InDomainNegatives(self.sequences, dataset.item_domain) if wants_negatives else None
         )
-        self.wants_earlier = bool(config["repeat_bias"]) and config["loss_type"] != "BCE"
+        self.wants_earlier = bool(config["repeat_bias"])
         self.share = 1.0
         self.fields = {
             name: config[key]
@@ -208,7 +208,7 @@ class SequenceEvalLoader:
         self._dataset = dataset
         self.max_length = int(config["MAX_ITEM_LIST_LENGTH"])
         self.batch_size = int(config["eval_batch_size"])
-        self.wants_earlier = bool(config["repeat_bias"]) and config["loss_type"] != "BCE"
+        self.wants_earlier = bool(config["repeat_bias"])
         self.plan = plan
         self.fields = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
         self.list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]

@@ -66,7 +66,7 @@ def test_what_is_drawn_and_sorted_is_the_same_on_every_python_and_machine(settin
     to: TEMA's first epoch depended on it.
     """
     keys = {**settings, "loss_type": "BCE", "train_batch_size": 2048, "overlap_ratio": 0.5}
-    keys["eval_args"] = {"mode": "uni5"}
+    keys |= {"eval_args": {"mode": "uni5"}, "repeat_bias": False}
     config = TemaConfig("LLM4CDSR", "tiny", config_dict=keys)
     dataset = create_dataset(config, config.model_class)
     prepared = data_preparation(config, dataset, config.model_class)
