@@ -20,6 +20,9 @@ from recbole_tema.paths import recbole_dir
 WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
 MERGED_KEYS = ("eval_args",)
+# Of a value in YAML's one-line form. How deep the parser itself gets differs with Python and with
+# libyaml: 500 lists within lists are text on 3.11 and a value on 3.13.
+MAX_DEPTH = 50
 # Their values are text: "(5,10)" is an open interval, not two numbers.
 INTERVALS = (
     *("user_inter_num_interval", "item_inter_num_interval"),
@@ -239,12 +242,14 @@ def _flow_style(text: str) -> Any:
     )
 
 
-def _plain(value: Any) -> Any:
-    """The value with Python's None for the text None; ValueError for dates and other types."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """The value with Python's None for the text None; ValueError for dates, other types, depth."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"lists within lists, more than {MAX_DEPTH} deep")
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [_plain(part, depth + 1) for part in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(part) for key, part in value.items()}
+        return {_plain(key): _plain(part, depth + 1) for key, part in value.items()}
     if not isinstance(value, PLAIN_TYPES):
         raise ValueError(f"{type(value)} is no plain value")
     return None if value == "None" else value

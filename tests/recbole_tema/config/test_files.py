@@ -50,6 +50,7 @@ def write_yaml(path, text):
         ("{}", {}),
         ("[!!python/object/apply:os.getcwd []]", "[!!python/object/apply:os.getcwd []]"),
         ("[" * 500 + "x" + "]" * 500, "[" * 500 + "x" + "]" * 500),
+        ("[" * 60 + "x" + "]" * 60, "[" * 60 + "x" + "]" * 60),
     ],
 )
 def test_text_becomes_the_literal_that_it_spells(text, value):
