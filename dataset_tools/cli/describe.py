@@ -69,8 +69,9 @@ def describe(
         tempfile.TemporaryDirectory(prefix="describe-") as work,
         engine(Path(work), memory) as database,
     ):
-        found = measured(database, folder, name, split_rule(split))
-        found.checks = findings(database)
+        rule = split_rule(split)
+        found = measured(database, folder, name, rule)
+        found.checks = findings(database, rule)
     plain = json.dumps(found.plain(), indent=1, ensure_ascii=False)
     printed = json_file is not None and str(json_file) == "-"
     click.echo(plain if printed else text(found))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dataset_tools.convert.engine import Engine
+from recbole_tema.data.split import SplitRule
 
 LOOKS_LIKE_SECONDS = 3e8  # times below, of 1979, are numbers of an order and no moments
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -56,8 +57,10 @@ CHECKS = (  # level, what is found, the query of examples of it
         WARNING,
         "users whose validation and test target have one time, so that the file's order "
         "decides which is which",
-        "SELECT user AS example FROM ev WHERE part != 'train' GROUP BY user "
-        "HAVING count(*) > 1 AND min(t) = max(t)",
+        # By rules of time, or as given, the order of the file decides nothing.
+        "SELECT DISTINCT a.user AS example FROM ev a JOIN ev b ON a.user = b.user AND a.t = b.t "
+        "WHERE a.part = 'valid' AND b.part = 'test' "
+        "AND ({0} = 'merged' OR {0} = 'per_domain' AND a.domain = b.domain)",
     ),
     (
         NOTE,
@@ -89,14 +92,15 @@ CHECKS = (  # level, what is found, the query of examples of it
 )
 
 
-def findings(engine: Engine) -> list[dict[str, Any]]:
-    """The findings on the tables of `measures.load`, the worst first.
+def findings(engine: Engine, rule: SplitRule) -> list[dict[str, Any]]:
+    """The findings on the tables of `measures.load`, split by this rule, the worst first.
 
     Each has a level (error: results would be wrong; warning: look at it; note: good to know),
     what was found, how often, and an example.
     """
     found = []
     for level, what, query in CHECKS:
+        query = query.replace("{0}", f"'{rule.kind}'")
         count, example = engine.rows(f"SELECT count(*), min(example) FROM ({query})")[0]
         if count:
             found.append({"level": level, "what": what, "count": count, "example": str(example)})

@@ -8,7 +8,7 @@ from recbole_tema.benchmark.results import SHARE
 from recbole_tema.benchmark.statistics import shown
 
 MARK, WORSE = "*", "†"
-TEST = "paired t-test over users, Holm-corrected over all {} tests of this table, p < 0.05"
+TEST = "paired t-test over users, Holm-corrected over {} of this table, p < 0.05"
 BY_SEED = (
     ", and over seeds too (Mann-Whitney U, p ≤ 0.05; with fewer than three each, every seed above "
     "every other)"
@@ -25,7 +25,13 @@ def note(summary: pd.DataFrame, reference: str | None, presets: Sequence[str] = 
         why = "no baseline is among the rows" if reference is None else "there is no run of it yet"
         return f"{text}Nothing is tested against {reference or 'a baseline'}: {why}."
     seeds = summary.groupby("model", sort=False)["seeds"].first()
-    test = TEST.format(int(summary["p"].notna().sum())) + (BY_SEED if seeds.max() > 1 else "")
+    tests = int(summary["p"].notna().sum())
+    if not tests:
+        return (
+            f"{text}Nothing is tested: no row has a partner to be compared with, target by target."
+        )
+    number = f"all {tests} tests" if tests > 1 else "the one test"
+    test = TEST.format(number) + (BY_SEED if seeds.max() > 1 else "")
     if reference is None:
         text += f"{MARK}: better than the best baseline"
         text += " at the same share" if SHARE in summary else ""

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from recbole_tema.config.files import MERGED_KEYS, load_yaml, merge_layer, properties_dir
+from recbole_tema.config.files import MERGED_KEYS, WORDS, load_yaml, merge_layer, properties_dir
 from recbole_tema.config.registry import hint
 from recbole_tema.errors import ConfigError
 
@@ -112,6 +112,8 @@ def names_of(value: Any, source: str | None = None) -> list[str]:
     Raises:
         ConfigError: it is none of these.
     """
+    if isinstance(value, str) and WORDS.get(value.strip().lower(), value) is None:
+        value = None
     parts = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         where = f" ({source})" if source else ""

@@ -249,7 +249,9 @@ RULES = {
     "item_attribute": TEXT,
     "gpu_id": Rule(_is_gpus, "the numbers of GPUs, as 0 or 0,1; '' for none"),
     "benchmark_filename": Rule(
-        lambda v: v is None, "none: NAME.inter is split leave-one-out, no other split is read"
+        lambda v: v is None,
+        "none: the events are in one file, DATASET.inter; given parts stand in its column "
+        "'split', which eval_args={'split': {'given': 'split'}} reads",
     ),
     "discretization": _dict_of(lambda v: isinstance(v, dict), "a dict of dicts by field"),
     "encoding": optional(

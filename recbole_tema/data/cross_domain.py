@@ -21,7 +21,7 @@ from recbole_tema.config.files import load_yaml, parse_value
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.split import PARTS, SPLIT_FIELD, read_rule
+from recbole_tema.data.split import GIVEN, MOMENTS, PARTS, SPLIT_FIELD, read_rule
 from recbole_tema.data.split_sequences import SplitMixin
 from recbole_tema.errors import ConfigError, DataError
 
@@ -31,6 +31,7 @@ else:
     Base = object
 
 PROFILE_ID = FEATURE_FILES["userllm"][0]
+FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "rm_dup_inter")
 RESERVED = ("overall", "macro")  # slices of the evaluation, beside the domains
 TAGS, ITEM_FIELDS = "tags", "item fields"  # as `asked` calls them
 
@@ -41,6 +42,7 @@ class CrossDomainMixin(SplitMixin, Base):
     Attributes:
         item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
         domain_names: names of the domains 1..D, in the order of the ``.item`` file.
+        users_cut: how many users have lost some of their events to `FILTERS`, not all.
         target_domain: number of the one domain that is recommended in; None: all.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
         asked: names of the features that were asked for since the data were prepared, found or
@@ -147,14 +149,21 @@ class CrossDomainMixin(SplitMixin, Base):
 
     def _data_filtering(self) -> None:
         check_feature_rows(self)
+        before = self.inter_feat[self.uid_field].value_counts() if self._filters() else None
         super()._data_filtering()
         drop_filtered_rows(self)
+        self.users_cut = 0
+        if before is not None:
+            after = self.inter_feat[self.uid_field].value_counts()
+            self.users_cut = int((before[after.index] != after).sum())
+
+    def _filters(self) -> list[str]:
+        """Those of `FILTERS` that may drop events."""
+        return [key for key in FILTERS if self.config[key] not in (None, "[0,inf)")]
 
     def _reset_index(self) -> None:
         if self.inter_feat.empty:
-            keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
-            given = {key: self.config[key] for key in keys}
-            given = [f"{k} ({v})" for k, v in given.items() if v not in (None, "[0,inf)")]
+            given = [f"{key} ({self.config[key]})" for key in self._filters()]
             raise DataError(
                 f"{' and '.join(given)} leaves no event of dataset '{self.dataset_name}'; loosen it"
             )
@@ -303,6 +312,14 @@ class CrossDomainMixin(SplitMixin, Base):
                 f"than eval_args.split {wanted}, so profiles may tell of its targets; make them "
                 f"anew (python -m dataset_tools profile {self.dataset_name} --force --split "
                 f'"{wanted}") or leave them out (move the file away)'
+            )
+        # Of what is left other events are held out, which the profiles were made of.
+        if self.users_cut and self.split.rule.kind not in (MOMENTS, GIVEN):
+            raise ConfigError(
+                f"{' or '.join(self._filters())} drops some events of {self.users_cut} users, so "
+                f"their last events are others than those that {self.dataset_name}.userllm was "
+                "made without, and profiles may tell of targets; write the dataset without these "
+                "events and make profiles of it, or leave them out (move the file away)"
             )
 
     def feature(self, id_field: str) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -293,8 +293,8 @@ class EvalPlan:
         short = int(np.count_nonzero(negatives[:, -1] == 0))
         if short:
             getLogger().warning(
-                f"{self.phase}: {short} of {len(self.users)} users have fewer than {n_negatives} "
-                "items left to draw negatives from; they are ranked against all of those"
+                f"{self.phase}: {short} of {len(self.users)} targets have fewer than {n_negatives} "
+                "items to draw negatives from; they are ranked against all of those"
             )
         return negatives
 

@@ -13,17 +13,18 @@ from dataset_tools.convert.engine import engine
 from dataset_tools.describe.checks import findings
 from dataset_tools.describe.measures import describe
 from dataset_tools.describe.text import page, text
+from recbole_tema.data.split import SplitRule, read_rule
 from tests.support.tiny_dataset import make_dataset
 
 pytest.importorskip("duckdb", reason="the extra convert is not installed")
 pytest.importorskip("matplotlib", reason="the extra convert is not installed")
 
 
-def described(folder, name, work):
+def described(folder, name, work, rule=None):
     work.mkdir()
     with engine(work, "1GB", 1) as database:
-        found = describe(database, folder, name)
-        found.checks = findings(database)
+        found = describe(database, folder, name, rule)
+        found.checks = findings(database, rule or SplitRule())
     return found
 
 
@@ -153,6 +154,33 @@ def test_each_fault_is_found(tmp_path, what):
     after = described(folder, "tiny", tmp_path / "after")
     (finding,) = [f for f in after.checks if what in f["what"]]
     assert finding["count"] >= 1 and finding["example"]
+
+
+def test_one_time_of_two_targets_matters_where_the_order_parts_them(tmp_path):
+    folder = tmp_path / "ties"
+    folder.mkdir()
+    (folder / "ties.item").write_text(
+        "item_id:token\tdomain:token\n" + "".join(f"{d}{n}\t{d}\n" for d in "ab" for n in range(6))
+    )
+    # Of one time are: u1's last two events, of two domains; u2's last two in each domain.
+    events = {
+        "u1": "a1@1 a2@2 a3@3 b1@1 a4@9 b2@9",
+        "u2": "b1@1 b2@1 b3@6 b4@6 a1@5 a2@5 a3@7 a4@8",
+    }
+    rows = [(user, *e.split("@")) for user, text in events.items() for e in text.split()]
+    (folder / "ties.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\n"
+        + "".join("\t".join(row) + "\n" for row in rows)
+    )
+
+    def users(place, value):
+        found = described(folder, "ties", tmp_path / str(place), read_rule(value)).checks
+        hits = [f for f in found if f["what"].startswith("users whose validation and test")]
+        return [(f["count"], f["example"]) for f in hits]
+
+    assert users(0, None) == [(1, "u1")]
+    assert users(1, {"LS": "per_domain"}) == [(1, "u2")]
+    assert users(2, {"TO": [6, 8]}) == []
 
 
 def test_the_command(tiny, tmp_path):

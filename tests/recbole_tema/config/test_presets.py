@@ -120,7 +120,7 @@ def test_refused_in_one_line(presets, given, says):
 
 def test_names_may_come_as_text_or_list():
     assert names_of("a, b,a,") == names_of(["a", " b", "a"]) == ["a", "b"]
-    assert names_of(None) == names_of("") == []
+    assert names_of(None) == names_of("") == names_of("None") == names_of("~") == []
 
 
 def test_a_preset_that_another_model_runs_by_is_refused_before_torch_is_loaded(capsys):

@@ -1,5 +1,7 @@
 """RecBole's own models on every split: RecBole's rows, and the targets of all other models."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,29 @@ def test_what_was_made_for_another_split_is_refused(tmp_path):
         now = dataset_fingerprint(other, former["fingerprint"])
         with pytest.raises(CheckpointError, match="training events of another split"):
             check_belongs(former, "x.pth", "LLM4CDSR", now)
+
+
+def test_profiles_are_refused_where_a_filter_moves_what_is_held_out(tmp_path):
+    folder = make_dataset(tmp_path, features=("userllm",))
+    rows = (folder / f"{NAME}.inter").read_text().splitlines()[1:]
+    counts = Counter(row.split("\t")[1] for row in rows)
+    fewest = min(counts.values()) + 1
+    lost = {row.split("\t")[0] for row in rows if counts[row.split("\t")[1]] < fewest}
+    items = {"item_inter_num_interval": f"[{fewest},inf)"}
+    _, cut = opened(tmp_path, "LLM4CDSR", RULES[0], **items)
+    with pytest.raises(ConfigError, match=rf"item_inter_num_interval drops .* {len(lost)} users"):
+        cut.feature("profile_uid")
+    # Whole users may go: what is held out of the others stays.
+    held = Counter(row.split("\t")[0] for row in rows)
+    users = {"user_inter_num_interval": f"[{min(held.values()) + 1},inf)"}
+    _, fewer = opened(tmp_path, "LLM4CDSR", RULES[0], **users)
+    assert fewer.user_num <= len(held) and fewer.feature("profile_uid") is not None
+    # Times hold out what they do, whatever else is dropped.
+    times = sorted(float(row.split("\t")[-1]) for row in rows)
+    value = {"TO": [times[len(times) * share // 10] for share in (7, 8)]}
+    (folder / f"{NAME}.yaml").write_text(f'profiling: {{options: {{split: "{value}"}}}}\n')
+    _, timed = opened(tmp_path, "LLM4CDSR", value, **items)
+    assert timed.feature("profile_uid") is not None
 
 
 def test_marks_are_part_of_what_a_model_was_trained_on(root, tmp_path):

@@ -82,7 +82,7 @@ def test_a_user_with_nearly_all_of_a_domain_is_ranked_against_the_rest(caplog):
     assert sorted(plan.negatives[0]) == [0] * 8 + [19, 20]
     assert plan.n_candidates.tolist() == [3, 11, 11]
     assert [r.message for r in caplog.records if "fewer than 10" in r.message] == [
-        "test: 1 of 3 users have fewer than 10 items left to draw negatives from; they are ranked "
+        "test: 1 of 3 targets have fewer than 10 items to draw negatives from; they are ranked "
         "against all of those"
     ]
     scores = torch.zeros(3, 51)
