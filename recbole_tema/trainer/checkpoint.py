@@ -297,7 +297,9 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict) -> None:
         with replace_file(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
-        # torch's archive writer hides the system's reason behind an error of its own.
+        # torch's archive writer hides the system's reason and Ctrl-C behind an error of its own.
+        if error.__context__ is not None and not isinstance(error.__context__, Exception):
+            raise error.__context__ from None
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise CheckpointError(

@@ -1,9 +1,12 @@
 """Checkpoints: what is no checkpoint, whose it is, how it is written, what is in it."""
 
+import contextlib
 import io
+import itertools
 import json
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -16,9 +19,11 @@ from scipy import sparse
 
 from recbole_tema import load_model
 from recbole_tema.config.tema_config import TemaConfig
+from recbole_tema.data.atomic import replace_file
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import CheckpointError, ConfigError, DataError
 from recbole_tema.quick_start import evaluate_checkpoint
+from recbole_tema.trainer import checkpoint
 from recbole_tema.trainer.checkpoint import FORMAT, pack_other, read_checkpoint, unpack_other
 from recbole_tema.trainer.checkpoint import write_checkpoint as write
 from recbole_tema.trainer.factory import build_trainer
@@ -228,6 +233,35 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
         write(path, {"epoch": 2, "weights": torch.ones(1000), "function": lambda: None})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("at", range(1, 30, 3))
+def test_ctrl_c_within_a_write_is_no_failing_write(tmp_path, monkeypatch, at):
+    """torch's writer raises an error of its own over what ends it in the middle."""
+    path = tmp_path / "model.pth"
+    write(path, {"epoch": 1})
+    before = path.read_bytes()
+
+    @contextlib.contextmanager
+    def interrupted(path):
+        with replace_file(path) as file:
+            whole, places = file.write, itertools.count(1)
+
+            class Interrupted:
+                flush = file.flush
+
+                def write(self, data):
+                    if next(places) == at:
+                        signal.raise_signal(signal.SIGINT)
+                    return whole(data)
+
+            yield Interrupted()
+
+    monkeypatch.setattr(checkpoint, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, {"epoch": 2, "weights": torch.ones(100), "list": list(range(10))})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
 
 
 FULL_DISK = """
