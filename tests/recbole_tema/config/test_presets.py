@@ -11,7 +11,7 @@ from recbole_tema import run_recbole_tema
 from recbole_tema.benchmark.command import parse
 from recbole_tema.benchmark.command import run as benchmark
 from recbole_tema.cli import main
-from recbole_tema.config.files import properties_dir
+from recbole_tema.config.files import load_yaml, properties_dir
 from recbole_tema.config.keys import idle_keys
 from recbole_tema.config.presets import REQUIREMENTS, names_of, preset_names, read_preset
 from recbole_tema.config.registry import OUR_MODELS
@@ -81,6 +81,18 @@ def test_keys_of_one_dataset_lie_over_a_presets_own(presets):
 def test_a_preset_of_one_model_chooses_it(presets):
     presets(mine="model: LLM4CDSR")
     assert TemaConfig(dataset="x", config_dict={"preset": "mine"})["model"] == "LLM4CDSR"
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if n.endswith(("paper", "official"))])
+def test_what_no_paper_has_stays_off_whatever_the_defaults_become(name):
+    """What this package adds to both models, which a preset of a paper has to name itself."""
+    added = {"repeat_bias": False, "label_smoothing": 0.0, "ema_decay": 0.0}
+    added |= {"cross_attention_weight": 0.0, "domain_adapter": 0}
+    preset = read_preset(name)
+    keys = load_yaml(properties_dir() / "model" / f"{preset.model}.yaml")
+    idle = {"repeat_bias", "label_smoothing"} if preset.keys.get("loss_type") == "BCE" else set()
+    added = {key: off for key, off in added.items() if key in keys and key not in idle}
+    assert {key: preset.keys.get(key) for key in added} == added
 
 
 # What is refused
