@@ -33,6 +33,7 @@ EVAL_ARGS = ("split", "order", "group_by", "mode")
 GROUP_KEYS = ("nproc", "world_size", "offset", "ip", "port")
 CLIP_ARGS = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
 NONE = (None, "None", "none")
+WRITTEN = " (a dict is written {'a': 'b'}, or {a: b} with a blank after each colon)"
 # The parts of train_neg_sample_args, as RecBole has them by default.
 NEGATIVE_PARTS = {
     **{"distribution": "uniform", "sample_num": 1, "alpha": 1.0},
@@ -379,7 +380,8 @@ def fail(key: str, value: Any, allowed: str, sources: dict[str, str]) -> NoRetur
     """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
     source = sources.get(key.split(".")[0])
     where = f" ({source})" if source else ""
-    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}")
+    meant = isinstance(value, str) and value.strip()[:1] == "{"
+    raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}{WRITTEN if meant else ''}")
 
 
 def check_parts(key: str, value: Any, parts: Sequence[str], sources: dict[str, str]) -> None:

@@ -31,6 +31,7 @@ from recbole_tema.paths import recbole_dir
         ({"learner": "adaam"}, "learner is 'adaam'.*sparse_adam"),
         ({"topk": [0]}, r"topk is \[0\]"),
         ({"topk": []}, r"topk is \[\]"),
+        ({"eval_args": "{split:{LS:both}}"}, r"a dict of split, .* a blank after each colon\)"),
         ({"metrics": ["AUC"]}, "metrics.*ndcg"),
         ({"metrics": ["NDGC"]}, "metrics.*ndcg"),
         ({"valid_metric": "NDCG@7"}, "valid_metric is 'NDCG@7'.*NDCG@10"),
