@@ -6,7 +6,6 @@ import itertools
 import json
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -252,7 +251,7 @@ def test_ctrl_c_within_a_write_is_no_failing_write(tmp_path, monkeypatch, at):
 
                 def write(self, data):
                     if next(places) == at:
-                        signal.raise_signal(signal.SIGINT)
+                        raise KeyboardInterrupt
                     return whole(data)
 
             yield Interrupted()
