@@ -257,7 +257,8 @@ def training_events(
     by_user = users.argsort(kind="stable")
     of_user = ordered.iloc[by_user]
     items, tokens = pd.factorize(of_user["item_id"])
-    domains, domain_names = pd.factorize([(domain_of or {}).get(token, "") for token in tokens])
+    named = pd.Series([(domain_of or {}).get(token, "") for token in tokens], dtype=object)
+    domains, domain_names = pd.factorize(named)
     marks = None
     if SPLIT_FIELD in of_user:
         marks = of_user[SPLIT_FIELD].map(dict(zip(PARTS, range(len(PARTS)), strict=True)))
