@@ -1,12 +1,19 @@
-"""What RecBole refuses by a Python error becomes one line; our own faults keep their traceback."""
+"""What libraries raise in a form of their own, in the form that it means here.
+
+What RecBole refuses by a Python error becomes one line; our own faults keep their traceback.
+"""
 
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_tema.errors import ConfigError
 from recbole_tema.paths import recbole_dir
+
+if TYPE_CHECKING:
+    import duckdb
 
 # What RecBole and the libraries that it calls raise for a key or a field that does not fit.
 REFUSED = (
@@ -44,3 +51,15 @@ def recbole_refusals(what: str) -> Iterator[None]:
         if not from_recbole(error):
             raise
         raise ConfigError(f"{what}: {in_one_line(error)}") from error
+
+
+@contextmanager
+def duckdb_interrupts(database: "duckdb.DuckDBPyConnection") -> Iterator[None]:
+    """Ctrl-C or SIGTERM within a query is a ``KeyboardInterrupt``; DuckDB raises a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:  # DuckDB's own errors are none
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            database.interrupt()  # its other threads
+            raise KeyboardInterrupt from None
+        raise

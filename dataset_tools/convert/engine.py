@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dataset_tools.convert.broken import Broken
 from dataset_tools.convert.feed import HOW_TO_GET, Tally, fed
 from recbole_tema.errors import DataError
+from recbole_tema.library_errors import duckdb_interrupts
 
 if TYPE_CHECKING:
     import duckdb
@@ -128,7 +129,9 @@ class Engine:
 
     def rows(self, query: str) -> list[tuple]:
         """All rows of a query whose result is small."""
-        return self.run(query).fetchall()
+        cursor = self.run(query)
+        with duckdb_interrupts(self.sql):
+            return cursor.fetchall()
 
     def value(self, query: str) -> Any:
         """The one value of a query."""
@@ -140,13 +143,8 @@ class Engine:
 
     def run(self, query: str) -> "duckdb.DuckDBPyConnection":
         """Run a statement; DuckDB's cursor of its result."""
-        try:
+        with duckdb_interrupts(self.sql):
             return self.sql.execute(query)
-        except RuntimeError as error:  # DuckDB's own errors are none
-            if isinstance(error.__cause__, KeyboardInterrupt):  # by Ctrl-C or SIGTERM
-                self.sql.interrupt()  # its other threads
-                raise KeyboardInterrupt from None
-            raise
 
     def number(self, table: str, query: str, condition: str = "true") -> None:
         """Make `table` of the rows of a query under a condition, with `_number`, from 1, their

@@ -57,7 +57,7 @@ CHECKS = (  # level, what is found, the query of examples of it
         WARNING,
         "users whose validation and test target have one time, so that the file's order "
         "decides which is which",
-        # By rules of time, or as given, the order of the file decides nothing.
+        # By rules of time, or as given, the order of the file does not part them.
         "SELECT DISTINCT a.user AS example FROM ev a JOIN ev b ON a.user = b.user AND a.t = b.t "
         "WHERE a.part = 'valid' AND b.part = 'test' "
         "AND ({0} = 'merged' OR {0} = 'per_domain' AND a.domain = b.domain)",

@@ -11,6 +11,7 @@ import pandas as pd
 from recbole_tema.data.atomic import replace_file
 from recbole_tema.errors import DataError, how_to_get
 from recbole_tema.evaluation.groups import spans_domains
+from recbole_tema.library_errors import duckdb_interrupts
 
 if TYPE_CHECKING:
     from recbole_tema.data.cross_domain import CrossDomainMixin
@@ -65,7 +66,7 @@ def write_targets(table: pd.DataFrame, path: Path) -> None:
     duckdb = duckdb_package()
     part = path.with_name(f".{path.name}.part")
     try:
-        with duckdb.connect() as database:
+        with duckdb.connect() as database, duckdb_interrupts(database):
             database.from_df(table).write_parquet(str(part), compression="zstd")
         with replace_file(path) as file:
             file.write(part.read_bytes())
@@ -82,7 +83,7 @@ def read_targets(path: Path) -> pd.DataFrame:
     """
     duckdb = duckdb_package()
     try:
-        with duckdb.connect() as database:
+        with duckdb.connect() as database, duckdb_interrupts(database):
             return database.read_parquet(str(path)).df()
     except duckdb.Error as error:
         words = str(error).splitlines()[0]

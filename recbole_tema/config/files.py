@@ -20,7 +20,7 @@ from recbole_tema.paths import recbole_dir
 WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
 MERGED_KEYS = ("eval_args",)
-# Of a value in YAML's one-line form. How deep the parser itself gets differs with Python and with
+# Lists within lists. How deep the parser itself gets differs with Python and with
 # libyaml: 500 lists within lists are text on 3.11 and a value on 3.13.
 MAX_DEPTH = 50
 # Their values are text: "(5,10)" is an open interval, not two numbers.
@@ -223,7 +223,15 @@ def parse_value(value: Any) -> Any:
         parsed = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return _flow_style(value)
-    return parsed if isinstance(parsed, PLAIN_TYPES) else value
+    return parsed if isinstance(parsed, PLAIN_TYPES) and _is_shallow(parsed) else value
+
+
+def _is_shallow(value: Any, depth: int = 0) -> bool:
+    """Whether lists stand within lists at most ``MAX_DEPTH`` deep."""
+    if not isinstance(value, list | tuple | dict):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return depth < MAX_DEPTH and all(_is_shallow(part, depth + 1) for part in parts)
 
 
 def _flow_style(text: str) -> Any:
@@ -235,21 +243,16 @@ def _flow_style(text: str) -> Any:
     except (yaml.YAMLError, ValueError, IndexError, KeyError, TypeError, RecursionError):
         return text  # whatever PyYAML says to a text that is not its own
     # "{a, b}" is YAML for keys without values: no one means that.
-    return (
-        text
-        if isinstance(parsed, dict) and not any(v is not None for v in parsed.values())
-        else parsed
-    )
+    empty = isinstance(parsed, dict) and not any(v is not None for v in parsed.values())
+    return text if empty or not _is_shallow(parsed) else parsed
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The value with Python's None for the text None; ValueError for dates, other types, depth."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"lists within lists, more than {MAX_DEPTH} deep")
+def _plain(value: Any) -> Any:
+    """The value with Python's None for the text None; ValueError for dates and other types."""
     if isinstance(value, list):
-        return [_plain(part, depth + 1) for part in value]
+        return [_plain(part) for part in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(part, depth + 1) for key, part in value.items()}
+        return {_plain(key): _plain(part) for key, part in value.items()}
     if not isinstance(value, PLAIN_TYPES):
         raise ValueError(f"{type(value)} is no plain value")
     return None if value == "None" else value

@@ -380,7 +380,7 @@ def fail(key: str, value: Any, allowed: str, sources: dict[str, str]) -> NoRetur
     """Raise the ``ConfigError`` of a value that is not allowed, with where the user gave it."""
     source = sources.get(key.split(".")[0])
     where = f" ({source})" if source else ""
-    meant = isinstance(value, str) and value.strip()[:1] == "{"
+    meant = isinstance(value, str) and value.strip()[:1] == "{" and "dict" in allowed
     raise ConfigError(f"{key} is {value!r}{where}; allowed: {allowed}{WRITTEN if meant else ''}")
 
 

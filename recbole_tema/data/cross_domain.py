@@ -21,7 +21,7 @@ from recbole_tema.config.files import load_yaml, parse_value
 from recbole_tema.data.feature_rows import check_feature_rows, drop_filtered_rows
 from recbole_tema.data.reading import read_frame
 from recbole_tema.data.schema import FEATURE_FILES
-from recbole_tema.data.split import GIVEN, MOMENTS, PARTS, SPLIT_FIELD, read_rule
+from recbole_tema.data.split import GIVEN, MOMENTS, PARTS, SHARES, SPLIT_FIELD, read_rule
 from recbole_tema.data.split_sequences import SplitMixin
 from recbole_tema.errors import ConfigError, DataError
 
@@ -42,7 +42,7 @@ class CrossDomainMixin(SplitMixin, Base):
     Attributes:
         item_domain: ``(n_items,)`` int64, 0 for the padding item, else the domain id from 1.
         domain_names: names of the domains 1..D, in the order of the ``.item`` file.
-        users_cut: how many users have lost some of their events to `FILTERS`, not all.
+        events_cut, users_cut: how many events `FILTERS` drop, and how many users keep others.
         target_domain: number of the one domain that is recommended in; None: all.
         tags: None, or ``(tag_ids, tag_weights)``, both ``(n_items, T)``, padded with 0.
         asked: names of the features that were asked for since the data were prepared, found or
@@ -152,14 +152,15 @@ class CrossDomainMixin(SplitMixin, Base):
         before = self.inter_feat[self.uid_field].value_counts() if self._filters() else None
         super()._data_filtering()
         drop_filtered_rows(self)
-        self.users_cut = 0
+        self.events_cut, self.users_cut = 0, 0
         if before is not None:
             after = self.inter_feat[self.uid_field].value_counts()
+            self.events_cut = int(before.sum() - after.sum())
             self.users_cut = int((before[after.index] != after).sum())
 
     def _filters(self) -> list[str]:
         """Those of `FILTERS` that may drop events."""
-        return [key for key in FILTERS if self.config[key] not in (None, "[0,inf)")]
+        return [key for key in FILTERS if self.config[key] not in (None, "[0,inf)", {})]
 
     def _reset_index(self) -> None:
         if self.inter_feat.empty:
@@ -313,13 +314,16 @@ class CrossDomainMixin(SplitMixin, Base):
                 f"anew (python -m dataset_tools profile {self.dataset_name} --force --split "
                 f'"{wanted}") or leave them out (move the file away)'
             )
-        # Of what is left other events are held out, which the profiles were made of.
-        if self.users_cut and self.split.rule.kind not in (MOMENTS, GIVEN):
+        # Of what is left others may be held out: events that the profiles were made of. Users that
+        # are gone as a whole are nothing to leave-one-out, but to shares of all events.
+        kind = self.split.rule.kind
+        if kind not in (MOMENTS, GIVEN) and (self.events_cut if kind == SHARES else self.users_cut):
             raise ConfigError(
-                f"{' or '.join(self._filters())} drops some events of {self.users_cut} users, so "
-                f"their last events are others than those that {self.dataset_name}.userllm was "
-                "made without, and profiles may tell of targets; write the dataset without these "
-                "events and make profiles of it, or leave them out (move the file away)"
+                f"{' or '.join(self._filters())} drops {self.events_cut} events, of which "
+                f"{self.users_cut} users keep others, so what is held out may be events that "
+                f"{self.dataset_name}.userllm was made of, and profiles may tell of targets; write "
+                "the dataset without these events and make profiles of it, or leave them out (move "
+                "the file away)"
             )
 
     def feature(self, id_field: str) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -291,16 +292,17 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict) -> None:
     Raises:
         CheckpointError: the file cannot be written, for example because the disk is full.
     """
-    path = Path(path)
+    path, outer = Path(path), sys.exception()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
         # torch's archive writer hides the system's reason and Ctrl-C behind an error of its own.
-        if error.__context__ is not None and not isinstance(error.__context__, Exception):
-            raise error.__context__ from None
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        hidden = None if error.__context__ is outer else error.__context__
+        if hidden is not None and not isinstance(hidden, Exception):
+            raise hidden from None
+        cause = hidden if isinstance(hidden, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({reason}); make room or choose another "

@@ -1,15 +1,20 @@
 """What RecBole refuses ends in one line; faults of our own code keep their traceback."""
 
+import signal
+import threading
+
+import pandas as pd
 import pytest
 from recbole.model.general_recommender import BPR
 
 from recbole_tema import load_model, run_recbole_tema
+from recbole_tema.benchmark.targets import write_targets
 from recbole_tema.config.tema_config import TemaConfig
 from recbole_tema.data.preparation import create_dataset, data_preparation
 from recbole_tema.errors import ConfigError, DataError, EvaluationError
 from recbole_tema.evaluation import plan
 from recbole_tema.evaluation.evaluator import EvalData
-from recbole_tema.library_errors import recbole_refusals
+from recbole_tema.library_errors import duckdb_interrupts, recbole_refusals
 from recbole_tema.quick_start import evaluate_checkpoint
 from recbole_tema.trainer.factory import build_trainer
 
@@ -90,3 +95,38 @@ def test_a_validation_score_that_is_not_finite_ends_training(settings, monkeypat
     monkeypatch.setattr("recbole_tema.trainer.trainer.evaluate_model", lambda *_: found)
     with pytest.raises(EvaluationError, match=r"NDCG@3 is nan.*metric_decimal_place"):
         trainer.fit(prepared.train_data, valid)
+
+
+@pytest.mark.parametrize("query", ["execute", "fetchall"])
+def test_ctrl_c_within_a_query_is_an_interrupt(query):
+    """DuckDB raises a RuntimeError, which is none of its own errors."""
+    duckdb = pytest.importorskip("duckdb", reason="the extra convert is not installed")
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    try:
+        with duckdb.connect() as database, pytest.raises(KeyboardInterrupt):
+            rows = "SELECT i, hash(i) FROM range(30_000_000_000) t(i)"
+            timer.start()
+            with duckdb_interrupts(database):
+                if query == "execute":
+                    database.execute(f"SELECT sum(hash(i)) FROM ({rows})")
+                database.execute(f"{rows} WHERE i % 1_000_003 = 1").fetchall()
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, former)
+
+
+def test_an_interrupted_write_of_targets_is_an_interrupt_and_leaves_nothing(tmp_path):
+    pytest.importorskip("duckdb", reason="the extra benchmark is not installed")
+    table = pd.DataFrame({"user": [f"u{n}" for n in range(3_000_000)]})
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.15, signal.raise_signal, [signal.SIGINT])
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(100):
+                write_targets(table, tmp_path / "targets.parquet")
+        assert {path.name for path in tmp_path.iterdir()} <= {"targets.parquet"}
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, former)

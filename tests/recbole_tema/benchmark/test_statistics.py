@@ -270,6 +270,19 @@ def test_a_table_without_baselines_marks_nothing():
     assert "Nothing is tested against a baseline" in note(summary, None)
 
 
+def test_a_table_says_how_many_tests_it_makes():
+    name = {("SASRec", "SASRec"): 3}
+    alone = note(results(name).summary([("ndcg", 10)]), None)
+    assert alone.endswith(
+        "Nothing is tested: no row has a partner to be compared with, target by target."
+    )
+    two = results(name | {("TEMA", "TEMA"): 4}).summary([("ndcg", 10)])
+    few = two.iloc[
+        [int(two["p"].notna().to_numpy().argmax()), int(two["p"].isna().to_numpy().argmax())]
+    ]
+    assert "Holm-corrected over the one test of this table" in note(few, None)
+
+
 def test_groups_cover_every_target_once():
     for buckets in results(MODELS).groupings.values():
         assert (sum(mask.astype(int) for mask in buckets.values()) == 1).all()

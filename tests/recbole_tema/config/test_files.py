@@ -50,13 +50,21 @@ def write_yaml(path, text):
         ("{}", {}),
         ("[!!python/object/apply:os.getcwd []]", "[!!python/object/apply:os.getcwd []]"),
         ("[" * 500 + "x" + "]" * 500, "[" * 500 + "x" + "]" * 500),
-        ("[" * 60 + "x" + "]" * 60, "[" * 60 + "x" + "]" * 60),
+        *((text, text) for text in ("[" * 51 + "x" + "]" * 51, "[" * 51 + "1" + "]" * 51)),
     ],
 )
 def test_text_becomes_the_literal_that_it_spells(text, value):
     parsed = parse_value(text)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("leaf", ["x", 1])
+def test_fifty_lists_within_lists_are_a_value_on_every_python(leaf):
+    parsed = parse_value("[" * 50 + str(leaf) + "]" * 50)
+    for _ in range(50):
+        (parsed,) = parsed
+    assert parsed == leaf
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))

@@ -186,13 +186,22 @@ def test_profiles_are_refused_where_a_filter_moves_what_is_held_out(tmp_path):
     lost = {row.split("\t")[0] for row in rows if counts[row.split("\t")[1]] < fewest}
     items = {"item_inter_num_interval": f"[{fewest},inf)"}
     _, cut = opened(tmp_path, "LLM4CDSR", RULES[0], **items)
-    with pytest.raises(ConfigError, match=rf"item_inter_num_interval drops .* {len(lost)} users"):
+    with pytest.raises(
+        ConfigError, match=rf"item_inter_num_interval drops .* {len(lost)} users keep"
+    ):
         cut.feature("profile_uid")
     # Whole users may go: what is held out of the others stays.
     held = Counter(row.split("\t")[0] for row in rows)
     users = {"user_inter_num_interval": f"[{min(held.values()) + 1},inf)"}
     _, fewer = opened(tmp_path, "LLM4CDSR", RULES[0], **users)
     assert fewer.user_num <= len(held) and fewer.feature("profile_uid") is not None
+    # Shares are of all events: where a user is gone, what is held out of the others moves.
+    (folder / f"{NAME}.yaml").write_text(f'profiling: {{options: {{split: "{TIMES}"}}}}\n')
+    assert opened(tmp_path, "LLM4CDSR", TIMES)[1].feature("profile_uid") is not None
+    _, shares = opened(tmp_path, "LLM4CDSR", TIMES, **users)
+    assert shares.user_num - 1 < len(held) and not shares.users_cut
+    with pytest.raises(ConfigError, match=r"user_inter_num_interval drops \d+ events, of which 0 "):
+        shares.feature("profile_uid")
     # Times hold out what they do, whatever else is dropped.
     times = sorted(float(row.split("\t")[-1]) for row in rows)
     value = {"TO": [times[len(times) * share // 10] for share in (7, 8)]}

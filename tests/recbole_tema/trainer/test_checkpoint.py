@@ -263,6 +263,15 @@ def test_ctrl_c_within_a_write_is_no_failing_write(tmp_path, monkeypatch, at):
     assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
 
 
+def test_a_failing_write_is_told_while_an_interrupt_is_handled(tmp_path):
+    (tmp_path / "file").write_text("")
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            write(tmp_path / "file" / "model.pth", {"epoch": 1})
+
+
 FULL_DISK = """
 import resource, signal, sys, torch
 from recbole_tema.trainer.checkpoint import write_checkpoint
