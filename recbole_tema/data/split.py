@@ -199,6 +199,8 @@ class Split:
 
     def _by_time(self) -> np.ndarray:
         times, cuts = cast(np.ndarray, self.events.times), self.rule.cuts
+        if not len(times):
+            return np.zeros(0, dtype=np.int8)
         if self.rule.kind == SHARES:
             ordered = np.sort(times)
             # Events of one time stay in one part, the later.

@@ -167,6 +167,11 @@ EVENTS = st.lists(
 RULES = [LS, EACH, {"TO": [0.6, 0.2, 0.2]}, {"TO": [4, 7]}, GIVEN]
 
 
+@pytest.mark.parametrize("value", [LS, EACH, {"TO": [0.6, 0.2, 0.2]}, {"TO": [4, 7]}])
+def test_no_event_is_no_target(value):
+    assert not len(split(value, [[]], [[]]).part)
+
+
 @given(EVENTS, st.sampled_from(RULES), st.data())
 def test_nothing_that_is_held_out_is_learnt_from_or_known_too_early(users, value, data):
     users = [sorted(row, key=lambda event: event[1]) for row in users]
